@@ -1,0 +1,179 @@
+//! Changesets: the atomic step from one tree to the next, as a list of operations in any order.
+//!
+//! What the operations mean is said here; the order in which the standby performs them is `git::ApplyRank`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::entry::{Digest, Entry, EntryError};
+use crate::id::{RootId, Seq};
+use crate::path::RelPath;
+
+/// What a changeset starts from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Baseline {
+    /// The standby's tree as of this changeset; operations name only what differs.
+    Delta(Seq),
+    /// Nothing is assumed: the changeset names every entry, and what it doesn't name is no longer there.
+    Full,
+}
+
+/// Where the content of a put file comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContentRef {
+    /// The entry has no content of its own: directories, symlinks, hard links.
+    None,
+    /// The next `size` bytes of the batch's payload.
+    Inline,
+    /// The segments of this file number, of which there are so many.
+    Segments {
+        /// Number of the file within its changeset.
+        file: u32,
+        /// How many segments belong to it.
+        segments: u32,
+    },
+    /// The standby's tree has the content at this path already.
+    Unchanged,
+    /// The standby has the content staged from an earlier try: it said so.
+    Staged,
+}
+
+/// One operation of a changeset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// The path holds `entry` afterwards, whatever was there before.
+    Put {
+        /// The root that holds `path`.
+        root: RootId,
+        /// The empty path is the root itself.
+        path: RelPath,
+        /// All of its state.
+        entry: Entry,
+        /// Where its content comes from.
+        content: ContentRef,
+    },
+    /// The path and all below it are gone afterwards.
+    Delete {
+        /// The root that holds `path`.
+        root: RootId,
+        /// Never the root itself.
+        path: RelPath,
+    },
+}
+
+/// What a changeset amounted to; both ends count for themselves and compare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Totals {
+    /// Operations.
+    pub ops: u64,
+    /// Files whose content was read.
+    pub files_read: u64,
+    /// Bytes of content that were read on the active.
+    pub bytes_read: u64,
+}
+
+/// Why an operation from a peer is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpError {
+    /// The root's number is not configured.
+    #[error("root {0} isn't configured")]
+    Root(u8),
+    /// The root itself is to be deleted.
+    #[error("the root itself can't be deleted")]
+    DeleteRoot,
+    /// The content's source doesn't fit the kind of entry.
+    #[error("content where there can be none, or none where there must be")]
+    Content,
+    /// The entry is impossible.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+}
+
+impl Op {
+    /// Checks what the types don't say; called where an operation comes from a peer.
+    ///
+    /// # Errors
+    /// [`OpError`]: the first rule that is broken.
+    pub fn check(&self, roots: u8) -> Result<(), OpError> {
+        if self.root().0 >= roots {
+            return Err(OpError::Root(self.root().0));
+        }
+        match self {
+            Op::Put { path, entry, content, .. } => {
+                entry.check(path)?;
+                let is_file = entry.digest().is_some();
+                if is_file == matches!(content, ContentRef::None) {
+                    return Err(OpError::Content);
+                }
+                Ok(())
+            }
+            Op::Delete { path, .. } if path.is_root() => Err(OpError::DeleteRoot),
+            Op::Delete { .. } => Ok(()),
+        }
+    }
+
+    /// The root that holds the path.
+    pub fn root(&self) -> RootId {
+        match self {
+            Op::Put { root, .. } | Op::Delete { root, .. } => *root,
+        }
+    }
+
+    /// The path.
+    pub fn path(&self) -> &RelPath {
+        match self {
+            Op::Put { path, .. } | Op::Delete { path, .. } => path,
+        }
+    }
+}
+
+/// A question to the standby: does it have this content already?
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// The root that holds `path`.
+    pub root: RootId,
+    /// Where the file is to be.
+    pub path: RelPath,
+    /// BLAKE3 of the content.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// The standby's answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Have {
+    /// It must be sent.
+    Missing,
+    /// The tree has it at this path.
+    AtPath,
+    /// It is staged, durably.
+    Staged,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::entry::{Body, Meta, Time};
+
+    fn check(op: Op, expected: Result<(), OpError>) {
+        assert_eq!(op.check(2), expected, "{op:?}");
+    }
+
+    #[test]
+    fn operations_that_make_no_sense_are_refused() {
+        let meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime: Time::default(), xattrs: Vec::new() };
+        let file = Body::File { size: 1, digest: Digest([0; 32]), sparse: false };
+        let put = |root, body: &Body, content| Op::Put {
+            root: RootId(root),
+            path: RelPath::new(*b"a").unwrap(),
+            entry: Entry { meta: meta.clone(), body: body.clone() },
+            content,
+        };
+        check(put(1, &file, ContentRef::Inline), Ok(()));
+        check(put(2, &file, ContentRef::Inline), Err(OpError::Root(2)));
+        check(put(0, &file, ContentRef::None), Err(OpError::Content));
+        check(put(0, &Body::Dir, ContentRef::None), Ok(()));
+        check(put(0, &Body::Dir, ContentRef::Inline), Err(OpError::Content));
+        check(Op::Delete { root: RootId(0), path: RelPath::root() }, Err(OpError::DeleteRoot));
+    }
+}
