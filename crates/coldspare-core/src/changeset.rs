@@ -58,6 +58,14 @@ pub enum Op {
         /// Never the root itself.
         path: RelPath,
     },
+    /// The path and all below it stay as the standby has them; only in a changeset that names everything, for what is
+    /// held back.
+    Keep {
+        /// The root that holds `path`.
+        root: RootId,
+        /// The empty path is the root itself.
+        path: RelPath,
+    },
 }
 
 /// What a changeset amounted to; both ends count for themselves and compare.
@@ -107,21 +115,21 @@ impl Op {
                 Ok(())
             }
             Op::Delete { path, .. } if path.is_root() => Err(OpError::DeleteRoot),
-            Op::Delete { .. } => Ok(()),
+            Op::Delete { .. } | Op::Keep { .. } => Ok(()),
         }
     }
 
     /// The root that holds the path.
     pub fn root(&self) -> RootId {
         match self {
-            Op::Put { root, .. } | Op::Delete { root, .. } => *root,
+            Op::Put { root, .. } | Op::Delete { root, .. } | Op::Keep { root, .. } => *root,
         }
     }
 
     /// The path.
     pub fn path(&self) -> &RelPath {
         match self {
-            Op::Put { path, .. } | Op::Delete { path, .. } => path,
+            Op::Put { path, .. } | Op::Delete { path, .. } | Op::Keep { path, .. } => path,
         }
     }
 }

@@ -1,1 +1,510 @@
-//! (being written)
+//! The active's side of replication as a state machine: when to connect, what to capture, what is confirmed.
+//!
+//! Decides; performs nothing. Inputs come through [`Follow::handle`], what is to be done comes out of
+//! [`Follow::poll_effect`] until it is `None`, and [`Follow::poll_timeout`] says when to call `handle` with
+//! [`Input::Tick`] at the latest. The outcome of each effect comes back as an input.
+//!
+//! It must not know paths, sockets, files or the wall clock.
+//!
+//! Invariants:
+//! - at most one cycle is under way, and only while the link is up;
+//! - a checkpoint is confirmed only by an acknowledgement of a cycle that began after it was asked for, or by such a
+//!   cycle finding nothing to send (G3, G7);
+//! - what a failed cycle covered is covered again by a later one: no hint is lost.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::changeset::Baseline;
+use crate::control::Applied;
+use crate::id::{Seq, SessionId};
+
+/// What a cycle looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scope {
+    /// What the watch reported.
+    Hinted,
+    /// Every directory of every root.
+    Everything,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Input {
+    /// The standby answered with what it has.
+    Opened {
+        /// Its last changeset.
+        applied: Option<Applied>,
+    },
+    /// The link is gone, or could not be made.
+    Lost,
+    /// The watch reported changes.
+    Hints,
+    /// The watch may have missed changes: only a look at everything helps.
+    Uncovered,
+    /// The cycle's content has been handed over and the standby owes an answer; or nothing had changed.
+    Captured {
+        /// Whether a changeset was sent.
+        sent: Sent,
+    },
+    /// The cycle could not be finished, the link may be fine.
+    CaptureFailed,
+    /// The standby has applied the changeset durably.
+    Acked {
+        /// The changeset.
+        seq: Seq,
+    },
+    /// The standby refused the changeset.
+    Refused {
+        /// The changeset.
+        seq: Seq,
+    },
+    /// Somebody waits until all that was written before now is durable on the standby.
+    Checkpoint {
+        /// The caller's number for it.
+        id: u64,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// Whether a cycle led to a changeset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    /// It did; an acknowledgement is owed.
+    Changeset,
+    /// Nothing differs from what the standby has.
+    Nothing,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    /// Connect to the standby and open the session.
+    Connect,
+    /// Capture what changed and send it as changeset `seq`.
+    Capture {
+        /// Its number, should anything have changed.
+        seq: Seq,
+        /// What it starts from.
+        baseline: Baseline,
+        /// What to look at.
+        scope: Scope,
+    },
+    /// Store that the standby has everything up to `seq`.
+    RecordAcked {
+        /// The changeset.
+        seq: Seq,
+    },
+    /// Put what the failed cycle covered back among the hints.
+    RestoreHints,
+    /// Answer a checkpoint.
+    Confirm {
+        /// The caller's number for it.
+        id: u64,
+        /// The changeset that holds all that was asked for.
+        seq: Seq,
+    },
+}
+
+/// Times and what is remembered from before.
+#[derive(Debug, Clone, Copy)]
+pub struct FollowConfig {
+    /// The session that this active has open.
+    pub session: SessionId,
+    /// The lowest number for the next changeset.
+    pub next_seq: Seq,
+    /// The last changeset that this index knows the standby to have; `None` when the index is new.
+    pub acked: Option<Seq>,
+    /// How long between looks at everything.
+    pub full_scan_every: Duration,
+    /// First wait before connecting again; doubles up to `retry_max`.
+    pub retry_min: Duration,
+    /// Longest wait before connecting again.
+    pub retry_max: Duration,
+}
+
+/// The state machine; time is a `Duration` since any fixed moment.
+#[derive(Debug)]
+pub struct Follow {
+    config: FollowConfig,
+    link: Link,
+    cycle: Option<Cycle>,
+    /// What the next cycle has to look at.
+    pending: Option<Scope>,
+    baseline: Baseline,
+    next_seq: Seq,
+    last_acked: Seq,
+    retry_after: Duration,
+    full_scan_at: Duration,
+    /// Checkpoints that no cycle covers yet.
+    asked: Vec<u64>,
+    effects: VecDeque<Effect>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Down { retry_at: Duration },
+    Connecting,
+    Up,
+}
+
+#[derive(Debug)]
+struct Cycle {
+    seq: Seq,
+    scope: Scope,
+    phase: Phase,
+    /// Checkpoints that this cycle's end confirms.
+    covers: Vec<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Capturing,
+    AwaitingAck,
+}
+
+impl Follow {
+    /// Begins with the link down and everything to be looked at: events of the time before are lost.
+    pub fn new(config: FollowConfig, now: Duration) -> Follow {
+        Follow {
+            link: Link::Down { retry_at: now },
+            cycle: None,
+            pending: Some(Scope::Everything),
+            baseline: Baseline::Full,
+            next_seq: config.next_seq,
+            last_acked: config.acked.unwrap_or_default(),
+            retry_after: config.retry_min,
+            full_scan_at: now + config.full_scan_every,
+            asked: Vec::new(),
+            effects: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// Takes one input.
+    pub fn handle(&mut self, now: Duration, input: Input) {
+        match input {
+            Input::Opened { applied } => self.opened(applied),
+            Input::Lost => self.lost(now),
+            Input::Hints => self.want(Scope::Hinted),
+            Input::Uncovered => self.want(Scope::Everything),
+            Input::Captured { sent } => self.captured(now, sent),
+            Input::CaptureFailed => self.abandon_cycle(),
+            Input::Acked { seq } => self.acked(now, seq),
+            Input::Refused { seq } => {
+                if self.cycle.as_ref().is_some_and(|c| c.seq == seq) {
+                    self.abandon_cycle();
+                }
+            }
+            Input::Checkpoint { id } => {
+                self.asked.push(id);
+                self.want(Scope::Hinted);
+            }
+            Input::Tick => {}
+        }
+        self.advance(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    /// When to call `handle` with [`Input::Tick`] at the latest; `None` while only an input can change anything.
+    pub fn poll_timeout(&self) -> Option<Duration> {
+        match self.link {
+            Link::Down { retry_at } => Some(retry_at),
+            Link::Connecting => None,
+            Link::Up => self.cycle.is_none().then_some(self.full_scan_at),
+        }
+    }
+
+    /// Whether the link is up.
+    pub fn is_up(&self) -> bool {
+        self.link == Link::Up
+    }
+
+    /// Whether nothing is known that the standby lacks.
+    pub fn is_idle(&self) -> bool {
+        self.is_up() && self.cycle.is_none() && self.pending.is_none()
+    }
+
+    /// The last acknowledged changeset.
+    pub fn last_acked(&self) -> Seq {
+        self.last_acked
+    }
+
+    fn want(&mut self, scope: Scope) {
+        self.pending = self.pending.max(Some(scope));
+    }
+
+    fn opened(&mut self, applied: Option<Applied>) {
+        self.link = Link::Up;
+        self.retry_after = self.config.retry_min;
+        let mine = applied.filter(|a| a.session == self.config.session);
+        // A delta needs both: the standby is in this session, and the index remembers what it was sent.
+        self.baseline = match (mine, self.config.acked) {
+            (Some(a), Some(known)) if known <= a.seq && a.seq < self.next_seq => Baseline::Delta(a.seq),
+            _ => Baseline::Full,
+        };
+        if let Some(a) = applied {
+            self.next_seq = self.next_seq.max(a.seq.next());
+        }
+        if let Baseline::Delta(seq) = self.baseline
+            && seq > self.last_acked
+        {
+            // The acknowledgement was lost with the link.
+            self.record_acked(seq);
+        }
+        if self.baseline == Baseline::Full {
+            self.want(Scope::Everything);
+        }
+    }
+
+    fn lost(&mut self, now: Duration) {
+        self.abandon_cycle();
+        self.link = Link::Down { retry_at: now + self.retry_after };
+        self.retry_after = (self.retry_after * 2).min(self.config.retry_max);
+    }
+
+    fn captured(&mut self, now: Duration, sent: Sent) {
+        let Some(cycle) = &mut self.cycle else { return };
+        if sent == Sent::Changeset {
+            cycle.phase = Phase::AwaitingAck;
+            return;
+        }
+        let seq = self.last_acked;
+        self.end_cycle(now, seq);
+    }
+
+    fn acked(&mut self, now: Duration, seq: Seq) {
+        if self.cycle.as_ref().is_none_or(|c| c.seq != seq || c.phase != Phase::AwaitingAck) {
+            return; // of a cycle that was given up; what it covered is looked at again
+        }
+        self.record_acked(seq);
+        self.baseline = Baseline::Delta(seq);
+        self.end_cycle(now, seq);
+    }
+
+    fn record_acked(&mut self, seq: Seq) {
+        self.last_acked = seq;
+        self.config.acked = Some(seq);
+        self.next_seq = self.next_seq.max(seq.next());
+        self.effects.push_back(Effect::RecordAcked { seq });
+    }
+
+    fn end_cycle(&mut self, now: Duration, seq: Seq) {
+        let Some(cycle) = self.cycle.take() else { return };
+        if cycle.scope == Scope::Everything {
+            self.full_scan_at = now + self.config.full_scan_every;
+        }
+        self.effects.extend(cycle.covers.into_iter().map(|id| Effect::Confirm { id, seq }));
+    }
+
+    fn abandon_cycle(&mut self) {
+        let Some(cycle) = self.cycle.take() else { return };
+        self.want(cycle.scope);
+        self.effects.push_back(Effect::RestoreHints);
+        self.asked.extend(cycle.covers);
+        // A number is never used twice: the standby may have staged some of it.
+        self.next_seq = self.next_seq.max(cycle.seq.next());
+    }
+
+    fn advance(&mut self, now: Duration) {
+        match self.link {
+            Link::Down { retry_at } if retry_at <= now => {
+                self.link = Link::Connecting;
+                self.effects.push_back(Effect::Connect);
+            }
+            Link::Up if self.cycle.is_none() => {
+                if self.full_scan_at <= now {
+                    self.want(Scope::Everything);
+                }
+                if let Some(scope) = self.pending.take() {
+                    let seq = self.next_seq;
+                    self.cycle = Some(Cycle { seq, scope, phase: Phase::Capturing, covers: std::mem::take(&mut self.asked) });
+                    self.effects.push_back(Effect::Capture { seq, baseline: self.baseline, scope });
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINE: SessionId = SessionId([1; 16]);
+    const T0: Duration = Duration::ZERO;
+
+    fn follow(next_seq: u64, acked: Option<u64>) -> Follow {
+        let config = FollowConfig {
+            session: MINE,
+            next_seq: Seq(next_seq),
+            acked: acked.map(Seq),
+            full_scan_every: Duration::from_secs(600),
+            retry_min: Duration::from_millis(200),
+            retry_max: Duration::from_secs(5),
+        };
+        Follow::new(config, T0)
+    }
+
+    fn applied(seq: u64) -> Option<Applied> {
+        Some(Applied { session: MINE, seq: Seq(seq), as_of_ms: 0 })
+    }
+
+    fn effects(f: &mut Follow) -> Vec<Effect> {
+        std::iter::from_fn(|| f.poll_effect()).collect()
+    }
+
+    /// A machine whose first look at everything found nothing.
+    fn idle() -> Follow {
+        let mut f = follow(8, Some(7));
+        f.handle(T0, Input::Tick);
+        f.handle(T0, Input::Opened { applied: applied(7) });
+        f.handle(T0, Input::Captured { sent: Sent::Nothing });
+        effects(&mut f);
+        assert!(f.is_idle());
+        f
+    }
+
+    fn check_baseline(mut f: Follow, applied: Option<Applied>, expected: (u64, Baseline)) {
+        f.handle(T0, Input::Tick);
+        f.handle(T0, Input::Opened { applied });
+        let capture = effects(&mut f).pop().unwrap();
+        let (seq, baseline) = expected;
+        assert_eq!(capture, Effect::Capture { seq: Seq(seq), baseline, scope: Scope::Everything });
+    }
+
+    #[test]
+    fn a_delta_needs_a_common_past() {
+        check_baseline(follow(8, Some(7)), applied(7), (8, Baseline::Delta(Seq(7))));
+        check_baseline(follow(9, Some(7)), applied(8), (9, Baseline::Delta(Seq(8))));
+        check_baseline(follow(1, None), None, (1, Baseline::Full));
+        check_baseline(follow(1, None), applied(7), (8, Baseline::Full)); // the index was lost
+        check_baseline(follow(8, Some(7)), None, (8, Baseline::Full)); // the standby was made anew
+        check_baseline(follow(8, Some(7)), applied(6), (8, Baseline::Full)); // the standby was put back
+        check_baseline(follow(8, Some(7)), applied(9), (10, Baseline::Full)); // the index was put back
+        let other = Applied { session: SessionId([2; 16]), seq: Seq(7), as_of_ms: 0 };
+        check_baseline(follow(8, Some(7)), Some(other), (8, Baseline::Full));
+    }
+
+    #[test]
+    fn a_checkpoint_waits_for_a_cycle_that_began_after_it() {
+        let mut f = idle();
+        f.handle(T0, Input::Hints);
+        assert_eq!(effects(&mut f), [Effect::Capture { seq: Seq(8), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted }]);
+        f.handle(T0, Input::Checkpoint { id: 1 });
+        f.handle(T0, Input::Captured { sent: Sent::Changeset });
+        f.handle(T0, Input::Acked { seq: Seq(8) });
+        let next = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
+        assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, next]);
+        f.handle(T0, Input::Captured { sent: Sent::Nothing });
+        assert_eq!(effects(&mut f), [Effect::Confirm { id: 1, seq: Seq(8) }]);
+    }
+
+    #[test]
+    fn a_lost_link_loses_no_hint_and_no_checkpoint() {
+        let mut f = idle();
+        f.handle(T0, Input::Checkpoint { id: 5 });
+        effects(&mut f);
+        f.handle(T0, Input::Captured { sent: Sent::Changeset });
+        f.handle(T0, Input::Lost);
+        assert_eq!(effects(&mut f), [Effect::RestoreHints]);
+        f.handle(T0, Input::Acked { seq: Seq(8) }); // too late: ignored
+        assert_eq!(effects(&mut f), []);
+        let at = f.poll_timeout().unwrap();
+        f.handle(at, Input::Tick);
+        assert_eq!(effects(&mut f), [Effect::Connect]);
+        f.handle(at, Input::Opened { applied: applied(8) });
+        let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
+        assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, again]);
+        f.handle(at, Input::Captured { sent: Sent::Nothing });
+        assert_eq!(effects(&mut f), [Effect::Confirm { id: 5, seq: Seq(8) }]);
+    }
+
+    #[test]
+    fn waits_between_connections_grow_to_a_limit() {
+        let mut f = follow(1, None);
+        let mut now = T0;
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            f.handle(now, Input::Tick);
+            f.handle(now, Input::Lost);
+            waits.push((f.poll_timeout().unwrap() - now).as_millis());
+            now = f.poll_timeout().unwrap();
+        }
+        assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+    }
+
+    #[test]
+    fn everything_is_looked_at_again_after_a_while() {
+        let mut f = idle();
+        let at = f.poll_timeout().unwrap();
+        assert_eq!(at, Duration::from_secs(600));
+        f.handle(at, Input::Tick);
+        assert!(matches!(effects(&mut f)[..], [Effect::Capture { scope: Scope::Everything, .. }]));
+    }
+
+    /// Random inputs: whatever happens, an asked checkpoint is confirmed once the world behaves again, once each.
+    #[test]
+    fn every_checkpoint_is_confirmed_exactly_once() {
+        for seed in 1..2000u64 {
+            let mut x = seed;
+            let mut random = |n: u64| {
+                x ^= x << 13;
+                x ^= x >> 7;
+                x ^= x << 17;
+                x % n
+            };
+            let mut f = follow(1, None);
+            let (mut now, mut asked, mut confirmed, mut standby) = (T0, 0, Vec::new(), None);
+            let (mut capturing, mut owed) = (false, None);
+            for step in 0..200 {
+                let calm = step >= 100;
+                now += Duration::from_millis(random(3000));
+                f.handle(now, Input::Tick);
+                if !calm && random(4) == 0 {
+                    f.handle(now, Input::Checkpoint { id: asked });
+                    asked += 1;
+                }
+                if !calm && random(5) == 0 {
+                    f.handle(now, if random(2) == 0 { Input::Hints } else { Input::Uncovered });
+                }
+                if !calm && random(6) == 0 {
+                    (capturing, owed) = (false, None);
+                    f.handle(now, Input::Lost);
+                }
+                if capturing {
+                    capturing = false;
+                    let input = match random(if calm { 2 } else { 3 }) {
+                        0 => Input::Captured { sent: Sent::Nothing },
+                        1 => Input::Captured { sent: Sent::Changeset },
+                        _ => Input::CaptureFailed,
+                    };
+                    owed = owed.filter(|_| input == Input::Captured { sent: Sent::Changeset });
+                    f.handle(now, input);
+                } else if let Some(seq) = owed.take() {
+                    if calm || random(3) > 0 {
+                        standby = Some(Applied { session: MINE, seq, as_of_ms: 0 });
+                        f.handle(now, Input::Acked { seq });
+                    } else {
+                        f.handle(now, Input::Refused { seq });
+                    }
+                }
+                while let Some(effect) = f.poll_effect() {
+                    match effect {
+                        Effect::Connect => f.handle(now, Input::Opened { applied: standby }),
+                        Effect::Capture { seq, .. } => (capturing, owed) = (true, Some(seq)),
+                        Effect::Confirm { id, .. } => confirmed.push(id),
+                        Effect::RecordAcked { .. } | Effect::RestoreHints => {}
+                    }
+                }
+            }
+            confirmed.sort_unstable();
+            assert_eq!(confirmed, (0..asked).collect::<Vec<_>>(), "seed {seed}");
+        }
+    }
+}

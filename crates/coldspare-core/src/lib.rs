@@ -16,9 +16,12 @@ pub mod exclude;
 pub mod follow;
 pub mod git;
 pub mod id;
+pub mod key;
 pub mod path;
+pub mod problem;
 
 pub use changeset::{Baseline, ContentRef, Op};
 pub use entry::{Body, Digest, Entry, Meta, Time, Xattr};
 pub use id::{ClusterId, Epoch, NodeId, RootId, Seq, SessionId};
 pub use path::{Name, PathError, RelPath};
+pub use problem::{Problem, ProblemKind};

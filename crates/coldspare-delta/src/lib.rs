@@ -1,1 +1,31 @@
-//! (being written)
+//! What a changed file costs on the wire: chunk boundaries, digests, pieces, compression.
+//!
+//! The sender knows what the standby holds, as a [`ChunkList`] of the version sent last. [`FileEncoder`] cuts the new
+//! version at boundaries that its content decides, looks each chunk up in the [`Base`] made from that list, and emits
+//! [`Segment`]s of literals, copies and zeros. The standby checks a segment and turns it back into writes with [`rebuild`].
+//!
+//! A match goes by 16 bytes of BLAKE3 and the length. What was rebuilt is true only once its whole digest was compared;
+//! when it differs, the file is sent again without a base.
+//!
+//! Architecture invariant: this crate is pure. No file, socket, clock, randomness, thread-local or async appears here,
+//! and the same input gives the same output on any number of threads. Parallel work runs on the rayon pool of the
+//! caller. `clippy.toml` beside this crate's manifest bans the ways around it.
+
+#![forbid(unsafe_code)]
+
+mod chunk;
+mod compress;
+mod digest;
+mod encode;
+#[cfg(test)]
+mod noise;
+mod piece;
+mod rebuild;
+mod varint;
+
+pub use chunk::{Base, CHUNKING_VERSION, CHUNKS_MAX, Chunk, ChunkClass, ChunkList, ChunkListError, ChunkSizes, Follows, UnknownClass};
+pub use compress::{Packed, UNPACKED_BYTES_MAX, UnpackError, pack, unpack};
+pub use digest::{Hasher, digest, is_zero};
+pub use encode::{Chunking, Encoded, FileEncoder, Segment, WINDOW_BYTES_MIN};
+pub use piece::{PIECES_MAX, Piece, PieceError, SEGMENT_BYTES_MAX, SEGMENT_SPAN_BYTES_MAX, decode_pieces, encode_pieces};
+pub use rebuild::{RebuildError, Write, rebuild};

@@ -1,1 +1,20 @@
-//! (being written)
+//! The active's side: what changed, and what it is now.
+//!
+//! - [`index`]: what was captured of each path, in an embedded store; a cache that can be rebuilt by reading all.
+//! - [`watch`]: hints from the kernel of what may have changed.
+//! - [`dirty`]: those hints, collected until a cycle takes them.
+//! - [`capture`]: one cycle: looks, compares with the index, reads what changed, hands it over.
+//!
+//! Architecture invariant: events are hints, scans are truth. Nothing here is correct only because an event came.
+//! Nothing here knows the network or the standby's disk.
+
+#![forbid(unsafe_code)]
+
+pub mod capture;
+pub mod dirty;
+pub mod index;
+mod links;
+mod read;
+mod visit;
+pub mod watch;
+mod writer;

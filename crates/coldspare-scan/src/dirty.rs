@@ -1,0 +1,195 @@
+//! What the watch reported, until a cycle looks at it.
+//!
+//! Invariants: what is put in stays until `take`; past the limit the whole is replaced by "everything", never by less.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use coldspare_core::{RelPath, RootId};
+
+/// What to look at in one directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Names {
+    /// These entries of it, and the directory itself.
+    Some(BTreeMap<Box<[u8]>, Hint>),
+    /// All entries of it.
+    All,
+}
+
+/// What is known of an entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Hint {
+    /// Its content or attributes changed.
+    Changed,
+    /// It came, went, or was exchanged: if it's a directory, all below it may be new.
+    Replaced,
+}
+
+/// The set of hints.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    dirs: BTreeMap<(RootId, RelPath), Names>,
+    names: usize,
+    everything: bool,
+    /// When the oldest of them was put in, in milliseconds since 1970.
+    oldest_ms: Option<u64>,
+}
+
+/// What one cycle looks at.
+#[derive(Debug, Clone)]
+pub struct Hints {
+    /// By directory.
+    pub dirs: BTreeMap<(RootId, RelPath), Names>,
+    /// When the oldest was reported, in milliseconds since 1970.
+    pub oldest_ms: Option<u64>,
+}
+
+/// LIMIT: names of one directory; more means all of them.
+const NAMES_PER_DIR_MAX: usize = 256;
+/// LIMIT: names altogether; more means everything.
+const NAMES_MAX: usize = 200_000;
+
+impl Dirty {
+    /// Puts in that `name` in `dir` may have changed; an empty name is the directory itself.
+    pub fn add(&mut self, root: RootId, dir: RelPath, name: &[u8], hint: Hint, now_ms: u64) {
+        self.oldest_ms.get_or_insert(now_ms);
+        if self.everything {
+            return;
+        }
+        let names = self.dirs.entry((root, dir)).or_insert_with(|| {
+            self.names += 1;
+            Names::Some(BTreeMap::new())
+        });
+        if let Names::Some(set) = names
+            && !name.is_empty()
+        {
+            let known = set.entry(name.into()).or_insert_with(|| {
+                self.names += 1;
+                hint
+            });
+            *known = (*known).max(hint);
+            // Which directories were replaced must not be forgotten; they are few.
+            if set.len() > NAMES_PER_DIR_MAX && set.values().all(|h| *h == Hint::Changed) {
+                self.names -= set.len();
+                *names = Names::All;
+            }
+        }
+        if self.names > NAMES_MAX {
+            self.add_everything(now_ms);
+        }
+    }
+
+    /// Puts in that anything may have changed.
+    pub fn add_everything(&mut self, now_ms: u64) {
+        self.oldest_ms.get_or_insert(now_ms);
+        self.everything = true;
+        self.dirs.clear();
+        self.names = 0;
+    }
+
+    /// Puts back what a failed cycle took.
+    pub fn restore(&mut self, hints: Hints) {
+        let at = hints.oldest_ms.unwrap_or_default();
+        for ((root, dir), names) in hints.dirs {
+            match names {
+                Names::Some(set) => {
+                    self.add(root, dir.clone(), b"", Hint::Changed, at);
+                    for (name, hint) in set {
+                        self.add(root, dir.clone(), &name, hint, at);
+                    }
+                }
+                Names::All if !self.everything => {
+                    self.dirs.insert((root, dir), Names::All);
+                }
+                Names::All => {}
+            }
+        }
+        if let Some(ms) = hints.oldest_ms {
+            self.oldest_ms = Some(self.oldest_ms.map_or(ms, |mine| mine.min(ms)));
+        }
+    }
+
+    /// Whether only a look at everything will do.
+    pub fn is_everything(&self) -> bool {
+        self.everything
+    }
+
+    /// Whether there is nothing to look at.
+    pub fn is_empty(&self) -> bool {
+        !self.everything && self.dirs.is_empty()
+    }
+
+    /// When the oldest hint was put in, in milliseconds since 1970.
+    pub fn oldest_ms(&self) -> Option<u64> {
+        self.oldest_ms
+    }
+
+    /// Takes all of it; a cycle that looks at everything takes the hints too.
+    pub fn take(&mut self) -> Hints {
+        self.everything = false;
+        self.names = 0;
+        Hints { dirs: std::mem::take(&mut self.dirs), oldest_ms: self.oldest_ms.take() }
+    }
+
+    /// Takes the hints for which `wanted` says so, leaving the others.
+    pub fn take_where(&mut self, wanted: impl Fn(&RelPath) -> bool) -> Hints {
+        let keys: BTreeSet<_> = self.dirs.keys().filter(|(_, dir)| wanted(dir)).cloned().collect();
+        let mut dirs = BTreeMap::new();
+        for key in keys {
+            if let Some(names) = self.dirs.remove(&key) {
+                if let Names::Some(set) = &names {
+                    self.names -= set.len() + 1;
+                }
+                dirs.insert(key, names);
+            }
+        }
+        Hints { dirs, oldest_ms: self.oldest_ms }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn path(s: &str) -> RelPath {
+        RelPath::new(s.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn too_many_names_mean_more_work_never_less() {
+        let mut dirty = Dirty::default();
+        for i in 0..=NAMES_PER_DIR_MAX {
+            dirty.add(RootId(0), path("d"), format!("f{i}").as_bytes(), Hint::Changed, 5);
+        }
+        let hints = dirty.take();
+        assert_eq!(hints.dirs[&(RootId(0), path("d"))], Names::All);
+        assert_eq!(hints.oldest_ms, Some(5));
+        assert!(dirty.is_empty());
+        for i in 0..=NAMES_MAX {
+            dirty.add(RootId(0), path(&format!("d{i}")), b"f", Hint::Changed, 7);
+        }
+        assert!(dirty.is_everything());
+    }
+
+    #[test]
+    fn restored_hints_join_newer_ones() {
+        let mut dirty = Dirty::default();
+        dirty.add(RootId(0), path("d"), b"a", Hint::Replaced, 5);
+        let hints = dirty.take();
+        dirty.add(RootId(0), path("d"), b"a", Hint::Changed, 9);
+        dirty.add(RootId(0), path("d"), b"b", Hint::Changed, 9);
+        dirty.restore(hints);
+        assert_eq!(dirty.oldest_ms(), Some(5));
+        let Names::Some(names) = &dirty.take().dirs[&(RootId(0), path("d"))] else { panic!("names are few") };
+        assert_eq!(names.iter().map(|(n, h)| (&n[..], *h)).collect::<Vec<_>>(), [(&b"a"[..], Hint::Replaced), (b"b", Hint::Changed)]);
+    }
+
+    #[test]
+    fn part_of_the_hints_can_be_taken() {
+        let mut dirty = Dirty::default();
+        dirty.add(RootId(0), path("r/objects/ab"), b"c", Hint::Changed, 1);
+        dirty.add(RootId(0), path("r/refs"), b"x", Hint::Changed, 2);
+        let taken = dirty.take_where(|p| p.as_bytes().starts_with(b"r/objects"));
+        assert_eq!(taken.dirs.len(), 1);
+        assert_eq!(dirty.take().dirs.len(), 1);
+    }
+}

@@ -1,0 +1,173 @@
+//! Writes rows to the index while a cycle runs, in few transactions.
+//!
+//! One thread owns the store's writes; those who capture hand rows over and go on. What is not yet durable when the
+//! process dies is captured again.
+
+use std::time::{Duration, Instant};
+
+use coldspare_core::{RelPath, RootId, Seq, key};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use redb::Durability;
+
+use crate::index::{CHUNKS, GONE, Index, IndexError, LINKS, ROWS, Row, State, link_key};
+
+/// One change of the index.
+pub(crate) enum Change {
+    /// A path is as the row says.
+    Put { root: RootId, path: RelPath, row: Row, chunks: Chunks },
+    /// A path and all below it are gone.
+    Gone { root: RootId, path: RelPath, version: Seq },
+    /// The names of a file that has several.
+    Names { dev: u64, ino: u64, names: Vec<(RootId, RelPath)> },
+}
+
+/// What becomes of the chunk list of a path.
+pub(crate) enum Chunks {
+    /// As it was.
+    Keep,
+    /// None is kept.
+    None,
+    /// This one.
+    Are(Vec<u8>),
+}
+
+/// The writing thread's handle.
+pub(crate) struct Writer<'scope> {
+    changes: Sender<Vec<Change>>,
+    thread: std::thread::ScopedJoinHandle<'scope, Result<(), IndexError>>,
+}
+
+/// LIMIT: changes in one transaction, so that neither memory nor the time to commit grows with the cycle.
+const CHANGES_PER_COMMIT: usize = 20_000;
+/// LIMIT: hand-overs that wait.
+const QUEUE: usize = 64;
+/// How long changes of a long cycle may stay undurable.
+const DURABLE_EVERY: Duration = Duration::from_secs(10);
+
+impl<'scope> Writer<'scope> {
+    /// Starts the thread.
+    pub(crate) fn start<'env>(scope: &'scope std::thread::Scope<'scope, 'env>, index: &'env Index) -> Writer<'scope> {
+        let (changes, inbox) = crossbeam_channel::bounded(QUEUE);
+        let thread = std::thread::Builder::new().name("index-writer".into());
+        let thread = thread.spawn_scoped(scope, move || write_all(index, &inbox)).expect("a thread can be started");
+        Writer { changes, thread }
+    }
+
+    /// Hands changes over; waits when the store is behind.
+    pub(crate) fn send(&self, changes: Vec<Change>) {
+        if !changes.is_empty() {
+            // A failed writer has hung up; `finish` says why.
+            let _ = self.changes.send(changes);
+        }
+    }
+
+    /// Waits until all is durable.
+    pub(crate) fn finish(self) -> Result<(), IndexError> {
+        drop(self.changes);
+        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+fn write_all(index: &Index, inbox: &Receiver<Vec<Change>>) -> Result<(), IndexError> {
+    let mut durable_at = Instant::now();
+    let mut wrote = false;
+    loop {
+        let Ok(first) = inbox.recv() else { break };
+        let is_due = durable_at.elapsed() > DURABLE_EVERY;
+        let durability = if is_due { Durability::Immediate } else { Durability::None };
+        index.write(durability, |txn| {
+            let mut batch = first;
+            let mut count = 0;
+            loop {
+                count += batch.len();
+                apply(txn, batch)?;
+                if count >= CHANGES_PER_COMMIT {
+                    return Ok(());
+                }
+                batch = match inbox.recv_timeout(Duration::from_millis(20)) {
+                    Ok(next) => next,
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Ok(()),
+                };
+            }
+        })?;
+        wrote = true;
+        if is_due {
+            durable_at = Instant::now();
+        }
+    }
+    if wrote {
+        // A durable commit makes those before it durable.
+        index.write(Durability::Immediate, |_| Ok(()))?;
+    }
+    Ok(())
+}
+
+fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Result<(), redb::Error> {
+    let mut rows = txn.open_table(ROWS)?;
+    let mut chunk_lists = txn.open_table(CHUNKS)?;
+    let mut gone = txn.open_table(GONE)?;
+    let mut links = txn.open_table(LINKS)?;
+    for change in changes {
+        match change {
+            Change::Put { root, path, row, chunks } => {
+                let key = key::encode(root, &path);
+                let was_gone = rows
+                    .insert(key.as_slice(), row.encode().as_slice())?
+                    .is_some_and(|old| matches!(Row::decode(old.value()), Ok(Row { state: State::Gone, .. })));
+                if was_gone {
+                    // Rows below it that are gone are found through those above them.
+                    keep_gone_below(&rows, &mut gone, root, &path, row.version)?;
+                    gone.remove(key.as_slice())?;
+                }
+                match chunks {
+                    Chunks::Keep => {}
+                    Chunks::None => drop(chunk_lists.remove(key.as_slice())?),
+                    Chunks::Are(list) => drop(chunk_lists.insert(key.as_slice(), list.as_slice())?),
+                }
+            }
+            Change::Gone { root, path, version } => {
+                let tombstone = Row { version, state: State::Gone }.encode();
+                let mut keys = vec![key::encode(root, &path)];
+                for range in [key::children(root, &path), key::deeper(root, &path)] {
+                    use redb::ReadableTable;
+                    for row in rows.range(range.start.as_slice()..range.end.as_slice())? {
+                        keys.push(row?.0.value().to_vec());
+                    }
+                }
+                gone.insert(keys[0].as_slice(), version.0)?;
+                for key in keys {
+                    rows.insert(key.as_slice(), tombstone.as_slice())?;
+                    chunk_lists.remove(key.as_slice())?;
+                }
+            }
+            Change::Names { dev, ino, names } => {
+                let key = link_key(dev, ino);
+                if names.len() > 1 {
+                    links.insert(key.as_slice(), coldspare_core::codec::encode(&names).as_slice())?;
+                } else {
+                    links.remove(key.as_slice())?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A directory that was gone is back: each entry of it that isn't is a removal of its own from now on.
+fn keep_gone_below(
+    rows: &redb::Table<'_, &'static [u8], &'static [u8]>,
+    gone: &mut redb::Table<'_, &'static [u8], u64>,
+    root: RootId,
+    path: &RelPath,
+    version: Seq,
+) -> Result<(), redb::Error> {
+    use redb::ReadableTable;
+    let range = key::children(root, path);
+    for row in rows.range(range.start.as_slice()..range.end.as_slice())? {
+        let (key, value) = row?;
+        if matches!(Row::decode(value.value()), Ok(Row { state: State::Gone, .. })) {
+            gone.insert(key.value(), version.0)?;
+        }
+    }
+    Ok(())
+}
