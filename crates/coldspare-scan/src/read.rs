@@ -582,7 +582,7 @@ fn is_racy(stat: &Stat) -> bool {
 /// About how many bytes an operation takes on the wire.
 fn op_bytes(op: &Op) -> usize {
     let extra = match op {
-        Op::Delete { .. } => 0,
+        Op::Delete { .. } | Op::Keep { .. } => 0,
         Op::Put { entry, .. } => {
             let body = match &entry.body {
                 Body::Symlink { target } => target.len(),

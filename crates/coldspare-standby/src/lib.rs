@@ -1,1 +1,30 @@
-//! (being written)
+//! The standby's side: how a changeset becomes the tree.
+//!
+//! A changeset passes four steps. [`stage`](Standby::stage_batch): its content is written below `.coldspare/stage` of
+//! its root, checked against its digests, and made durable. [`commit`](Standby::finish): one transaction of the store
+//! records that it will be applied. *Apply*: everything is renamed into place in git's order; each step can be
+//! repeated. *Record*: a second transaction makes it the manifest. [`Standby::open`] finishes what was committed, with
+//! the same code.
+//!
+//! Architecture invariants: every file is reached relative to a held descriptor of its root (`coldspare-os`); nothing
+//! here knows the network; an acknowledgement is due only after [`Standby::finish`] returned `Ok`.
+
+#![forbid(unsafe_code)]
+
+mod apply;
+mod assemble;
+mod commit;
+mod error;
+mod place;
+mod purge;
+mod row;
+mod stage;
+mod standby;
+mod store;
+mod verify;
+
+pub use error::{OpenError, StandbyError};
+pub use row::{ManifestRow, PendingRow};
+pub use standby::{RootSetup, Standby};
+pub use store::Store;
+pub use verify::{Depth, Progress, Verdict, Verification};

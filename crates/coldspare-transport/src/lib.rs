@@ -30,5 +30,5 @@ pub use stream::{ControlReceiver, ControlSender, DataReceiver, DataSender};
 /// The version of the protocol that this build speaks; `docs/protocol.md` says when it grows.
 pub const PROTOCOL_VERSION: u16 = 1;
 
-/// The name under which TLS agrees on this protocol; changes only when even [`Open`] can't be read any more.
+/// The name under which TLS agrees on this protocol; changes only when [`Open`], [`Welcome`] or a refusal has to.
 pub const ALPN: &[u8] = b"coldspare/1";

@@ -3,8 +3,9 @@
 //! Decides which messages exist, how they are encoded (`coldspare_core::codec`) and which are refused before anyone
 //! acts on them. When which message may come is decided by the sessions, not here.
 //!
-//! Invariants: a decoded message passed its `check`; lists are cut off at their limit while they are decoded; variants
-//! and fields are only ever added at the end, and only with a new protocol version (golden bytes in the tests).
+//! Invariants: a decoded message passed its `check`; lists are cut off at their limit while they are decoded; `Open`,
+//! `Welcome` and `Refused` never change under one ALPN name, the rest only with a new protocol version (golden bytes in
+//! the tests).
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -93,10 +94,10 @@ pub struct VersionRange {
     pub max: u16,
 }
 
-/// Who the active is and what it wants to send.
+/// Who the active is and what it wants to send; read before a version is agreed on, so it never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Open {
-    /// What it speaks; stays the first field for ever.
+    /// What it speaks.
     pub versions: VersionRange,
     /// Its release, for logs.
     pub build: String,
@@ -161,7 +162,7 @@ pub enum ToActive {
     },
 }
 
-/// Where the standby stands.
+/// Where the standby stands; the active reads it to learn the version, so it never changes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
     /// The version that both speak from now on.

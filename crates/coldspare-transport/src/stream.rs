@@ -77,7 +77,8 @@ impl<M: Control> ControlSender<M> {
     pub async fn finish(mut self, within: Duration) -> Result<(), LinkError> {
         self.writer.finish()?;
         match timeout(within, self.writer.stream.stopped()).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(_))) => Err(LinkError::Abandoned),
             Ok(Err(quinn::StoppedError::ConnectionLost(error))) => Err(error.into()),
             Ok(Err(quinn::StoppedError::ZeroRttRejected)) => unreachable!("0-RTT is off"),
             Err(_) => Err(LinkError::Timeout { waiting_for: "the arrival of the last message" }),
@@ -104,10 +105,8 @@ impl<M: Control> ControlReceiver<M> {
     /// `Timeout`: a message that began wasn't finished. `Protocol`: not a message, or one that is refused. `Closed`: the
     /// peer has ended the conversation or the link.
     pub async fn next(&mut self) -> Result<M, LinkError> {
-        match self.reader.next().await? {
-            Some(frame) => Ok(decode_control(&frame.body)?),
-            None => Err(LinkError::Closed { reason: "the peer has ended the conversation".into() }),
-        }
+        let message = self.reader.next(|frame| Ok(decode_control(&frame.body)?)).await?;
+        message.ok_or_else(|| LinkError::Closed { reason: "the peer has ended the conversation".into() })
     }
 }
 
@@ -167,10 +166,12 @@ impl DataReceiver {
     /// `Timeout`: a frame that began wasn't finished. `Protocol`: not a frame, or one that is refused. `Abandoned`: the
     /// active took the stream back. Else the link has ended.
     pub async fn next(&mut self) -> Result<Option<(Data, Vec<u8>)>, LinkError> {
-        let Some(Frame { header, body, payload }) = self.reader.next().await? else { return Ok(None) };
-        let content = unpack(&header, payload)?;
-        let data = decode_data(&body, content.len() as u64)?;
-        Ok(Some((data, content)))
+        let decode = |Frame { header, body, payload }| {
+            let content = unpack(&header, payload)?;
+            let data = decode_data(&body, content.len() as u64)?;
+            Ok((data, content))
+        };
+        self.reader.next(decode).await
     }
 }
 
@@ -232,11 +233,12 @@ struct FrameReader {
     assembly: Assembly,
     deadline: Duration,
     left: Duration,
+    broken: bool,
 }
 
 impl FrameReader {
     fn new(stream: RecvStream, kind: Kind) -> FrameReader {
-        FrameReader { stream, assembly: Assembly::new(kind), deadline: FRAME_DEADLINE, left: FRAME_DEADLINE }
+        FrameReader { stream, assembly: Assembly::new(kind), deadline: FRAME_DEADLINE, left: FRAME_DEADLINE, broken: false }
     }
 
     fn set_deadline(&mut self, deadline: Duration) {
@@ -244,7 +246,18 @@ impl FrameReader {
         self.left = deadline;
     }
 
-    async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
+    /// The next frame, decoded; after an error never anything but errors: quinn would tell the end of a stream, in good
+    /// order, to whoever asks again after a reset.
+    async fn next<T>(&mut self, decode: impl FnOnce(Frame) -> Result<T, LinkError>) -> Result<Option<T>, LinkError> {
+        if self.broken {
+            return Err(LinkError::Abandoned);
+        }
+        let received = self.assemble().await.and_then(|frame| frame.map(decode).transpose());
+        self.broken = received.is_err();
+        received
+    }
+
+    async fn assemble(&mut self) -> Result<Option<Frame>, LinkError> {
         loop {
             if let Some(frame) = self.assembly.take() {
                 self.left = self.deadline;

@@ -334,6 +334,7 @@ async fn a_stream_that_is_dropped_is_not_taken_for_one_that_ended() {
     assert!(receiver.next().await.unwrap().is_some());
     drop(sender);
     assert!(matches!(receiver.next().await, Err(LinkError::Abandoned)));
+    assert!(matches!(receiver.next().await, Err(LinkError::Abandoned)), "nor when asked again");
 }
 
 #[tokio::test]

@@ -1,0 +1,212 @@
+//! Apply: renames a committed changeset into place, in git's order.
+//!
+//! Invariants: every step may be taken again (a crash repeats all of them); nothing that the standby doesn't know is
+//! removed, it goes to quarantine; the manifest changes only after every step is durable.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+
+use coldspare_core::control::Applied;
+use coldspare_core::{RelPath, RootId, git::ApplyRank};
+use coldspare_os::{Disk, FileKind};
+
+use crate::error::{StandbyError, io};
+use crate::row::{Action, PendingRow, Staged};
+use crate::stage::{attributes, xattrs};
+use crate::standby::Standby;
+use crate::store::{LEFT, MANIFEST, ORDER, PENDING, View};
+
+/// LIMIT: changed folders that are synced one by one; beyond, the whole filesystem is.
+const TOUCHED_MAX: usize = 64;
+
+/// What has to be made durable.
+#[derive(Default)]
+struct Touched {
+    paths: BTreeSet<(RootId, RelPath)>,
+    is_many: bool,
+}
+
+impl Touched {
+    fn add(&mut self, root: RootId, path: RelPath) {
+        if !self.is_many {
+            self.paths.insert((root, path));
+            self.is_many = self.paths.len() > TOUCHED_MAX;
+        }
+    }
+}
+
+impl<D: Disk> Standby<D> {
+    /// Applies the committed changeset and makes it the manifest.
+    pub(crate) fn apply(&self, committed: Applied) -> Result<(), StandbyError> {
+        let _the_tree_changes = self.tree_lock.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let pending = self.store.view(PENDING)?;
+        let manifest = self.store.view(MANIFEST)?;
+        let mut touched = Touched::default();
+        self.store.for_each_key(ORDER, |k| {
+            let (&rank, k) = k.split_first().ok_or_else(|| self.store.damaged("an empty order key"))?;
+            let (root, path) = pending.path_of(k)?;
+            let row = pending.pending(root, &path)?;
+            if rank == ApplyRank::DirAttributes as u8 {
+                self.set_dir_attributes(&manifest, root, &path, row, &mut touched)
+            } else if let Some(row) = row {
+                self.perform(&manifest, root, &path, row, &mut touched)
+            } else {
+                Ok(())
+            }
+        })?;
+        self.sync_touched(&touched)?;
+        drop((pending, manifest));
+        self.record_applied(committed)?;
+        self.sweep();
+        Ok(())
+    }
+
+    fn perform(&self, manifest: &View, root: RootId, path: &RelPath, row: PendingRow, touched: &mut Touched) -> Result<(), StandbyError> {
+        match &row.action {
+            Action::Place { from } => self.place(manifest, root, path, from, touched),
+            Action::Remove => self.remove(manifest, root, path, touched),
+            Action::Attributes => {
+                let Some(entry) = &row.entry else { return Ok(()) };
+                let dir = self.parent_of(root, path)?;
+                let xattrs = xattrs(entry);
+                self.disk
+                    .set_attributes(&dir, path.name(), &attributes(entry, &xattrs))
+                    .map_err(io("setting the attributes of", path.as_bytes()))?;
+                touched.add(root, path.clone());
+                Ok(())
+            }
+            Action::Carried { .. } | Action::Record => Ok(()),
+        }
+    }
+
+    fn place(&self, manifest: &View, root: RootId, path: &RelPath, from: &Staged, touched: &mut Touched) -> Result<(), StandbyError> {
+        let (stage, name) = self.staged_dir(root, from)?;
+        let new = match self.disk.stat(&stage, &name) {
+            Ok(stat) => stat,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                // Taken before the crash: what left the tree for it may still be in the trash.
+                touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+                return self.purge(manifest, root, path);
+            }
+            Err(e) => return Err(io("examining the staged", path.as_bytes())(e)),
+        };
+        let dir = self.parent_of(root, path)?;
+        let known = manifest.manifest(root, path)?.is_some();
+        match self.disk.stat(&dir, path.name()) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(io("examining", path.as_bytes())(e)),
+            Ok(_) if !known => self.quarantine(root, &dir, path.name(), path)?,
+            Ok(old) if old.kind == FileKind::Dir || new.kind == FileKind::Dir => self.discard(root, &dir, path)?,
+            Ok(_) => {} // a rename replaces it atomically
+        }
+        self.disk.rename(&stage, &name, &dir, path.name()).map_err(io("putting in place", path.as_bytes()))?;
+        // Two names of one file: the kernel renames nothing and says it did.
+        match self.disk.remove_file(&stage, &name) {
+            Err(e) if e.kind() != ErrorKind::NotFound && new.kind != FileKind::Dir => {
+                return Err(io("removing the staged name of", path.as_bytes())(e));
+            }
+            _ => {}
+        }
+        touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+        self.purge(manifest, root, path)
+    }
+
+    fn remove(&self, manifest: &View, root: RootId, path: &RelPath, touched: &mut Touched) -> Result<(), StandbyError> {
+        let dir = match self.disk.open_dir(&self.root(root).dir, path.parent_bytes()) {
+            Ok(dir) => dir,
+            // Its folder went first, or became a file.
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return self.purge(manifest, root, path),
+            Err(e) => return Err(io("opening the folder of", path.as_bytes())(e)),
+        };
+        match self.disk.stat(&dir, path.name()) {
+            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            Err(e) => return Err(io("examining", path.as_bytes())(e)),
+            Ok(stat) if stat.kind == FileKind::Dir => self.discard(root, &dir, path)?,
+            Ok(_) => self.disk.remove_file(&dir, path.name()).map_err(io("removing", path.as_bytes()))?,
+        }
+        touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+        self.purge(manifest, root, path)
+    }
+
+    fn set_dir_attributes(
+        &self,
+        manifest: &View,
+        root: RootId,
+        path: &RelPath,
+        row: Option<PendingRow>,
+        touched: &mut Touched,
+    ) -> Result<(), StandbyError> {
+        let entry = match row {
+            Some(row) => row.entry,
+            None => manifest.manifest(root, path)?.map(|row| row.entry),
+        };
+        let Some(entry) = entry.filter(|e| e.is_dir()) else { return Ok(()) };
+        let dir = match self.disk.open_dir(&self.root(root).dir, path.as_bytes()) {
+            Ok(dir) => dir,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+            Err(e) => return Err(io("opening the folder", path.as_bytes())(e)),
+        };
+        let xattrs = xattrs(&entry);
+        self.disk.set_attributes_of_dir(&dir, &attributes(&entry, &xattrs)).map_err(io("setting the attributes of", path.as_bytes()))?;
+        touched.add(root, path.clone());
+        Ok(())
+    }
+
+    fn parent_of(&self, root: RootId, path: &RelPath) -> Result<D::Dir, StandbyError> {
+        self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).map_err(io("opening the folder of", path.as_bytes()))
+    }
+
+    /// Makes every changed folder and file durable (G3).
+    fn sync_touched(&self, touched: &Touched) -> Result<(), StandbyError> {
+        if touched.is_many {
+            for root in &self.roots {
+                self.disk.sync_fs(&root.dir).map_err(io("syncing the filesystem of", root.path.as_os_str().as_encoded_bytes()))?;
+            }
+            return Ok(());
+        }
+        for (root, path) in &touched.paths {
+            let held = &self.root(*root).dir;
+            let synced = match self.disk.open_dir(held, path.as_bytes()) {
+                Ok(dir) => self.disk.sync_dir(&dir),
+                Err(e) if e.kind() == ErrorKind::NotADirectory => {
+                    let dir = self.parent_of(*root, path)?;
+                    match self.disk.open_file(&dir, path.name()) {
+                        Ok(file) => self.disk.sync_file(&file),
+                        Err(_) => self.disk.sync_fs(held), // a symlink, or unreadable to us: all of it, then
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::NotFound => Ok(()), // removed later in the same changeset
+                Err(e) => Err(e),
+            };
+            synced.map_err(io("syncing", path.as_bytes()))?;
+        }
+        Ok(())
+    }
+
+    /// Removes what is left in the stage folders; trouble with it is told and costs only room.
+    fn sweep(&self) {
+        for root in &self.roots {
+            for (dir, what) in [(&root.files, "f"), (&root.trees, "t"), (&root.trash, "trash")] {
+                let Ok(names) = self.disk.list(dir) else { continue };
+                for listed in names {
+                    if let Err(e) = self.remove_all(dir, &listed.name) {
+                        tracing::warn!(root = %root.path.display(), folder = what, error = %e, "staged content can't be removed");
+                    }
+                }
+            }
+        }
+        let cleared = self.store.view(LEFT).and_then(|left| left.len()).and_then(|len| {
+            if len == 0 {
+                return Ok(());
+            }
+            self.store.write(|txn| {
+                txn.delete_table(LEFT)?;
+                txn.open_table(LEFT)?;
+                Ok(())
+            })
+        });
+        if let Err(e) = cleared {
+            tracing::warn!(error = %e, "the list of staged content can't be emptied");
+        }
+    }
+}

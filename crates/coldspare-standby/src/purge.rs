@@ -1,0 +1,115 @@
+//! What leaves the tree: first one rename into the trash, then removal of exactly what the manifest knows.
+//!
+//! Invariants: an entry that the manifest doesn't know is moved to quarantine, never removed (G5).
+
+use std::io::ErrorKind;
+
+use coldspare_core::{RelPath, RootId, key};
+use coldspare_os::{Disk, FileKind};
+
+use crate::error::{StandbyError, io};
+use crate::row::ManifestRow;
+use crate::standby::Standby;
+use crate::store::View;
+
+const QUARANTINE: &[u8] = b"quarantine";
+
+impl<D: Disk> Standby<D> {
+    /// Moves a folder, or what stands where one is to be, into the trash.
+    pub(crate) fn discard(&self, root: RootId, dir: &D::Dir, path: &RelPath) -> Result<(), StandbyError> {
+        let trash = &self.root(root).trash;
+        let name = trash_name(root, path);
+        if self.disk.stat(trash, &name).is_ok() {
+            // From before a crash; the same path can't be discarded twice in one changeset.
+            self.quarantine(root, trash, &name, path)?;
+        }
+        self.disk.rename(dir, path.name(), trash, &name).map_err(io("removing", path.as_bytes()))
+    }
+
+    /// Removes from the trash what the manifest knows of `path`; the rest goes to quarantine.
+    pub(crate) fn purge(&self, manifest: &View, root: RootId, path: &RelPath) -> Result<(), StandbyError> {
+        let trash = &self.root(root).trash;
+        let name = trash_name(root, path);
+        let kind = match self.disk.stat(trash, &name) {
+            Ok(stat) => stat.kind,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(e) => return Err(io("examining the removed", path.as_bytes())(e)),
+        };
+        if kind == FileKind::Dir {
+            self.purge_below(manifest, root, path, &name)?;
+        }
+        let removed = if kind == FileKind::Dir { self.disk.remove_dir(trash, &name) } else { self.disk.remove_file(trash, &name) };
+        match removed {
+            Ok(()) => Ok(()),
+            Err(e) if e.kind() == ErrorKind::DirectoryNotEmpty => self.quarantine(root, trash, &name, path),
+            Err(e) => Err(io("removing", path.as_bytes())(e)),
+        }
+    }
+
+    fn purge_below(&self, manifest: &View, root: RootId, dir: &RelPath, trash_path: &[u8]) -> Result<(), StandbyError> {
+        let open = match self.disk.open_dir(&self.root(root).trash, trash_path) {
+            Ok(open) => open,
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+            Err(e) => return Err(io("opening the removed", dir.as_bytes())(e)),
+        };
+        for (name, row) in manifest.children::<ManifestRow>(root, dir)? {
+            let removed = if row.entry.is_dir() {
+                let path = dir.join(&name).map_err(|e| self.store.damaged(e.to_string()))?;
+                self.purge_below(manifest, root, &path, &[trash_path, b"/", &name].concat())?;
+                self.disk.remove_dir(&open, &name)
+            } else {
+                self.disk.remove_file(&open, &name)
+            };
+            match removed {
+                Ok(()) => {}
+                // Gone before a crash, not empty, or of another kind than it should be: what stays goes to quarantine.
+                Err(e) if is_left(&e) => {}
+                Err(e) => return Err(io("removing", &[dir.as_bytes(), b"/", &name].concat())(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves something that coldspare didn't put there out of the way, and says so.
+    pub(crate) fn quarantine(&self, root: RootId, dir: &D::Dir, name: &[u8], path: &RelPath) -> Result<(), StandbyError> {
+        let control = &self.root(root).control;
+        match self.disk.create_dir(control, QUARANTINE) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(io("making the quarantine for", path.as_bytes())(e)),
+            _ => {}
+        }
+        let quarantine = self.disk.open_dir(control, QUARANTINE).map_err(io("opening the quarantine for", path.as_bytes()))?;
+        let mut last = path.name().to_vec();
+        last.truncate(200);
+        let to = [&self.fresh_name(), b"-".as_slice(), &last].concat();
+        self.disk.rename(dir, name, &quarantine, &to).map_err(io("moving to quarantine", path.as_bytes()))?;
+        tracing::error!(
+            path = %path,
+            quarantine = %coldspare_core::path::escape(&to),
+            "something in the standby's tree was not put there by coldspare; it was moved to .coldspare/quarantine"
+        );
+        Ok(())
+    }
+
+    /// Removes a staged thing with all below it.
+    pub(crate) fn remove_all(&self, dir: &D::Dir, name: &[u8]) -> std::io::Result<()> {
+        match self.disk.remove_file(dir, name) {
+            Err(e) if matches!(e.kind(), ErrorKind::IsADirectory | ErrorKind::PermissionDenied) => {
+                let own = self.disk.open_dir(dir, name)?;
+                for listed in self.disk.list(&own)? {
+                    self.remove_all(&own, &listed.name)?;
+                }
+                self.disk.remove_dir(dir, name)
+            }
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+fn is_left(e: &std::io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::IsADirectory | ErrorKind::NotADirectory)
+}
+
+fn trash_name(root: RootId, path: &RelPath) -> Vec<u8> {
+    blake3::hash(&key::encode(root, path)).to_hex()[..32].as_bytes().to_vec()
+}

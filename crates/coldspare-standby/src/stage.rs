@@ -1,0 +1,392 @@
+//! Stage: writes the content of a changeset below the stage folder, checked against its digests.
+//!
+//! Called from several threads at once, in any order of operations. The tree is not touched.
+//!
+//! Invariants: a row is recorded only after its content is durable; content that doesn't have its digest is refused.
+
+use std::io::ErrorKind;
+use std::sync::atomic::Ordering;
+
+use coldspare_core::{Body, ContentRef, Digest, Entry, Op, RelPath, RootId, Seq, codec, git, key};
+use coldspare_os::{Attributes, Disk, Stat};
+
+use crate::error::{StandbyError, io};
+use crate::place::{Places, staged_in_tree};
+use crate::row::{Action, PendingRow, Staged};
+use crate::standby::{Changeset, Standby, Unrecorded, left_key, lock};
+use crate::store::{LINKS, ORDER, PENDING};
+
+/// LIMIT: rows that wait for their content to be durable, in memory.
+const UNRECORDED_ROWS: usize = 20_000;
+/// LIMIT: bytes of content that are sent again after a crash.
+const UNRECORDED_BYTES: u64 = 256 << 20;
+/// Runs of zeros of this many bytes become holes in sparse files.
+const HOLE_BYTES: usize = 4096;
+
+impl<D: Disk> Standby<D> {
+    /// Stages a batch; `payload` is the joined content of its inline files.
+    ///
+    /// Cost: for a small file, one create, write, the calls for its attributes and one close.
+    ///
+    /// # Errors
+    /// [`StandbyError`]: the changeset can't be finished any more; call [`Standby::abandon`].
+    pub fn stage_batch(&self, seq: Seq, ops: Vec<Op>, payload: &[u8]) -> Result<(), StandbyError> {
+        let changeset = self.current_as(seq)?;
+        let mut places = Places::new(self, &changeset);
+        let mut rest = payload;
+        let mut staged = Unrecorded::default();
+        let count = ops.len() as u64;
+        for op in ops {
+            op.check(self.root_count()).map_err(|e| StandbyError::Protocol(format!("{}: {e}", op.path())))?;
+            match op {
+                Op::Delete { root, path } => {
+                    if changeset.manifest.manifest(root, &path)?.is_some() {
+                        staged.rows.push((root, path, PendingRow { entry: None, action: Action::Remove, ino: 0 }));
+                    }
+                }
+                Op::Keep { root, path } => {
+                    if let Some(row) = changeset.manifest.manifest(root, &path)? {
+                        staged.rows.push((root, path, PendingRow { entry: Some(row.entry), action: Action::Record, ino: row.ino }));
+                    }
+                }
+                Op::Put { root, path, entry, content } => {
+                    let mut inline = &[][..];
+                    if content == ContentRef::Inline {
+                        let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
+                        let Some((mine, others)) = rest.split_at_checked(size) else {
+                            return Err(StandbyError::Protocol(format!("{path}: the batch has less content than it says")));
+                        };
+                        (inline, rest) = (mine, others);
+                    }
+                    self.stage_put(&changeset, &mut places, &mut staged, root, path, entry, content, inline)?;
+                }
+            }
+        }
+        if !rest.is_empty() {
+            return Err(StandbyError::Protocol(format!("{} bytes of content belong to no file", rest.len())));
+        }
+        changeset.ops.fetch_add(count, Ordering::Relaxed);
+        self.note(&changeset, staged)
+    }
+
+    pub(crate) fn current_as(&self, seq: Seq) -> Result<std::sync::Arc<Changeset<D>>, StandbyError> {
+        let changeset = self.current()?;
+        if changeset.seq != seq {
+            return Err(StandbyError::Protocol(format!("content of changeset {seq} while {} is under way", changeset.seq)));
+        }
+        Ok(changeset)
+    }
+
+    #[allow(clippy::too_many_arguments)] // one operation, taken apart
+    fn stage_put(
+        &self,
+        changeset: &Changeset<D>,
+        places: &mut Places<'_, D>,
+        staged: &mut Unrecorded,
+        root: RootId,
+        path: RelPath,
+        entry: Entry,
+        content: ContentRef,
+        inline: &[u8],
+    ) -> Result<(), StandbyError> {
+        let (action, ino) = match (&entry.body, content) {
+            (Body::Dir, _) => (self.stage_dir(places, root, &path)?, 0),
+            (Body::Symlink { target }, _) => {
+                let (spot, name, action) = places.spot(root, &path)?;
+                create(&path, || self.disk.symlink(target, spot.dir(), &name), || self.disk.remove_file(spot.dir(), &name))?;
+                let m = &entry.meta;
+                let set = self.disk.set_attributes_of_symlink(spot.dir(), &name, m.uid, m.gid, (m.mtime.secs, m.mtime.nanos));
+                (action, set.map_err(io("setting the attributes of", path.as_bytes()))?.ino)
+            }
+            (Body::Hardlink { .. }, _) => (Action::Record, 0), // made when all else is staged
+            (Body::File { digest, sparse, .. }, ContentRef::Inline) => {
+                if Digest(coldspare_delta::digest(inline)) != *digest {
+                    return Err(StandbyError::ContentDiffers { root, path });
+                }
+                let (spot, name, action) = places.spot(root, &path)?;
+                let disk = &self.disk;
+                let file = create(&path, || disk.create_file(spot.dir(), &name), || disk.remove_file(spot.dir(), &name))?;
+                write_content(disk, &file, inline, *sparse).map_err(io("writing", path.as_bytes()))?;
+                staged.bytes += inline.len() as u64;
+                (action, self.set_file_attributes(&file, &path, &entry)?.ino)
+            }
+            (Body::File { .. }, ContentRef::Segments { file, segments }) => {
+                let put = crate::assemble::Put { root, path, entry, segments };
+                return self.assemble_put(changeset, file, put);
+            }
+            (Body::File { digest, size, .. }, ContentRef::Unchanged) => {
+                let row = changeset.manifest.manifest(root, &path)?;
+                match row {
+                    Some(row) if row.entry.digest() == Some(*digest) && row.entry.size() == *size => (Action::Attributes, row.ino),
+                    Some(row) => self.split_link(changeset, places, root, &path, &entry, &row.entry)?,
+                    None => return Err(StandbyError::UnknownTarget { root, path }),
+                }
+            }
+            (Body::File { digest, size, .. }, ContentRef::Staged) => {
+                let (action, ino) = self.take_left(changeset, places, root, &path, &entry, left_key(*digest, *size))?;
+                staged.bytes += size;
+                (action, ino)
+            }
+            (Body::File { .. }, ContentRef::None) => return Err(StandbyError::Protocol(format!("{path}: a file without content"))),
+        };
+        if let Some(at) = action.staged() {
+            staged.few.add(root, at);
+        }
+        staged.rows.push((root, path, PendingRow { entry: Some(entry), action, ino }));
+        Ok(())
+    }
+
+    fn stage_dir(&self, places: &mut Places<'_, D>, root: RootId, path: &RelPath) -> Result<Action, StandbyError> {
+        let Some(top) = places.new_top(root, path)? else { return Ok(Action::Attributes) };
+        places.tree_dir(root, &top, path)?;
+        let staged = Staged(staged_in_tree(self, root, &top, path));
+        Ok(if top == *path { Action::Place { from: staged } } else { Action::Carried { at: staged } })
+    }
+
+    /// A name that was a hard link and is a file of its own now: it gets a copy of the content.
+    fn split_link(
+        &self,
+        changeset: &Changeset<D>,
+        places: &mut Places<'_, D>,
+        root: RootId,
+        path: &RelPath,
+        entry: &Entry,
+        old: &Entry,
+    ) -> Result<(Action, u64), StandbyError> {
+        let Body::Hardlink { to } = &old.body else {
+            return Err(StandbyError::BaseDiffers { root, path: path.clone() });
+        };
+        let target = changeset.manifest.manifest(root, to)?;
+        if target.is_none_or(|row| row.entry.digest() != entry.digest()) {
+            return Err(StandbyError::BaseDiffers { root, path: path.clone() });
+        }
+        let (disk, fail) = (&self.disk, || io("copying", path.as_bytes()));
+        let dir = disk.open_dir(&self.root(root).dir, path.parent_bytes()).map_err(fail())?;
+        let source = disk.open_file(&dir, path.name()).map_err(fail())?;
+        let (spot, name, action) = places.spot(root, path)?;
+        let file = create(path, || disk.create_file(spot.dir(), &name), || disk.remove_file(spot.dir(), &name))?;
+        disk.copy_range(&source, 0, &file, 0, entry.size()).map_err(fail())?;
+        self.check_digest(&file, root, path, entry)?;
+        Ok((action, self.set_file_attributes(&file, path, entry)?.ino))
+    }
+
+    /// Content that an interrupted changeset left: moved to where this one needs it, or copied when it needs it twice.
+    fn take_left(
+        &self,
+        changeset: &Changeset<D>,
+        places: &mut Places<'_, D>,
+        root: RootId,
+        path: &RelPath,
+        entry: &Entry,
+        key: [u8; 40],
+    ) -> Result<(Action, u64), StandbyError> {
+        let unknown = || StandbyError::UnknownTarget { root, path: path.clone() };
+        let value = changeset.left.as_ref().map(|left| left.value(&key)).transpose()?.flatten().ok_or_else(unknown)?;
+        let (left_root, left_at): (RootId, Staged) = codec::decode(&value).map_err(|e| self.store.damaged(format!("left content: {e}")))?;
+        let disk = &self.disk;
+        let (spot, name, action) = places.spot(root, path)?;
+        let here = action.staged().cloned().unwrap_or(Staged(Vec::new()));
+        let mut taken = lock(&changeset.taken);
+        let earlier = taken.get(key.as_slice()).cloned();
+        if earlier.is_none() && left_root == root {
+            let (dir, from) = self.staged_dir(left_root, &left_at)?;
+            disk.rename(&dir, &from, spot.dir(), &name).map_err(io("moving staged content to", path.as_bytes()))?;
+            taken.insert(key.to_vec(), (root, here));
+            drop(taken);
+        } else {
+            drop(taken);
+            let (from_root, from_at) = earlier.unwrap_or((left_root, left_at));
+            let (dir, from) = self.staged_dir(from_root, &from_at)?;
+            let source = disk.open_file(&dir, &from).map_err(io("opening staged content for", path.as_bytes()))?;
+            let file = create(path, || disk.create_file(spot.dir(), &name), || disk.remove_file(spot.dir(), &name))?;
+            disk.copy_range(&source, 0, &file, 0, entry.size()).map_err(io("copying", path.as_bytes()))?;
+        }
+        let file = disk.open_file(spot.dir(), &name).map_err(io("opening", path.as_bytes()))?;
+        self.check_digest(&file, root, path, entry)?;
+        Ok((action, self.set_file_attributes(&file, path, entry)?.ino))
+    }
+
+    /// Reads a staged file and compares it with its digest.
+    pub(crate) fn check_digest(&self, file: &D::File, root: RootId, path: &RelPath, entry: &Entry) -> Result<(), StandbyError> {
+        let found = digest_file(&self.disk, file).map_err(io("reading", path.as_bytes()))?;
+        if (Some(found.0), found.1) != (entry.digest(), entry.size()) {
+            return Err(StandbyError::ContentDiffers { root, path: path.clone() });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn set_file_attributes(&self, file: &D::File, path: &RelPath, entry: &Entry) -> Result<Stat, StandbyError> {
+        let xattrs = xattrs(entry);
+        self.disk.set_attributes_of_file(file, &attributes(entry, &xattrs)).map_err(io("setting the attributes of", path.as_bytes()))
+    }
+
+    /// Takes note of staged rows; makes them durable when they are many.
+    pub(crate) fn note(&self, changeset: &Changeset<D>, mut staged: Unrecorded) -> Result<(), StandbyError> {
+        let mut all = lock(&changeset.unrecorded);
+        all.rows.append(&mut staged.rows);
+        all.bytes += staged.bytes;
+        match (&mut all.few.0, staged.few.0) {
+            (Some(_), Some(more)) => {
+                for (root, at) in more {
+                    all.few.add(root, &at);
+                }
+            }
+            _ => all.few.0 = None,
+        }
+        let is_much = all.rows.len() >= UNRECORDED_ROWS || all.bytes >= UNRECORDED_BYTES;
+        drop(all);
+        if is_much {
+            self.check_space()?;
+            self.record_durably(changeset)?;
+        }
+        Ok(())
+    }
+
+    /// Makes staged content durable, then records its rows, so that an interrupted changeset resumes there.
+    ///
+    /// Cost: one `syncfs` a root and one durable transaction.
+    pub(crate) fn record_durably(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
+        let _one_at_a_time = lock(&changeset.recorder);
+        let staged = std::mem::take(&mut *lock(&changeset.unrecorded));
+        if staged.rows.is_empty() {
+            return Ok(());
+        }
+        self.sync_staged(&Unrecorded { few: crate::standby::Few(None), ..Unrecorded::default() })?;
+        // What came meanwhile is not in `staged` and waits for the next time; the filesystem was synced as a whole, so
+        // that the last steps may sync one by one again.
+        self.store.write(|txn| insert_rows(txn, staged.rows))
+    }
+
+    /// Makes staged content durable: one by one when it's few, else as a whole.
+    pub(crate) fn sync_staged(&self, staged: &Unrecorded) -> Result<(), StandbyError> {
+        let Some(few) = &staged.few.0 else {
+            for root in &self.roots {
+                self.disk.sync_fs(&root.dir).map_err(io("syncing the filesystem of", root.path.as_os_str().as_encoded_bytes()))?;
+            }
+            return Ok(());
+        };
+        let mut dirs = std::collections::BTreeSet::new();
+        for (root, at) in few {
+            let (dir, name) = self.staged_dir(*root, at)?;
+            match self.disk.open_file(&dir, &name) {
+                Ok(file) => self.disk.sync_file(&file).map_err(io("syncing", &at.0))?,
+                Err(_) => {
+                    // A folder, or a symlink, which has nothing of its own to sync.
+                    if let Ok(own) = self.disk.open_dir(&dir, &name) {
+                        self.disk.sync_dir(&own).map_err(io("syncing", &at.0))?;
+                    }
+                }
+            }
+            let mut above = at.split().0.to_vec();
+            while !above.is_empty() && dirs.insert((*root, above.clone())) {
+                above.truncate(above.iter().rposition(|&b| b == b'/').unwrap_or(0));
+            }
+        }
+        for (root, at) in dirs {
+            let r = self.root(root);
+            let synced = match at.strip_prefix(b"t/") {
+                Some(below) => self.disk.open_dir(&r.trees, below).and_then(|d| self.disk.sync_dir(&d)),
+                None if at == b"t" => self.disk.sync_dir(&r.trees),
+                None => self.disk.sync_dir(&r.files),
+            };
+            synced.map_err(io("syncing", &at))?;
+        }
+        Ok(())
+    }
+}
+
+/// Inserts rows of a changeset, with what orders them.
+pub(crate) fn insert_rows(txn: &redb::WriteTransaction, rows: Vec<(RootId, RelPath, PendingRow)>) -> Result<(), redb::Error> {
+    let mut pending = txn.open_table(PENDING)?;
+    let mut order = txn.open_table(ORDER)?;
+    let mut links = txn.open_table(LINKS)?;
+    for (root, path, row) in rows {
+        let k = key::encode(root, &path);
+        let is_link = matches!(row.entry, Some(Entry { body: Body::Hardlink { .. }, .. }));
+        if is_link && row.action == Action::Record && row.ino == 0 {
+            links.insert(k.as_slice(), ())?;
+        }
+        if let Some(rank) = rank(&path, &row) {
+            order.insert(order_key(rank, &k).as_slice(), ())?;
+            if rank != git::ApplyRank::DirAttributes {
+                // Work in a folder changes its times: they are set again at the end.
+                let dir = key::encode(root, &path.parent().unwrap_or_else(RelPath::root));
+                order.insert(order_key(git::ApplyRank::DirAttributes, &dir).as_slice(), ())?;
+            }
+        }
+        pending.insert(k.as_slice(), codec::encode(&row).as_slice())?;
+    }
+    Ok(())
+}
+
+/// When a row's action is performed; `None` when there is nothing to perform.
+fn rank(path: &RelPath, row: &PendingRow) -> Option<git::ApplyRank> {
+    let is_dir = row.entry.as_ref().is_some_and(Entry::is_dir);
+    match &row.action {
+        Action::Place { .. } if is_dir => Some(git::ApplyRank::of_new_tree(path)),
+        Action::Place { .. } => Some(git::ApplyRank::of_put(path)),
+        Action::Attributes if is_dir => Some(git::ApplyRank::DirAttributes),
+        Action::Attributes => Some(git::ApplyRank::of_put(path)),
+        Action::Remove => Some(git::ApplyRank::of_delete(path)),
+        Action::Carried { .. } | Action::Record => None,
+    }
+}
+
+pub(crate) fn order_key(rank: git::ApplyRank, key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.len() + 1);
+    out.push(rank as u8);
+    out.extend_from_slice(key);
+    out
+}
+
+/// Places whatever `make` creates, over what an earlier try may have left under the name.
+pub(crate) fn create<T>(
+    path: &RelPath,
+    make: impl Fn() -> std::io::Result<T>,
+    remove: impl Fn() -> std::io::Result<()>,
+) -> Result<T, StandbyError> {
+    match make() {
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            remove().map_err(io("replacing the staged", path.as_bytes()))?;
+            make().map_err(io("staging", path.as_bytes()))
+        }
+        other => other.map_err(io("staging", path.as_bytes())),
+    }
+}
+
+pub(crate) fn xattrs(entry: &Entry) -> Vec<(&[u8], &[u8])> {
+    entry.meta.xattrs.iter().map(|x| (x.name.as_slice(), x.value.as_slice())).collect()
+}
+
+pub(crate) fn attributes<'a>(entry: &Entry, xattrs: &'a [(&'a [u8], &'a [u8])]) -> Attributes<'a> {
+    let m = &entry.meta;
+    Attributes { mode: m.mode, uid: m.uid, gid: m.gid, mtime: (m.mtime.secs, m.mtime.nanos), xattrs }
+}
+
+fn write_content<D: Disk>(disk: &D, file: &D::File, content: &[u8], sparse: bool) -> std::io::Result<()> {
+    if !sparse {
+        return disk.write_at(file, 0, content);
+    }
+    disk.set_len(file, content.len() as u64)?;
+    for (n, block) in content.chunks(HOLE_BYTES).enumerate() {
+        if !coldspare_delta::is_zero(block) {
+            disk.write_at(file, (n * HOLE_BYTES) as u64, block)?;
+        }
+    }
+    Ok(())
+}
+
+/// BLAKE3 of a file and its length, as they are now.
+pub(crate) fn digest_file<D: Disk>(disk: &D, file: &D::File) -> std::io::Result<(Digest, u64)> {
+    let mut hasher = coldspare_delta::Hasher::new();
+    let mut window = vec![0; 256 << 10];
+    let mut offset = 0;
+    loop {
+        let read = disk.read_at(file, offset, &mut window)?;
+        hasher.update(&window[..read]);
+        offset += read as u64;
+        if read < window.len() {
+            return Ok((Digest(hasher.finish()), offset));
+        }
+    }
+}

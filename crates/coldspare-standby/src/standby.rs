@@ -1,0 +1,363 @@
+//! The standby as a whole: its roots, its store, and the changeset under way.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use coldspare_core::changeset::{Ask, Have};
+use coldspare_core::control::Applied;
+use coldspare_core::exclude::Exclude;
+use coldspare_core::{Baseline, Digest, RelPath, RootId, Seq, SessionId, codec, path::CONTROL_DIR};
+use coldspare_os::Disk;
+
+use crate::assemble::Assemblies;
+use crate::error::{OpenError, StandbyError};
+use crate::row::{PendingRow, Staged, Standing};
+use crate::store::{LEFT, LINKS, MANIFEST, ORDER, PENDING, Store, View};
+
+/// One root as the configuration gives it.
+#[derive(Debug, Clone)]
+pub struct RootSetup {
+    /// Where it is, absolute.
+    pub path: PathBuf,
+    /// What in it is not replicated and none of the standby's business.
+    pub exclude: Exclude,
+}
+
+/// The standby's copy and all that belongs to it.
+pub struct Standby<D: Disk> {
+    pub(crate) disk: D,
+    pub(crate) store: Store,
+    pub(crate) roots: Vec<Root<D>>,
+    pub(crate) generation: u64,
+    pub(crate) next_name: AtomicU64,
+    standing: Mutex<Standing>,
+    changeset: Mutex<Option<Arc<Changeset<D>>>>,
+    /// Held while the tree changes, and shared by those who must see it between two changesets.
+    pub(crate) tree_lock: RwLock<()>,
+}
+
+/// One root with the folders that the standby works in.
+pub(crate) struct Root<D: Disk> {
+    pub(crate) path: PathBuf,
+    pub(crate) exclude: Exclude,
+    pub(crate) dir: D::Dir,
+    pub(crate) control: D::Dir,
+    /// Staged files, each under a name of its own.
+    pub(crate) files: D::Dir,
+    /// Staged trees that are wholly new.
+    pub(crate) trees: D::Dir,
+    /// What left the tree and is being removed.
+    pub(crate) trash: D::Dir,
+}
+
+/// The changeset that is being staged.
+pub(crate) struct Changeset<D: Disk> {
+    pub(crate) session: SessionId,
+    pub(crate) seq: Seq,
+    pub(crate) baseline: Baseline,
+    /// The tree that it starts from.
+    pub(crate) manifest: View,
+    /// Content left by an interrupted changeset.
+    pub(crate) left: Option<View>,
+    /// Places of left content that this changeset took already.
+    pub(crate) taken: Mutex<std::collections::BTreeMap<Vec<u8>, (RootId, Staged)>>,
+    /// Rows whose content is staged and not yet known to be durable.
+    pub(crate) unrecorded: Mutex<Unrecorded>,
+    pub(crate) assemblies: Assemblies<D>,
+    pub(crate) ops: AtomicU64,
+    pub(crate) recorder: Mutex<()>,
+}
+
+/// Rows that wait for their content to be durable.
+#[derive(Default)]
+pub(crate) struct Unrecorded {
+    pub(crate) rows: Vec<(RootId, RelPath, PendingRow)>,
+    pub(crate) bytes: u64,
+    /// What to sync one by one; `None` once it is more than a few.
+    pub(crate) few: Few,
+}
+
+/// Staged things that can be synced one by one.
+pub(crate) struct Few(pub(crate) Option<Vec<(RootId, Staged)>>);
+
+impl Default for Few {
+    fn default() -> Few {
+        Few(Some(Vec::new()))
+    }
+}
+
+/// LIMIT: how many staged files and folders are synced one by one; beyond, the whole filesystem is.
+const FEW_MAX: usize = 48;
+
+impl Few {
+    pub(crate) fn add(&mut self, root: RootId, staged: &Staged) {
+        if let Some(list) = &mut self.0 {
+            list.push((root, staged.clone()));
+            if list.len() > FEW_MAX {
+                self.0 = None;
+            }
+        }
+    }
+}
+
+const WORK_DIRS: [&[u8]; 4] = [CONTROL_DIR, b"stage", b"f", b"t"];
+const TRASH: &[u8] = b"trash";
+
+impl<D: Disk> Standby<D> {
+    /// Opens the standby and finishes a changeset that was committed before a crash (G1).
+    ///
+    /// Cost: as the rest of that changeset; else one durable transaction.
+    ///
+    /// # Errors
+    /// [`OpenError`]: store in use or of another format, root unusable, recovery impossible.
+    pub fn open(disk: D, store: Store, setups: Vec<RootSetup>) -> Result<Standby<D>, OpenError> {
+        let mut roots = Vec::new();
+        for setup in setups {
+            roots.push(open_root(&disk, setup)?);
+        }
+        let mut standing = store.standing()?;
+        standing.generation += 1;
+        store.write(|txn| Store::set_standing(txn, &standing))?;
+        let standby = Standby {
+            disk,
+            store,
+            roots,
+            generation: standing.generation,
+            next_name: AtomicU64::new(0),
+            standing: Mutex::new(standing),
+            changeset: Mutex::new(None),
+            tree_lock: RwLock::new(()),
+        };
+        if let Some(committed) = standing.committed {
+            tracing::info!(seq = committed.seq.0, "finishing a committed changeset");
+            standby.apply(committed)?;
+        }
+        Ok(standby)
+    }
+
+    /// The changeset that is the tree; `None` before the first one.
+    pub fn applied(&self) -> Option<Applied> {
+        self.standing().applied
+    }
+
+    /// The number of configured roots.
+    pub fn root_count(&self) -> u8 {
+        u8::try_from(self.roots.len()).expect("roots are few")
+    }
+
+    /// How many files an interrupted changeset left staged.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn staged_files(&self) -> Result<u64, StandbyError> {
+        Ok(self.store.view(LEFT)?.len()? + self.store.view(PENDING)?.len()?)
+    }
+
+    /// How many entries the tree has.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn entries(&self) -> Result<u64, StandbyError> {
+        self.store.view(MANIFEST)?.len()
+    }
+
+    /// Begins to stage changeset `seq`; what an unfinished one left stays usable.
+    ///
+    /// Cost: nothing when nothing is left; else a pass over what is left and one durable transaction.
+    ///
+    /// # Errors
+    /// `Sequence` when it doesn't follow the last one (R5); `Store`, `OutOfSpace`.
+    pub fn begin(&self, session: SessionId, seq: Seq, baseline: Baseline) -> Result<(), StandbyError> {
+        let applied = self.applied();
+        let follows = match (baseline, applied) {
+            (Baseline::Full, None) => true,
+            (Baseline::Full, Some(a)) => seq > a.seq,
+            (Baseline::Delta(_), None) => false,
+            (Baseline::Delta(from), Some(a)) => a.session == session && a.seq == from && seq > from,
+        };
+        if !follows {
+            return Err(StandbyError::Sequence { applied: applied.map(|a| a.seq).unwrap_or_default() });
+        }
+        self.abandon()?;
+        self.check_space()?;
+        self.keep_left_over()?;
+        let left = self.store.view(LEFT)?;
+        let left = if left.len()? > 0 { Some(left) } else { None };
+        let changeset = Changeset {
+            session,
+            seq,
+            baseline,
+            manifest: self.store.view(MANIFEST)?,
+            left,
+            taken: Mutex::default(),
+            unrecorded: Mutex::default(),
+            assemblies: Assemblies::default(),
+            ops: AtomicU64::new(0),
+            recorder: Mutex::default(),
+        };
+        *lock(&self.changeset) = Some(Arc::new(changeset));
+        Ok(())
+    }
+
+    /// Ends the staging of a changeset that won't be finished; what is staged stays for the next one.
+    ///
+    /// # Errors
+    /// `Store`, `Io`, `OutOfSpace`: what is staged is lost for the next try, nothing else.
+    pub fn abandon(&self) -> Result<(), StandbyError> {
+        let Some(changeset) = lock(&self.changeset).take() else { return Ok(()) };
+        self.record_durably(&changeset)
+    }
+
+    /// Tells which contents the standby has.
+    ///
+    /// # Errors
+    /// `Protocol` when no changeset was begun or a root isn't configured; `Store`.
+    pub fn have(&self, asks: &[Ask]) -> Result<Vec<Have>, StandbyError> {
+        let changeset = self.current()?;
+        let mut out = Vec::with_capacity(asks.len());
+        for ask in asks {
+            if ask.root.0 >= self.root_count() {
+                return Err(StandbyError::Protocol(format!("a question about root {}", ask.root.0)));
+            }
+            let row = changeset.manifest.manifest(ask.root, &ask.path)?;
+            let at_path = row.is_some_and(|row| row.entry.digest() == Some(ask.digest) && row.entry.size() == ask.size);
+            let staged = || match &changeset.left {
+                Some(left) => left.value(&left_key(ask.digest, ask.size)),
+                None => Ok(None),
+            };
+            out.push(if at_path {
+                Have::AtPath
+            } else if staged()?.is_some() {
+                Have::Staged
+            } else {
+                Have::Missing
+            });
+        }
+        Ok(out)
+    }
+
+    /// The changeset under way.
+    pub(crate) fn current(&self) -> Result<Arc<Changeset<D>>, StandbyError> {
+        lock(&self.changeset).clone().ok_or_else(|| StandbyError::Protocol("content without a changeset".into()))
+    }
+
+    pub(crate) fn end_changeset(&self) {
+        *lock(&self.changeset) = None;
+    }
+
+    pub(crate) fn standing(&self) -> Standing {
+        *lock(&self.standing)
+    }
+
+    pub(crate) fn set_standing(&self, standing: Standing) {
+        *lock(&self.standing) = standing;
+    }
+
+    pub(crate) fn root(&self, root: RootId) -> &Root<D> {
+        &self.roots[usize::from(root.0)]
+    }
+
+    /// A name below `f` or `t` that was never used.
+    pub(crate) fn fresh_name(&self) -> Vec<u8> {
+        format!("{}-{}", self.generation, self.next_name.fetch_add(1, Ordering::Relaxed)).into_bytes()
+    }
+
+    /// Turns the rows of an unfinished changeset into content that can be found by its digest.
+    fn keep_left_over(&self) -> Result<(), StandbyError> {
+        let pending = self.store.view(PENDING)?;
+        if pending.len()? == 0 {
+            return Ok(());
+        }
+        self.store.write(|txn| {
+            let mut left = txn.open_table(LEFT)?;
+            let mut failed = Ok(());
+            let each = |root: RootId, _: RelPath, row: PendingRow| {
+                if let (Some(staged), Some(entry)) = (row.action.staged(), &row.entry)
+                    && let Some(digest) = entry.digest()
+                {
+                    let value = codec::encode(&(root, staged.clone()));
+                    failed = left.insert(left_key(digest, entry.size()).as_slice(), value.as_slice()).map(drop);
+                }
+                Ok(())
+            };
+            // A row that can't be read costs its content, no more.
+            let _ = pending.for_each_reversed(each);
+            failed?;
+            drop(left);
+            clear(txn)
+        })
+    }
+
+    /// Refuses to begin or go on when the last bytes or inodes would be used up.
+    pub(crate) fn check_space(&self) -> Result<(), StandbyError> {
+        for root in &self.roots {
+            let Ok(space) = self.disk.space(&root.dir) else { continue };
+            if space.free_bytes < FREE_BYTES_MIN || space.free_inodes < FREE_INODES_MIN {
+                let detail = format!("{}: {} bytes and {} inodes are free", root.path.display(), space.free_bytes, space.free_inodes);
+                return Err(StandbyError::OutOfSpace { detail });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// LIMIT: what stays free on the standby's filesystem, so that a committed changeset can always be applied.
+const FREE_BYTES_MIN: u64 = 16 << 20;
+const FREE_INODES_MIN: u64 = 256;
+
+/// Empties the tables of a changeset.
+pub(crate) fn clear(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
+    txn.delete_table(PENDING)?;
+    txn.open_table(PENDING)?;
+    for table in [ORDER, LINKS] {
+        txn.delete_table(table)?;
+        txn.open_table(table)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn left_key(digest: Digest, size: u64) -> [u8; 40] {
+    let mut key = [0; 40];
+    key[..32].copy_from_slice(&digest.0);
+    key[32..].copy_from_slice(&size.to_be_bytes());
+    key
+}
+
+fn open_root<D: Disk>(disk: &D, setup: RootSetup) -> Result<Root<D>, OpenError> {
+    let RootSetup { path, exclude } = setup;
+    let fail = |what: &str, e: std::io::Error| OpenError::Root { path: path.clone(), detail: format!("{what}: {e}") };
+    let dir = disk.open_root(&path).map_err(|e| fail("can't be opened", e))?;
+    let work = |at: &D::Dir, name: &[u8]| -> Result<D::Dir, OpenError> {
+        match disk.create_dir(at, name) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(fail("the work folder .coldspare can't be made", e)),
+            _ => {}
+        }
+        disk.open_dir(at, name).map_err(|e| match e.kind() {
+            std::io::ErrorKind::CrossesDevices => {
+                fail("the work folder .coldspare must be on the same filesystem as the root; remove the mount", e)
+            }
+            _ => fail("the work folder .coldspare can't be opened", e),
+        })
+    };
+    let control = work(&dir, WORK_DIRS[0])?;
+    let stage = work(&control, WORK_DIRS[1])?;
+    let files = work(&stage, WORK_DIRS[2])?;
+    let trees = work(&stage, WORK_DIRS[3])?;
+    let trash = work(&control, TRASH)?;
+    let same = |d: &D::Dir| disk.stat_dir(d).map(|s| s.dev);
+    let (outer, inner) = (same(&dir), same(&files));
+    match (outer, inner) {
+        (Ok(a), Ok(b)) if a == b => {}
+        (Ok(_), Ok(_)) => {
+            let detail = "the work folder .coldspare is on another filesystem than the root; files can't be renamed into place".into();
+            return Err(OpenError::Root { path, detail });
+        }
+        (Err(e), _) | (_, Err(e)) => return Err(fail("can't be examined", e)),
+    }
+    Ok(Root { path, exclude, dir, control, files, trees, trash })
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,220 @@
+//! The standby's store: the manifest, the changeset under way, and where the standby stands.
+//!
+//! It is no cache: losing it means a seed. Rows of a changeset are inserted only after their content is durable, and
+//! become durable with the transaction that inserts them.
+
+use std::path::{Path, PathBuf};
+
+use coldspare_core::{RelPath, RootId, codec, key};
+use redb::{
+    Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
+};
+use serde::de::DeserializeOwned;
+
+use crate::error::{OpenError, StandbyError};
+use crate::row::{ManifestRow, PendingRow, Standing};
+
+/// LIMIT: bytes of store pages held in memory.
+const CACHE_BYTES: usize = 24 << 20;
+const FORMAT: u64 = 1;
+
+type Bytes = &'static [u8];
+pub(crate) const MANIFEST: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("manifest");
+pub(crate) const PENDING: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("pending");
+/// Rank and key of what is to be done, in the order in which it is done.
+pub(crate) const ORDER: TableDefinition<'static, Bytes, ()> = TableDefinition::new("order");
+/// Hard links of the changeset that are still to be made.
+pub(crate) const LINKS: TableDefinition<'static, Bytes, ()> = TableDefinition::new("links");
+/// Content left by an interrupted changeset: digest to root, place and size.
+pub(crate) const LEFT: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("left");
+const STANDING: TableDefinition<'static, &str, Bytes> = TableDefinition::new("standing");
+const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+
+/// The store.
+#[derive(Debug)]
+pub struct Store {
+    db: Database,
+    path: PathBuf,
+}
+
+/// A consistent view of one table.
+pub(crate) struct View {
+    rows: ReadOnlyTable<Bytes, Bytes>,
+    path: PathBuf,
+}
+
+impl Store {
+    /// Opens the store at `path`, making it when there is none.
+    ///
+    /// # Errors
+    /// `InUse`, `Format`, `Recovery` with the store's failure.
+    pub fn open(path: &Path) -> Result<Store, OpenError> {
+        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(|e| match e {
+            redb::DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.into() },
+            e => OpenError::Recovery(fail(path)(e)),
+        })?;
+        let store = Store { db, path: path.into() };
+        let found = store.write(|txn| {
+            for table in [MANIFEST, PENDING, LEFT] {
+                txn.open_table(table)?;
+            }
+            for table in [ORDER, LINKS] {
+                txn.open_table(table)?;
+            }
+            txn.open_table(STANDING)?;
+            let mut meta = txn.open_table(META)?;
+            let found = meta.get("format")?.map(|v| v.value());
+            if found.is_none() {
+                meta.insert("format", FORMAT)?;
+            }
+            Ok(found.unwrap_or(FORMAT))
+        })?;
+        if found != FORMAT {
+            return Err(OpenError::Format { path: path.into(), found });
+        }
+        Ok(store)
+    }
+
+    /// Runs one transaction; after `Ok` it is durable.
+    pub(crate) fn write<T>(&self, body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>) -> Result<T, StandbyError> {
+        self.transact(Durability::Immediate, body)
+    }
+
+    /// Runs one transaction that becomes durable with the next durable one, and is lost with a crash before that.
+    pub(crate) fn write_lazily<T>(&self, body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>) -> Result<T, StandbyError> {
+        self.transact(Durability::None, body)
+    }
+
+    fn transact<T>(
+        &self,
+        durability: Durability,
+        body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, StandbyError> {
+        let run = || -> Result<T, redb::Error> {
+            let mut txn = self.db.begin_write()?;
+            txn.set_durability(durability)?;
+            let out = body(&txn)?;
+            txn.commit()?;
+            Ok(out)
+        };
+        run().map_err(|e| fail(&self.path)(e))
+    }
+
+    /// Where the standby stands.
+    ///
+    /// # Errors
+    /// `Store`, `Damaged`.
+    pub(crate) fn standing(&self) -> Result<Standing, StandbyError> {
+        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = self.db.begin_read()?.open_table(STANDING)?;
+            Ok(table.get("now")?.map(|v| v.value().to_vec()))
+        };
+        match read().map_err(fail(&self.path))? {
+            None => Ok(Standing::default()),
+            Some(bytes) => self.decode(&bytes),
+        }
+    }
+
+    pub(crate) fn set_standing(txn: &WriteTransaction, standing: &Standing) -> Result<(), redb::Error> {
+        txn.open_table(STANDING)?.insert("now", codec::encode(standing).as_slice())?;
+        Ok(())
+    }
+
+    pub(crate) fn view(&self, table: TableDefinition<'static, Bytes, Bytes>) -> Result<View, StandbyError> {
+        let open = || -> Result<_, redb::Error> { Ok(self.db.begin_read()?.open_table(table)?) };
+        Ok(View { rows: open().map_err(fail(&self.path))?, path: self.path.clone() })
+    }
+
+    /// Calls `each` with every key of a table of keys, in order, without holding them all.
+    pub(crate) fn for_each_key(
+        &self,
+        table: TableDefinition<'static, Bytes, ()>,
+        mut each: impl FnMut(&[u8]) -> Result<(), StandbyError>,
+    ) -> Result<(), StandbyError> {
+        let open = || -> Result<_, redb::Error> { Ok(self.db.begin_read()?.open_table(table)?) };
+        let rows = open().map_err(fail(&self.path))?;
+        for row in rows.range::<&[u8]>(..).map_err(fail(&self.path))? {
+            each(row.map_err(fail(&self.path))?.0.value())?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, StandbyError> {
+        codec::decode(bytes).map_err(|e| StandbyError::Damaged { path: self.path.clone(), detail: e.to_string() })
+    }
+
+    pub(crate) fn damaged(&self, detail: impl Into<String>) -> StandbyError {
+        StandbyError::Damaged { path: self.path.clone(), detail: detail.into() }
+    }
+}
+
+impl View {
+    pub(crate) fn value(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StandbyError> {
+        Ok(self.rows.get(key).map_err(fail(&self.path))?.map(|v| v.value().to_vec()))
+    }
+
+    pub(crate) fn row<T: DeserializeOwned>(&self, root: RootId, path: &RelPath) -> Result<Option<T>, StandbyError> {
+        match self.rows.get(key::encode(root, path).as_slice()).map_err(fail(&self.path))? {
+            None => Ok(None),
+            Some(v) => self.decode(v.value()).map(Some),
+        }
+    }
+
+    pub(crate) fn manifest(&self, root: RootId, path: &RelPath) -> Result<Option<ManifestRow>, StandbyError> {
+        self.row(root, path)
+    }
+
+    pub(crate) fn pending(&self, root: RootId, path: &RelPath) -> Result<Option<PendingRow>, StandbyError> {
+        self.row(root, path)
+    }
+
+    /// The entries directly in a directory, sorted by name.
+    pub(crate) fn children<T: DeserializeOwned>(&self, root: RootId, path: &RelPath) -> Result<Vec<(Box<[u8]>, T)>, StandbyError> {
+        let range = key::children(root, path);
+        let mut out = Vec::new();
+        for row in self.rows.range(range.start.as_slice()..range.end.as_slice()).map_err(fail(&self.path))? {
+            let (k, v) = row.map_err(fail(&self.path))?;
+            out.push((key::name(k.value()).into(), self.decode(v.value())?));
+        }
+        Ok(out)
+    }
+
+    /// Calls `each` with every row, last first, without holding them all.
+    pub(crate) fn for_each_reversed<T: DeserializeOwned>(
+        &self,
+        mut each: impl FnMut(RootId, RelPath, T) -> Result<(), StandbyError>,
+    ) -> Result<(), StandbyError> {
+        for row in self.rows.range::<&[u8]>(..).map_err(fail(&self.path))?.rev() {
+            let (k, v) = row.map_err(fail(&self.path))?;
+            let (root, path) = self.path_of(k.value())?;
+            each(root, path, self.decode(v.value())?)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn path_of(&self, key: &[u8]) -> Result<(RootId, RelPath), StandbyError> {
+        key::decode(key).map_err(|e| StandbyError::Damaged { path: self.path.clone(), detail: e.to_string() })
+    }
+
+    pub(crate) fn len(&self) -> Result<u64, StandbyError> {
+        self.rows.len().map_err(fail(&self.path))
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, StandbyError> {
+        codec::decode(bytes).map_err(|e| StandbyError::Damaged { path: self.path.clone(), detail: e.to_string() })
+    }
+}
+
+fn fail<E: Into<redb::Error>>(path: &Path) -> impl FnOnce(E) -> StandbyError {
+    let path = path.to_path_buf();
+    move |e| {
+        let source: redb::Error = e.into();
+        match &source {
+            redb::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull => {
+                StandbyError::OutOfSpace { detail: format!("writing {}", path.display()) }
+            }
+            redb::Error::Corrupted(detail) => StandbyError::Damaged { path, detail: detail.clone() },
+            _ => StandbyError::Store { path, source: Box::new(source) },
+        }
+    }
+}
