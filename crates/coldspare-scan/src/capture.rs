@@ -94,17 +94,32 @@ pub trait Outlet: Sync {
     /// [`Closed`]: the link is gone.
     fn batch(&self, ops: Vec<Op>, payload: Packed, raw_len: usize) -> Result<(), Closed>;
 
-    /// Takes a part of a large file; `pieces` are as [`coldspare_delta::encode_pieces`] codes them.
+    /// Takes a part of a large file; `literal` is the content of its literal pieces.
     ///
     /// # Errors
     /// [`Closed`]: the link is gone.
-    fn segment(&self, file: u32, offset: u64, pieces: Vec<u8>, literal: Packed, raw_len: usize) -> Result<(), Closed>;
+    fn segment(&self, part: FilePart, literal: Packed, raw_len: usize) -> Result<(), Closed>;
 
     /// Asks whether the standby has these contents; the answers are in the order of the questions.
     ///
     /// # Errors
     /// [`Closed`]: the link is gone.
     fn ask(&self, items: Vec<Ask>) -> Result<Vec<Have>, Closed>;
+}
+
+/// A part of a large file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilePart {
+    /// The file's number in the changeset.
+    pub file: u32,
+    /// The root that holds `path`.
+    pub root: RootId,
+    /// The file, also the one that copies are taken from.
+    pub path: RelPath,
+    /// Where in the file it starts.
+    pub offset: u64,
+    /// As [`coldspare_delta::encode_pieces`] codes them.
+    pub pieces: Vec<u8>,
 }
 
 /// The outlet takes no more.

@@ -15,7 +15,7 @@ use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, ProblemKind, Rel
 use coldspare_delta::{Base, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, Segment, encode_pieces, pack};
 use coldspare_os::{Disk, FileKind, Stat};
 
-use crate::capture::{CaptureError, Certainty};
+use crate::capture::{CaptureError, Certainty, FilePart};
 use crate::index::{Row, State, Witness};
 use crate::visit::{Candidate, Run, is_unchanged, is_vanished};
 use crate::watch::now_ms;
@@ -384,7 +384,7 @@ impl<D: Disk> Run<'_, D> {
         let read = self.windows(file, |window, follows| {
             encoder.push(window, follows, &mut |segment| {
                 if failed.is_none() {
-                    failed = self.send_segment(number, segment).err();
+                    failed = self.send_segment(file, number, segment).err();
                 }
             })
         });
@@ -402,10 +402,12 @@ impl<D: Disk> Run<'_, D> {
         Ok(Ok(Some(SentSegments { file: number, encoded: encoder.finish() })))
     }
 
-    fn send_segment(&self, file: u32, segment: Segment) -> Result<(), CaptureError> {
+    fn send_segment(&self, file: &Opened<'_, D>, number: u32, segment: Segment) -> Result<(), CaptureError> {
         let raw_len = segment.literal.len();
         let literal = pack(segment.literal, self.capture.zstd_level);
-        Ok(self.outlet.segment(file, segment.offset, encode_pieces(&segment.pieces), literal, raw_len)?)
+        let pieces = encode_pieces(&segment.pieces);
+        let part = FilePart { file: number, root: file.root, path: file.path.clone(), offset: segment.offset, pieces };
+        Ok(self.outlet.segment(part, literal, raw_len)?)
     }
 
     /// The chunks of the version that the standby has at this path.

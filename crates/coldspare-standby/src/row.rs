@@ -51,7 +51,7 @@ pub struct Staged(#[serde(with = "coldspare_core::codec::bytes")] pub Vec<u8>);
 
 /// Where the standby stands; one value of the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Standing {
+pub(crate) struct Standing {
     /// The last changeset that is the tree.
     pub applied: Option<Applied>,
     /// A changeset that will be applied, whatever happens.
