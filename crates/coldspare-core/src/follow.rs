@@ -137,6 +137,9 @@ pub struct Follow {
     last_acked: Seq,
     retry_after: Duration,
     full_scan_at: Duration,
+    /// After a cycle that failed, when the next one may begin.
+    pause_until: Duration,
+    pause: Duration,
     /// Checkpoints that no cycle covers yet.
     asked: Vec<u64>,
     effects: VecDeque<Effect>,
@@ -176,6 +179,8 @@ impl Follow {
             last_acked: config.acked.unwrap_or_default(),
             retry_after: config.retry_min,
             full_scan_at: now + config.full_scan_every,
+            pause_until: now,
+            pause: config.retry_min,
             asked: Vec::new(),
             effects: VecDeque::new(),
             config,
@@ -190,11 +195,11 @@ impl Follow {
             Input::Hints => self.want(Scope::Hinted),
             Input::Uncovered => self.want(Scope::Everything),
             Input::Captured { sent } => self.captured(now, sent),
-            Input::CaptureFailed => self.abandon_cycle(),
+            Input::CaptureFailed => self.fail_cycle(now),
             Input::Acked { seq } => self.acked(now, seq),
             Input::Refused { seq } => {
                 if self.cycle.as_ref().is_some_and(|c| c.seq == seq) {
-                    self.abandon_cycle();
+                    self.fail_cycle(now);
                 }
             }
             Input::Checkpoint { id } => {
@@ -216,7 +221,17 @@ impl Follow {
         match self.link {
             Link::Down { retry_at } => Some(retry_at),
             Link::Connecting => None,
-            Link::Up => self.cycle.is_none().then_some(self.full_scan_at),
+            Link::Up if self.cycle.is_some() => None,
+            Link::Up if self.pending.is_some() => Some(self.pause_until),
+            Link::Up => Some(self.full_scan_at),
+        }
+    }
+
+    /// Changes how long it is between looks at everything, from the next one on.
+    pub fn set_full_scan_every(&mut self, now: Duration, every: Duration) {
+        if every != self.config.full_scan_every {
+            self.config.full_scan_every = every;
+            self.full_scan_at = self.full_scan_at.min(now + every);
         }
     }
 
@@ -296,10 +311,18 @@ impl Follow {
 
     fn end_cycle(&mut self, now: Duration, seq: Seq) {
         let Some(cycle) = self.cycle.take() else { return };
+        self.pause = self.config.retry_min;
         if cycle.scope == Scope::Everything {
             self.full_scan_at = now + self.config.full_scan_every;
         }
         self.effects.extend(cycle.covers.into_iter().map(|id| Effect::Confirm { id, seq }));
+    }
+
+    /// Gives the cycle up and lets some time pass: what failed may well fail again.
+    fn fail_cycle(&mut self, now: Duration) {
+        self.abandon_cycle();
+        self.pause_until = now + self.pause;
+        self.pause = (self.pause * 2).min(self.config.retry_max);
     }
 
     fn abandon_cycle(&mut self) {
@@ -317,7 +340,7 @@ impl Follow {
                 self.link = Link::Connecting;
                 self.effects.push_back(Effect::Connect);
             }
-            Link::Up if self.cycle.is_none() => {
+            Link::Up if self.cycle.is_none() && self.pause_until <= now => {
                 if self.full_scan_at <= now {
                     self.want(Scope::Everything);
                 }
@@ -437,6 +460,22 @@ mod tests {
             now = f.poll_timeout().unwrap();
         }
         assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+    }
+
+    #[test]
+    fn a_cycle_that_failed_is_tried_again_after_a_pause() {
+        let mut f = idle();
+        f.handle(T0, Input::Hints);
+        effects(&mut f);
+        f.handle(T0, Input::CaptureFailed);
+        assert_eq!(effects(&mut f), [Effect::RestoreHints]);
+        let at = f.poll_timeout().unwrap();
+        assert_eq!(at, Duration::from_millis(200));
+        f.handle(at, Input::Tick);
+        let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted };
+        assert_eq!(effects(&mut f), [again]);
+        f.handle(at, Input::Refused { seq: Seq(9) });
+        assert_eq!(f.poll_timeout().unwrap() - at, Duration::from_millis(400));
     }
 
     #[test]

@@ -243,6 +243,10 @@ pub enum Data {
         seq: Seq,
         /// Number of the file within its changeset.
         file: u32,
+        /// The root that holds `path`.
+        root: RootId,
+        /// The file; copies are taken from what the standby has there.
+        path: RelPath,
         /// Where in the file it begins, in bytes.
         offset: u64,
         /// Coded by `coldspare-delta`; opaque here.

@@ -1,1 +1,78 @@
-//! The command line.
+//! The command line, the configuration, and the daemons' thin drivers.
+//!
+//! Architecture invariant: what is decided is decided in `coldspare-core`; what is done to files, in `coldspare-scan` and
+//! `coldspare-standby`. Here events are carried from one to the other, and told to people.
+
+#![forbid(unsafe_code)]
+
+mod active;
+mod check;
+mod cli;
+pub mod config;
+mod exit;
+mod init;
+mod progress;
+mod roots;
+mod socket;
+mod standby;
+mod state;
+mod status;
+mod verify;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command, InitCommand};
+use exit::{Failure, Outcome};
+
+/// The version of this build.
+pub const BUILD: &str = env!("CARGO_PKG_VERSION");
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(if e.use_stderr() { exit::Code::Usage as u8 } else { 0 });
+        }
+    };
+    start_log();
+    match run(cli.command) {
+        Ok(code) => ExitCode::from(code as u8),
+        Err(failure) => {
+            eprintln!("coldspare: {failure}");
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}
+
+fn run(command: Command) -> Outcome {
+    match command {
+        Command::Init(InitCommand::Standby { init, listen, advertise }) => init::standby(init.into(), &listen, advertise.as_deref()),
+        Command::Init(InitCommand::Active { init, invite }) => init::active(init.into(), &invite),
+        Command::Send { config, once, json } => {
+            let mode = if once { active::Mode::Once { json } } else { active::Mode::Daemon };
+            active::run(&config.path, mode)
+        }
+        Command::Receive { config } => standby::run(&config.path),
+        Command::Checkpoint { config, timeout, json } => status::checkpoint(&config.path, timeout, json),
+        Command::Status { config, json, watch } => status::status(&config.path, json, watch),
+        Command::Verify { config, quick: _, deep, json } => verify::run(&config.path, verify::Options { deep, json }),
+        Command::Check { config, json } => check::run(&config.path, json),
+        Command::Man { dir } => write_man_pages(&dir),
+    }
+}
+
+fn write_man_pages(dir: &std::path::Path) -> Outcome {
+    use clap::CommandFactory;
+    std::fs::create_dir_all(dir).map_err(|e| Failure::usage(format!("{}: {e}", dir.display())))?;
+    clap_mangen::generate_to(Cli::command(), dir).map_err(|e| Failure::usage(format!("{}: {e}", dir.display())))?;
+    Ok(exit::Code::Done)
+}
+
+fn start_log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("COLDSPARE_LOG").unwrap_or_else(|_| "info".into());
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

@@ -19,6 +19,11 @@ const SOON: Duration = Duration::from_secs(20);
 /// What must not happen is given this long to happen.
 const NEVER: Duration = Duration::from_millis(50);
 
+/// What has to happen, or the test fails instead of hanging.
+async fn soon<F: Future>(event: F) -> F::Output {
+    timeout(SOON, event).await.expect("nothing happens")
+}
+
 struct Pair {
     active: Link,
     standby: Link,
@@ -125,7 +130,7 @@ async fn check_impostor(active_id: Identity, standby_id: Identity) {
         async {
             // TLS 1.3 lets an active go on before the standby has checked its proof: what it hears then is the refusal.
             match connect(&address, &active_id, &pins, &tuning, SOON).await {
-                Ok(link) => Err(link.closed().await),
+                Ok(link) => Err(soon(link.closed()).await),
                 Err(error) => Err::<(), _>(error),
             }
         },
@@ -174,7 +179,7 @@ async fn messages_go_both_ways_and_the_last_word_arrives() {
     to_active.send(&ToActive::Refused(Refusal::UnknownKey)).await.unwrap();
     to_active.finish(SOON).await.unwrap();
     standby.close("refused: \u{1b}[2J");
-    assert!(matches!(active.closed().await, LinkError::Closed { reason } if reason == "refused: \\u{1b}[2J"));
+    assert!(matches!(soon(active.closed()).await, LinkError::Closed { reason } if reason == "refused: \\u{1b}[2J"));
     assert_eq!(from_standby.next().await.unwrap(), ToActive::Refused(Refusal::UnknownKey));
     assert!(matches!(from_standby.next().await, Err(LinkError::Closed { .. })));
 }
@@ -183,8 +188,8 @@ async fn messages_go_both_ways_and_the_last_word_arrives() {
 async fn a_listener_that_stops_says_why() {
     let Pair { active, standby, listener } = pair().await;
     listener.shutdown("the standby is stopping").await;
-    assert!(matches!(active.closed().await, LinkError::Closed { reason } if reason == "the standby is stopping"));
-    assert!(matches!(standby.closed().await, LinkError::Closed { .. }));
+    assert!(matches!(soon(active.closed()).await, LinkError::Closed { reason } if reason == "the standby is stopping"));
+    assert!(matches!(soon(standby.closed()).await, LinkError::Closed { .. }));
     assert!(listener.accept().await.is_none());
 }
 
@@ -193,7 +198,7 @@ async fn the_active_says_goodbye_before_it_exits() {
     let Pair { active, standby, listener: _listener } = pair().await;
     active.close("the active is stopping");
     active.drained().await;
-    assert!(matches!(standby.closed().await, LinkError::Closed { reason } if reason == "the active is stopping"));
+    assert!(matches!(soon(standby.closed()).await, LinkError::Closed { reason } if reason == "the active is stopping"));
 }
 
 #[tokio::test]
@@ -228,7 +233,7 @@ async fn check_bytes(bytes: &[u8], expected: fn(&LinkError) -> bool) {
         },
         standby.accept_data()
     );
-    let received = timeout(SOON, receiver.unwrap().next()).await.unwrap();
+    let received = soon(receiver.unwrap().next()).await;
     assert!(received.as_ref().is_err_and(expected), "{received:?}");
     drop(stream);
 }
@@ -277,7 +282,7 @@ async fn a_frame_that_is_not_finished_times_out() {
     let pair = pair().await;
     for count in [1, 16, 30] {
         let (_stream, receiver) = begun(&pair, &whole_frame()[..count]).await;
-        let received = timeout(SOON, receiver.with_frame_deadline(NEVER).next()).await.unwrap();
+        let received = soon(receiver.with_frame_deadline(NEVER).next()).await;
         assert!(matches!(received, Err(LinkError::Timeout { .. })), "{count}: {received:?}");
     }
 }
@@ -351,9 +356,9 @@ async fn a_send_that_is_cut_off_ends_its_stream() {
         standby.accept_data()
     );
     let (mut sender, mut receiver) = (sender, receiver.unwrap());
-    assert!(matches!(sender.send(&batch(2, 0), Payload::none()).await, Err(LinkError::Abandoned)));
-    assert!(matches!(sender.finish().await, Err(LinkError::Abandoned)));
-    assert!(matches!(receiver.next().await, Err(LinkError::Abandoned)));
+    assert!(matches!(soon(sender.send(&batch(2, 0), Payload::none())).await, Err(LinkError::Abandoned)));
+    assert!(matches!(soon(sender.finish()).await, Err(LinkError::Abandoned)));
+    assert!(matches!(soon(receiver.next()).await, Err(LinkError::Abandoned)));
 }
 
 #[tokio::test]
@@ -365,7 +370,14 @@ async fn what_breaks_a_limit_is_not_sent() {
     assert!(matches!(sender.send(&batch(1, over.len() as u64), Payload::plain(over)).await, Err(LinkError::Protocol(_))));
     assert!(matches!(sender.send(&batch(1, 2), Payload::plain(vec![0; 3])).await, Err(LinkError::Protocol(_))));
     let pieces = vec![0; 1 << 20];
-    let segment = Data::Segment { seq: Seq(1), file: 0, offset: 0, pieces };
+    let segment = Data::Segment {
+        seq: Seq(1),
+        file: 0,
+        root: coldspare_core::RootId(0),
+        path: coldspare_core::RelPath::new(*b"f").expect("a path"),
+        offset: 0,
+        pieces,
+    };
     assert!(matches!(sender.send(&segment, Payload::none()).await, Err(LinkError::Protocol(_))));
     sender.send(&batch(2, 1), Payload::plain(vec![9])).await.unwrap();
     let mut receiver = receiver.await.unwrap();
@@ -381,18 +393,15 @@ async fn messages_pass_data_that_nobody_reads() {
     assert_eq!(from_active.next().await.unwrap(), ToStandby::Idle { as_of_ms: 1 });
     let mut streams = Vec::new();
     for _ in 0..8 {
-        let (sender, receiver) = tokio::join!(
-            async {
-                let mut sender = active.open_data().await.unwrap();
-                let large = Payload::plain(vec![1; 4 << 20]);
-                assert!(timeout(NEVER, sender.send(&batch(1, 4 << 20), large)).await.is_err());
-                sender
-            },
-            standby.accept_data()
-        );
-        streams.push((sender, receiver.unwrap()));
+        let blocked = async {
+            let mut sender = active.open_data().await.unwrap();
+            let large = Payload::plain(vec![1; 4 << 20]);
+            assert!(timeout(NEVER, sender.send(&batch(1, 4 << 20), large)).await.is_err());
+            sender
+        };
+        streams.push(soon(async { tokio::join!(blocked, standby.accept_data()) }).await);
     }
     to_standby.send(&ToStandby::Abandon { seq: Seq(1) }).await.unwrap();
-    let message = timeout(SOON, from_active.next()).await.unwrap();
+    let message = soon(from_active.next()).await;
     assert_eq!(message.unwrap(), ToStandby::Abandon { seq: Seq(1) });
 }

@@ -153,7 +153,10 @@ fn golden_data() {
     );
     golden(batch(put("a", other(Body::Hardlink { to: path("b/c") }), ContentRef::None)), "00050100000161fbff0100000000000303622f6300");
     golden(batch(Op::Delete { root: RootId(1), path: path("a/b") }), "000501010103612f62");
-    golden(Data::Segment { seq: Seq(5), file: 1, offset: 1 << 22, pieces: vec![0xab, 0xcd] }, "010501fc0000400002abcd");
+    golden(
+        Data::Segment { seq: Seq(5), file: 1, root: RootId(2), path: path("a"), offset: 1 << 22, pieces: vec![0xab, 0xcd] },
+        "010501020161fc0000400002abcd",
+    );
 }
 
 fn check_open(change: impl FnOnce(&mut Open), accepted: bool) {
@@ -284,7 +287,7 @@ fn any_op() -> impl Strategy<Value = Op> {
 fn any_data() -> impl Strategy<Value = Data> {
     let batch = (any::<u64>(), prop::collection::vec(any_op(), 0..8)).prop_map(|(seq, ops)| Data::Batch { seq: Seq(seq), ops });
     let segment = (any::<u64>(), any::<u32>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..100))
-        .prop_map(|(seq, file, offset, pieces)| Data::Segment { seq: Seq(seq), file, offset, pieces });
+        .prop_map(|(seq, file, offset, pieces)| Data::Segment { seq: Seq(seq), file, root: RootId(1), path: path("a/b"), offset, pieces });
     prop_oneof![batch, segment]
 }
 

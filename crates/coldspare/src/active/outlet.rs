@@ -1,0 +1,176 @@
+//! From the capturing threads to the link: bounded, so that a slow standby slows the capture.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use coldspare_core::changeset::{Ask, Have};
+use coldspare_core::{Baseline, Op, Seq};
+use coldspare_delta::Packed;
+use coldspare_scan::capture::{Certainty, Closed, FilePart, Outlet};
+use coldspare_transport::{Data, DataSender, Link, LinkError, Payload, ToStandby};
+use tokio::sync::{mpsc, oneshot};
+
+/// LIMIT: frames that wait for a stream; with those in the streams' own windows this bounds the sender's memory.
+const QUEUE: usize = 8;
+
+/// The sending half of an open session.
+#[derive(Clone)]
+pub(crate) struct Sending {
+    pub(crate) link: Link,
+    control: mpsc::Sender<ToStandby>,
+    data: mpsc::Sender<(Data, Payload)>,
+    /// Who waits for which answer; `None` once the link is gone.
+    answers: Arc<Mutex<Option<HashMap<u32, oneshot::Sender<Vec<Have>>>>>>,
+    next_question: Arc<AtomicU32>,
+}
+
+impl Sending {
+    /// Opens the data streams and starts to send; trouble shows as the end of the link.
+    pub(crate) async fn start(
+        link: Link,
+        mut sender: coldspare_transport::ControlSender<ToStandby>,
+        streams: u16,
+    ) -> Result<Sending, LinkError> {
+        let (control, mut control_inbox) = mpsc::channel::<ToStandby>(QUEUE);
+        let (data, data_inbox) = mpsc::channel::<(Data, Payload)>(QUEUE);
+        let closing = link.clone();
+        tokio::spawn(async move {
+            while let Some(message) = control_inbox.recv().await {
+                if let Err(e) = sender.send(&message).await {
+                    closing.close(&e.to_string());
+                    return;
+                }
+            }
+            // The active gave the session up: nothing more is coming.
+            closing.close("the active ended the session");
+        });
+        let data_inbox = Arc::new(tokio::sync::Mutex::new(data_inbox));
+        for _ in 0..streams {
+            let stream = link.open_data().await?;
+            tokio::spawn(pump(link.clone(), stream, data_inbox.clone()));
+        }
+        Ok(Sending { link, control, data, answers: Arc::new(Mutex::new(Some(HashMap::new()))), next_question: Arc::default() })
+    }
+
+    /// Sends a message on the control stream.
+    pub(crate) async fn control(&self, message: ToStandby) -> Result<(), Closed> {
+        self.control.send(message).await.map_err(|_| Closed)
+    }
+
+    /// Passes an answer on to the thread that asked.
+    pub(crate) fn answered(&self, no: u32, have: Vec<Have>) {
+        let waiting = self.answers().as_mut().and_then(|waiting| waiting.remove(&no));
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(have);
+        }
+    }
+
+    /// Nobody gets an answer any more.
+    pub(crate) fn hang_up(&self) {
+        *self.answers() = None;
+    }
+
+    fn answers(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u32, oneshot::Sender<Vec<Have>>>>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn pump(link: Link, mut stream: DataSender, inbox: Arc<tokio::sync::Mutex<mpsc::Receiver<(Data, Payload)>>>) {
+    loop {
+        let next = inbox.lock().await.recv().await;
+        let Some((data, payload)) = next else {
+            let _ = stream.finish().await;
+            return;
+        };
+        if let Err(e) = stream.send(&data, payload).await {
+            link.close(&e.to_string());
+            return;
+        }
+    }
+}
+
+/// One changeset on its way.
+pub(crate) struct Changeset<'a> {
+    sending: &'a Sending,
+    seq: Seq,
+    baseline: Baseline,
+    certainty: Certainty,
+    begun: Mutex<bool>,
+    has_begun: AtomicBool,
+    pub(crate) batches: AtomicU64,
+    pub(crate) segments: AtomicU64,
+}
+
+impl<'a> Changeset<'a> {
+    pub(crate) fn new(sending: &'a Sending, seq: Seq, baseline: Baseline, certainty: Certainty) -> Changeset<'a> {
+        Changeset {
+            sending,
+            seq,
+            baseline,
+            certainty,
+            begun: Mutex::new(false),
+            has_begun: AtomicBool::new(false),
+            batches: AtomicU64::new(0),
+            segments: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether anything was sent.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.has_begun.load(Ordering::Acquire)
+    }
+
+    /// Announces the changeset with its first content: one without any is never announced.
+    fn begin(&self) -> Result<(), Closed> {
+        if self.has_begun() {
+            return Ok(());
+        }
+        let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        if !*begun {
+            let sure = self.certainty == Certainty::Sure;
+            let message = ToStandby::Begin { seq: self.seq, baseline: self.baseline, sure };
+            self.sending.control.blocking_send(message).map_err(|_| Closed)?;
+            *begun = true;
+            self.has_begun.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn send(&self, data: Data, payload: Packed, raw_len: usize) -> Result<(), Closed> {
+        let raw_len = u32::try_from(raw_len).map_err(|_| Closed)?;
+        let payload = match payload {
+            Packed::Raw(bytes) => Payload::plain(bytes),
+            Packed::Zstd(bytes) => Payload::zstd(bytes, raw_len),
+        };
+        self.sending.data.blocking_send((data, payload)).map_err(|_| Closed)
+    }
+}
+
+impl Outlet for Changeset<'_> {
+    fn batch(&self, ops: Vec<Op>, payload: Packed, raw_len: usize) -> Result<(), Closed> {
+        self.begin()?;
+        self.send(Data::Batch { seq: self.seq, ops }, payload, raw_len)?;
+        self.batches.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn segment(&self, part: FilePart, literal: Packed, raw_len: usize) -> Result<(), Closed> {
+        self.begin()?;
+        let FilePart { file, root, path, offset, pieces } = part;
+        self.send(Data::Segment { seq: self.seq, file, root, path, offset, pieces }, literal, raw_len)?;
+        self.segments.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn ask(&self, items: Vec<Ask>) -> Result<Vec<Have>, Closed> {
+        self.begin()?;
+        let count = items.len();
+        let no = self.sending.next_question.fetch_add(1, Ordering::Relaxed);
+        let (tell, answer) = oneshot::channel();
+        self.sending.answers().as_mut().ok_or(Closed)?.insert(no, tell);
+        self.sending.control.blocking_send(ToStandby::Ask { no, items }).map_err(|_| Closed)?;
+        let have = answer.blocking_recv().map_err(|_| Closed)?;
+        if have.len() == count { Ok(have) } else { Err(Closed) }
+    }
+}

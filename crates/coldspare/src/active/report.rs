@@ -1,0 +1,79 @@
+//! What the active did, as numbers and as words.
+
+use std::time::Duration;
+
+use coldspare_core::{Problem, Seq};
+use coldspare_scan::capture::Report;
+use serde_json::{Value, json};
+
+/// Sums since the daemon's start.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tally {
+    pub(crate) files_read: u64,
+    pub(crate) bytes_read: u64,
+    pub(crate) bytes_sent: u64,
+    pub(crate) special: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, report: &Report) {
+        self.files_read += report.totals.files_read;
+        self.bytes_read += report.totals.bytes_read;
+        self.special = report.special;
+    }
+}
+
+/// What a checkpoint amounted to.
+pub(crate) struct Done {
+    seq: Seq,
+    files: u64,
+    bytes_read: u64,
+    bytes_sent: u64,
+    took: Duration,
+}
+
+impl Done {
+    pub(crate) fn new(seq: Seq, now: &Tally, since: &Tally, took: Duration) -> Done {
+        Done {
+            seq,
+            files: now.files_read - since.files_read,
+            bytes_read: now.bytes_read - since.bytes_read,
+            bytes_sent: now.bytes_sent - since.bytes_sent,
+            took,
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "seq": self.seq.0,
+            "files": self.files,
+            "bytes_read": self.bytes_read,
+            "bytes_sent": self.bytes_sent,
+            "seconds": (self.took.as_secs_f64() * 1000.0).round() / 1000.0,
+        })
+    }
+}
+
+/// The object of `send --once` and `checkpoint` as a line.
+pub(crate) fn summary_line(done: &Value) -> String {
+    let number = |key: &str| done[key].as_u64().unwrap_or_default();
+    format!(
+        "seq {}, {} files read, {} bytes read, {} bytes sent, {} seconds",
+        number("seq"),
+        number("files"),
+        number("bytes_read"),
+        number("bytes_sent"),
+        done["seconds"]
+    )
+}
+
+/// A problem as JSON.
+pub(crate) fn problem(problem: &Problem) -> Value {
+    json!({"root": problem.root.0, "path": problem.path.to_string(), "kind": problem.kind.word(), "detail": problem.detail})
+}
+
+/// Milliseconds since 1970 as text, UTC.
+pub(crate) fn rfc3339(ms: u64) -> String {
+    let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+    jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| format!("{t:.3}"))
+}

@@ -1,0 +1,201 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Profile;
+
+/// Keeps the home directory of a Bitbucket instance ready on a cold standby.
+#[derive(Debug, Parser)]
+#[command(name = "coldspare", version = crate::BUILD, max_term_width = 110)]
+#[command(after_help = "Exit codes: 0 done or consistent; 1 differences found or refused by a safety rule; 2 usage or configuration;\n\
+3 peer unreachable or timed out; 4 fenced, conflict or wrong epoch; 5 damage that needs a person.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Set up this host as standby or as active
+    #[command(subcommand)]
+    Init(InitCommand),
+    /// Send changes to the standby (on the active)
+    Send {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Until the standby has everything as of now, then exit
+        #[arg(long)]
+        once: bool,
+        /// With --once: print a JSON object
+        #[arg(long, requires = "once")]
+        json: bool,
+    },
+    /// Receive changes from the active (on the standby)
+    Receive {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Return when all that was written before is durable on the standby (on the active)
+    Checkpoint {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// How long to wait: 500ms, 30s, 5m
+        #[arg(long, default_value = "30s", value_parser = parse_duration)]
+        timeout: Duration,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show where this host's daemon stands
+    Status {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+        /// Again every second
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Tell whether the standby is what its manifest says (on the standby)
+    Verify {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Metadata of every entry (the default)
+        #[arg(long, conflicts_with = "deep")]
+        quick: bool,
+        /// Extended attributes and every byte too
+        #[arg(long)]
+        deep: bool,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check configuration, paths, owners, space and privileges of this host
+    Check {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write the man pages into a folder
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
+}
+
+/// The configuration of this host.
+#[derive(Debug, Args)]
+pub struct ConfigArg {
+    /// The configuration file
+    #[arg(long = "config", value_name = "FILE", default_value = "/etc/coldspare/coldspare.toml")]
+    pub path: PathBuf,
+}
+
+/// Which role to set up.
+#[derive(Debug, Subcommand)]
+pub enum InitCommand {
+    /// Make this host a standby; prints an invitation for its active
+    Standby {
+        #[command(flatten)]
+        init: InitArgs,
+        /// Where to listen, UDP
+        #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7420")]
+        listen: String,
+        /// The address that the active uses, when it isn't the one to listen at
+        #[arg(long, value_name = "HOST[:PORT]")]
+        advertise: Option<String>,
+    },
+    /// Make this host the active of the standby that invited
+    Active {
+        #[command(flatten)]
+        init: InitArgs,
+        /// The line that `init standby` printed
+        #[arg(long, value_name = "TEXT")]
+        invite: String,
+    },
+}
+
+/// What both kinds of `init` take.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The home directory
+    #[arg(long, value_name = "DIR")]
+    pub home: PathBuf,
+    /// A further folder to replicate, such as a data store; may be given several times
+    #[arg(long = "root", value_name = "NAME=DIR", value_parser = parse_root)]
+    pub roots: Vec<(String, PathBuf)>,
+    /// The configuration file to write
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// The folder for identity and stores [default: the configuration's name with .state]
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+    /// The home's exclude list: bitbucket or none
+    #[arg(long, default_value = "bitbucket", value_parser = parse_profile)]
+    pub profile: Profile,
+}
+
+impl From<InitArgs> for crate::init::Init {
+    fn from(args: InitArgs) -> crate::init::Init {
+        let InitArgs { home, roots, config, state, profile } = args;
+        crate::init::Init { home, roots, config, state, profile }
+    }
+}
+
+fn parse_root(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((name, dir)) if !name.is_empty() && !dir.is_empty() => Ok((name.into(), dir.into())),
+        _ => Err("expected NAME=DIR".into()),
+    }
+}
+
+fn parse_profile(text: &str) -> Result<Profile, String> {
+    match text {
+        "bitbucket" => Ok(Profile::Bitbucket),
+        "none" => Ok(Profile::None),
+        _ => Err("expected bitbucket or none".into()),
+    }
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "expected a number and a unit, such as 30s".to_string())?;
+    let ms = match unit {
+        "ms" => 1,
+        "s" | "" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(format!("unknown unit {unit:?}; use ms, s, m or h")),
+    };
+    number.checked_mul(ms).filter(|ms| *ms <= 7 * 86_400_000).map(Duration::from_millis).ok_or("more than a week".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(parse_duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_duration("5"), Ok(Duration::from_secs(5)));
+        assert!(parse_duration("5 years").is_err());
+        assert!(parse_duration("99999999999999999h").is_err());
+    }
+}

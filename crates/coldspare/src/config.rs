@@ -1,0 +1,276 @@
+//! The configuration file: TOML, unknown keys are errors that name the line.
+//!
+//! Every default is in `docs/configuration.md`, from the same values.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use coldspare_core::exclude::{BITBUCKET, Exclude};
+use coldspare_transport::{Congestion, Tuning};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Failure;
+
+/// All of the configuration; either host can become the active, so both hold what both roles need.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The folder for identity, control record, stores and the socket of the daemon.
+    pub state: PathBuf,
+    /// Where `receive` listens, UDP.
+    #[serde(default = "default_listen")]
+    pub listen: SocketAddr,
+    /// The other host.
+    #[serde(default)]
+    pub peer: Peer,
+    /// What is replicated.
+    #[serde(rename = "root")]
+    pub roots: Vec<Root>,
+    /// How the active works.
+    #[serde(default)]
+    pub send: Send,
+    /// The link.
+    #[serde(default)]
+    pub link: LinkSettings,
+}
+
+/// The other host.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Peer {
+    /// `host:port` of its `receive`; a standby needs none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+}
+
+/// One replicated folder.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Root {
+    /// Its name, equal on both hosts.
+    pub name: String,
+    /// Where it is on this host, absolute.
+    pub path: PathBuf,
+    /// The built-in exclude list.
+    #[serde(default)]
+    pub profile: Profile,
+    /// Patterns that are left out too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<String>,
+    /// Patterns of the profile that are not left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<String>,
+}
+
+/// A built-in exclude list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Nothing is left out.
+    #[default]
+    None,
+    /// What a Bitbucket home rebuilds, or what is unsafe to copy live.
+    Bitbucket,
+}
+
+/// How changes are found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WatchMode {
+    /// inotify when the kernel gives it, else scans.
+    #[default]
+    Auto,
+    /// inotify, or nothing.
+    Inotify,
+    /// Scans only, for network filesystems.
+    Scan,
+}
+
+/// How the active works.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Send {
+    /// How changes are found.
+    pub watch: WatchMode,
+    /// Seconds between looks at everything while the watch covers all.
+    pub full_scan_seconds: u64,
+    /// Seconds between looks at everything while it doesn't.
+    pub uncovered_scan_seconds: u64,
+    /// Threads that look and read.
+    pub threads: usize,
+    /// zstd's level for content that shrinks, 1 to 19.
+    pub compression_level: i32,
+}
+
+impl Default for Send {
+    fn default() -> Send {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        Send {
+            watch: WatchMode::Auto,
+            full_scan_seconds: 3600,
+            uncovered_scan_seconds: 60,
+            // Cold scans wait for the disk: more threads than cores.
+            threads: cores.clamp(4, 16),
+            compression_level: 1,
+        }
+    }
+}
+
+/// The link.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LinkSettings {
+    /// Data streams, 1 to 32.
+    pub streams: u16,
+    /// How the sending rate is found.
+    pub congestion: Congestion,
+    /// Seconds of silence after which the peer is gone.
+    pub idle_timeout_seconds: u64,
+}
+
+impl Default for LinkSettings {
+    fn default() -> LinkSettings {
+        LinkSettings { streams: 8, congestion: Congestion::Cubic, idle_timeout_seconds: 10 }
+    }
+}
+
+/// Where `receive` listens by default.
+pub const DEFAULT_PORT: u16 = 7420;
+/// LIMIT: replicated folders.
+const ROOTS_MAX: usize = 64;
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// `Usage`, naming the file, the line where there is one, and what to do.
+    pub fn load(path: &Path) -> Result<Config, Failure> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| Failure::usage(format!("the configuration {} can't be read: {e}; `coldspare init` writes one", path.display())))?;
+        Config::parse(&text).map_err(|e| Failure::usage(format!("the configuration {}: {e}", path.display())))
+    }
+
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// In words, with the line where there is one.
+    pub fn parse(text: &str) -> Result<Config, String> {
+        let config: Config = toml::from_str(text).map_err(|e| e.to_string())?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !self.state.is_absolute() {
+            return Err(format!("state = {:?} must be an absolute path", self.state));
+        }
+        if self.roots.is_empty() || self.roots.len() > ROOTS_MAX {
+            return Err(format!("{} [[root]] sections; it takes 1 to {ROOTS_MAX}", self.roots.len()));
+        }
+        for (n, root) in self.roots.iter().enumerate() {
+            if root.name.is_empty() || root.name.len() > 64 || !root.name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            {
+                return Err(format!("root name {:?}: letters, digits, '-', '_' and '.', at most 64", root.name));
+            }
+            if !root.path.is_absolute() {
+                return Err(format!("root {:?}: path {:?} must be absolute", root.name, root.path));
+            }
+            if self.state.starts_with(&root.path) {
+                return Err(format!("state = {:?} is inside root {:?}; it must be elsewhere", self.state, root.name));
+            }
+            root.exclude().map_err(|e| format!("root {:?}: {e}", root.name))?;
+            for other in &self.roots[..n] {
+                if other.name == root.name {
+                    return Err(format!("two roots are called {:?}", root.name));
+                }
+                if other.path.starts_with(&root.path) || root.path.starts_with(&other.path) {
+                    return Err(format!("root {:?} and root {:?} are inside each other", other.name, root.name));
+                }
+            }
+        }
+        if !(1..=19).contains(&self.send.compression_level) {
+            return Err(format!("send.compression_level = {} is not between 1 and 19", self.send.compression_level));
+        }
+        if !(1..=256).contains(&self.send.threads) {
+            return Err(format!("send.threads = {} is not between 1 and 256", self.send.threads));
+        }
+        if self.send.full_scan_seconds == 0 || self.send.uncovered_scan_seconds == 0 {
+            return Err("send: seconds between scans must be above 0".into());
+        }
+        self.tuning().check().map_err(|e| format!("link.{e}"))
+    }
+
+    /// The link's settings as the transport takes them.
+    pub fn tuning(&self) -> Tuning {
+        let mut tuning = Tuning { streams: self.link.streams, congestion: self.link.congestion, ..Tuning::default() };
+        tuning.idle_timeout = Duration::from_secs(self.link.idle_timeout_seconds);
+        tuning.keep_alive = tuning.keep_alive.min(tuning.idle_timeout / 4);
+        tuning
+    }
+}
+
+impl Root {
+    /// The compiled exclude list.
+    ///
+    /// # Errors
+    /// A pattern that can't be used.
+    pub fn exclude(&self) -> Result<Exclude, String> {
+        let profile = match self.profile {
+            Profile::None => &[][..],
+            Profile::Bitbucket => BITBUCKET,
+        };
+        if let Some(unknown) = self.include.iter().find(|p| !profile.contains(&p.as_str())) {
+            return Err(format!("include {unknown:?} is not a pattern of the profile"));
+        }
+        let kept = profile.iter().copied().filter(|p| !self.include.iter().any(|i| i == p));
+        Exclude::new(kept.chain(self.exclude.iter().map(String::as_str))).map_err(|e| e.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: &str = "state = \"/var/lib/coldspare\"\n[[root]]\nname = \"home\"\npath = \"/srv/home\"\n";
+
+    fn check(text: &str, expected_in_error: &str) {
+        let error = Config::parse(text).expect_err("refused");
+        assert!(error.contains(expected_in_error), "{error}");
+    }
+
+    #[test]
+    fn a_minimal_configuration_has_all_defaults() {
+        let config = Config::parse(BASE).unwrap();
+        assert_eq!(config.listen.port(), DEFAULT_PORT);
+        assert_eq!(config.roots[0].profile, Profile::None);
+        let again = Config::parse(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!(again.send.full_scan_seconds, config.send.full_scan_seconds);
+    }
+
+    #[test]
+    fn mistakes_name_the_place() {
+        check(&format!("{BASE}profil = \"bitbucket\"\n"), "line 5");
+        check(&format!("{BASE}profile = \"jira\"\n"), "line 5");
+        check("state = \"x\"\n[[root]]\nname = \"home\"\npath = \"/srv/home\"\n", "absolute");
+        check("state = \"/srv/home/x\"\n[[root]]\nname = \"home\"\npath = \"/srv/home\"\n", "inside root");
+        check("state = \"/s\"\nroot = []\n", "[[root]]");
+        check(&format!("{BASE}[[root]]\nname = \"b\"\npath = \"/srv/home/b\"\n"), "inside each other");
+        check(&format!("{BASE}[[root]]\nname = \"home\"\npath = \"/srv/b\"\n"), "two roots");
+        check(&format!("{BASE}exclude = [\"/abs\"]\n"), "leading");
+        check(&format!("{BASE}include = [\"log/\"]\n"), "not a pattern of the profile");
+        check(&format!("{BASE}[link]\nstreams = 99\n"), "streams");
+    }
+
+    #[test]
+    fn the_profile_can_be_changed() {
+        let text = format!("{BASE}profile = \"bitbucket\"\nexclude = [\"x/\"]\ninclude = [\"log/\"]\n");
+        let exclude = Config::parse(&text).unwrap().roots[0].exclude().unwrap();
+        let covers = |p: &str| exclude.covers(&coldspare_core::RelPath::new(p.as_bytes()).unwrap(), coldspare_core::exclude::IsDir::Yes);
+        assert!(covers("x") && covers("caches") && !covers("log"));
+    }
+}

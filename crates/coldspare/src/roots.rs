@@ -1,0 +1,76 @@
+//! The roots as the configuration names them: found, marked, opened.
+//!
+//! Each root holds `.coldspare/root`, which says to which pair and under which name it belongs; without it nothing is
+//! sent or applied: an unmounted filesystem looks like an empty home.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use coldspare_core::ClusterId;
+use coldspare_core::path::CONTROL_DIR;
+
+use crate::config::{Config, Root};
+use crate::exit::Failure;
+
+const MARKER: &str = "root";
+
+/// The control folder of a root.
+pub fn control_dir(root: &Path) -> PathBuf {
+    root.join(OsStr::from_bytes(CONTROL_DIR))
+}
+
+/// Marks each root as belonging to `cluster`.
+///
+/// # Errors
+/// `Usage` when a root doesn't exist, can't be written, or belongs to another pair.
+pub fn mark(roots: &[Root], cluster: ClusterId) -> Result<(), Failure> {
+    for root in roots {
+        let path = &root.path;
+        let meta = std::fs::metadata(path).map_err(|e| Failure::usage(format!("root {:?}: {}: {e}", root.name, path.display())))?;
+        if !meta.is_dir() {
+            return Err(Failure::usage(format!("root {:?}: {} is not a folder", root.name, path.display())));
+        }
+        let dir = control_dir(path);
+        let text = format!("{cluster} {}\n", root.name);
+        match std::fs::read_to_string(dir.join(MARKER)) {
+            Ok(found) if found == text => continue,
+            Ok(found) => {
+                return Err(Failure::usage(format!(
+                    "{} belongs to another pair ({}); if that pair is no more, remove {} first",
+                    path.display(),
+                    found.trim(),
+                    dir.display()
+                )));
+            }
+            Err(_) => {}
+        }
+        let fail = |e: std::io::Error| Failure::usage(format!("{}: the work folder can't be made: {e}", dir.display()));
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(fail)?;
+        coldspare_scan::watch::make_cookie_dir(path).map_err(fail)?;
+        std::fs::write(dir.join(MARKER), text).map_err(fail)?;
+    }
+    Ok(())
+}
+
+/// Finds the roots, each resolved once, and checks their markers.
+///
+/// # Errors
+/// `Usage`, naming the root and what to do.
+pub fn resolve(config: &Config, cluster: ClusterId) -> Result<Vec<PathBuf>, Failure> {
+    let mut out = Vec::new();
+    for root in &config.roots {
+        let say = |detail: String| Failure::usage(format!("root {:?}: {}: {detail}", root.name, root.path.display()));
+        let path = root.path.canonicalize().map_err(|e| say(format!("{e}; is the filesystem mounted?")))?;
+        let marker = control_dir(&path).join(MARKER);
+        let found = std::fs::read_to_string(&marker).map_err(|e| {
+            say(format!("no marker {} ({e}); is the right filesystem mounted? A new root is marked by `coldspare init`", marker.display()))
+        })?;
+        if found != format!("{cluster} {}\n", root.name) {
+            return Err(say(format!("its marker says {:?}: it belongs to another pair or under another name", found.trim())));
+        }
+        out.push(path);
+    }
+    Ok(out)
+}

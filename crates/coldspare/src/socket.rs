@@ -1,0 +1,163 @@
+//! The daemon's socket: one JSON object a line, for `status`, `checkpoint` and `verify`.
+//!
+//! A request is one line; the answer is any number of progress lines and one last line.
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use crate::exit::{Code, Failure};
+
+/// What the daemon is asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "ask", rename_all = "kebab-case")]
+pub enum Request {
+    /// Where it stands.
+    Status,
+    /// Answer when all that was written before now is durable on the standby.
+    Checkpoint {
+        /// Milliseconds to wait at most.
+        timeout_ms: u64,
+    },
+    /// Compare the tree with the manifest.
+    Verify {
+        /// Every byte, not only metadata.
+        deep: bool,
+    },
+}
+
+/// A line of the answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// How far it is.
+    Progress(Value),
+    /// Done.
+    Done(Value),
+    /// Not done.
+    Failed {
+        /// The exit code.
+        code: u8,
+        /// For a person.
+        message: String,
+    },
+}
+
+impl Reply {
+    /// The last line for a failure.
+    pub fn failed(failure: &Failure) -> Reply {
+        Reply::Failed { code: failure.code as u8, message: failure.message.clone() }
+    }
+}
+
+/// A request and where its answer goes.
+pub struct Call {
+    /// What is asked for.
+    pub request: Request,
+    /// Lines of the answer; the last one is `Done` or `Failed`.
+    pub reply: mpsc::Sender<Reply>,
+}
+
+/// LIMIT: bytes of a request.
+const REQUEST_BYTES_MAX: u64 = 4096;
+/// LIMIT: requests that wait for the daemon.
+const QUEUE: usize = 16;
+
+/// Listens at `path`; calls arrive at the returned channel.
+///
+/// # Errors
+/// `Usage`, naming the path.
+pub fn listen(path: &Path) -> Result<mpsc::Receiver<Call>, Failure> {
+    let fail = |e: std::io::Error| Failure::usage(format!("the daemon's socket {}: {e}", path.display()));
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => return Err(fail(e)),
+        _ => {}
+    }
+    let listener = tokio::net::UnixListener::bind(path).map_err(fail)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
+    let (calls, inbox) = mpsc::channel(QUEUE);
+    tokio::spawn(async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(serve(stream, calls.clone()))),
+                Err(e) => {
+                    tracing::warn!(error = %e, "the daemon's socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    });
+    Ok(inbox)
+}
+
+async fn serve(stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    let mut reader = tokio::io::BufReader::new(read.take(REQUEST_BYTES_MAX));
+    let read = tokio::time::timeout(Duration::from_secs(5), reader.read_line(&mut line));
+    if !matches!(read.await, Ok(Ok(1..))) {
+        return;
+    }
+    let (reply, mut lines) = mpsc::channel(QUEUE);
+    match serde_json::from_str(&line) {
+        Ok(request) => {
+            if calls.send(Call { request, reply }).await.is_err() {
+                return;
+            }
+        }
+        Err(e) => {
+            let failed = Reply::Failed { code: Code::Usage as u8, message: format!("not a request: {e}") };
+            let _ = reply.send(failed).await;
+            drop(reply);
+        }
+    }
+    while let Some(reply) = lines.recv().await {
+        let Ok(mut text) = serde_json::to_string(&reply) else { return };
+        text.push('\n');
+        if write.write_all(text.as_bytes()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Asks the daemon at `path`; `None` when none runs.
+///
+/// `progress` is called for each progress line.
+///
+/// # Errors
+/// What the daemon answered; `Unreachable` when it breaks off or says nothing within `limit`.
+pub fn ask(path: &Path, request: &Request, limit: Option<Duration>, mut progress: impl FnMut(&Value)) -> Result<Option<Value>, Failure> {
+    let mut stream = match UnixStream::connect(path) {
+        Ok(stream) => stream,
+        Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e) => return Err(Failure::unreachable(format!("the daemon's socket {}: {e}", path.display()))),
+    };
+    let broken = |e: std::io::Error| match e.kind() {
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => Failure::unreachable("the daemon did not answer in time"),
+        _ => Failure::unreachable(format!("the daemon broke off: {e}")),
+    };
+    stream.set_read_timeout(limit).map_err(broken)?;
+    let mut text = serde_json::to_string(request).map_err(Failure::usage)?;
+    text.push('\n');
+    stream.write_all(text.as_bytes()).map_err(broken)?;
+    for line in BufReader::new(stream).lines() {
+        match serde_json::from_str(&line.map_err(broken)?) {
+            Ok(Reply::Progress(value)) => progress(&value),
+            Ok(Reply::Done(value)) => return Ok(Some(value)),
+            Ok(Reply::Failed { code, message }) => return Err(Failure { code: code_of(code), message }),
+            Err(e) => return Err(Failure::unreachable(format!("the daemon's answer can't be read: {e}"))),
+        }
+    }
+    Err(Failure::unreachable("the daemon broke off before it answered"))
+}
+
+fn code_of(code: u8) -> Code {
+    [Code::Done, Code::Differs, Code::Usage, Code::Unreachable, Code::Fenced].into_iter().find(|c| *c as u8 == code).unwrap_or(Code::Damage)
+}

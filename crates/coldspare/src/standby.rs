@@ -1,0 +1,516 @@
+//! The standby's daemon: lets its active in, stages what arrives, acknowledges what is durable.
+//!
+//! One connection is served at a time; a new one of the paired active replaces the old. Trouble with the store or the
+//! disk ends the connection and opens the standby anew, which finishes what was committed.
+
+mod intake;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use coldspare_core::control::{Admission, ControlRecord, Refusal, Role};
+use coldspare_os::RealDisk;
+use coldspare_standby::{Depth, OpenError, Progress, RootSetup, Standby, StandbyError, Store};
+use coldspare_transport::{
+    ControlReceiver, ControlSender, Failure as PeerFailure, Incoming, Invitation, Link, LinkError, Listener, Open, PROTOCOL_VERSION,
+    ToActive, ToStandby, Welcome,
+};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::exit::{Code, Failure, Outcome};
+use crate::roots;
+use crate::socket::{self, Call, Reply, Request};
+use crate::state::State;
+use intake::Intake;
+
+type Copy = Standby<RealDisk>;
+
+/// From the first packet to the end of the greeting.
+const GREETING_LIMIT: Duration = Duration::from_secs(10);
+/// LIMIT: connections that are being greeted at once.
+const GREETINGS_MAX: usize = 16;
+/// Between tries to open the standby after trouble.
+const REOPEN_EVERY: Duration = Duration::from_secs(2);
+
+/// What `status` shows, and what the tasks share.
+struct Shared {
+    config: Config,
+    state: State,
+    record: Mutex<ControlRecord>,
+    /// `None` while the standby is being opened.
+    copy: Mutex<Option<Arc<Copy>>>,
+    link: Mutex<Option<Link>>,
+    peer_build: Mutex<Option<String>>,
+    /// The active's clock, as it last said that it has nothing newer.
+    as_of_ms: AtomicU64,
+    /// When that arrived.
+    heard_at: Mutex<Option<Instant>>,
+    trouble: Mutex<Option<String>>,
+    broken: AtomicBool,
+    reopen: tokio::sync::Notify,
+    serving: tokio::sync::Mutex<()>,
+    greetings: tokio::sync::Semaphore,
+}
+
+/// Runs `receive`.
+///
+/// # Errors
+/// As the exit codes say: configuration, port in use, store in use or damaged.
+pub fn run(config_path: &Path) -> Outcome {
+    let config = Config::load(config_path)?;
+    let state = State::at(&config.state);
+    let record = state.control()?;
+    if record.role != Role::Standby {
+        return Err(Failure::fenced(format!("this host is {}, not a standby; only a standby receives", record.role.word())));
+    }
+    let _lock = state.lock()?;
+    coldspare_os::raise_open_files_limit();
+    coldspare_os::openat2_works().map_err(Failure::usage)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
+    let outcome = runtime.block_on(serve(config, state, record));
+    runtime.shutdown_timeout(Duration::from_secs(30));
+    outcome
+}
+
+/// Opens the standby's copy; used by the daemon, and by commands while no daemon runs.
+///
+/// # Errors
+/// `Usage` for roots and stores that can't be used, `Damage` when a committed changeset can't be finished.
+pub fn open_copy(config: &Config, state: &State, record: &ControlRecord) -> Result<Copy, Failure> {
+    let paths = roots::resolve(config, record.cluster)?;
+    let mut setups = Vec::new();
+    for (root, path) in config.roots.iter().zip(paths) {
+        setups.push(RootSetup { path, exclude: root.exclude().map_err(Failure::usage)? });
+    }
+    let failure = |e: OpenError| match e {
+        OpenError::Recovery(e) => Failure::damage(e),
+        e => Failure::usage(e),
+    };
+    let store = Store::open(&state.manifest_path()).map_err(failure)?;
+    Standby::open(RealDisk::staying(), store, setups).map_err(failure)
+}
+
+async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
+    let identity = state.identity()?;
+    let listener = Listener::bind(config.listen, &identity, &config.tuning()).map_err(Failure::usage)?;
+    let calls = socket::listen(&state.socket_path())?;
+    let copy = open_copy(&config, &state, &record)?;
+    let shared = Arc::new(Shared {
+        config,
+        state,
+        record: Mutex::new(record),
+        copy: Mutex::new(Some(Arc::new(copy))),
+        link: Mutex::new(None),
+        peer_build: Mutex::new(None),
+        as_of_ms: AtomicU64::new(0),
+        heard_at: Mutex::new(None),
+        trouble: Mutex::new(None),
+        broken: AtomicBool::new(false),
+        reopen: tokio::sync::Notify::new(),
+        serving: tokio::sync::Mutex::new(()),
+        greetings: tokio::sync::Semaphore::new(GREETINGS_MAX),
+    });
+    tokio::spawn(shared.clone().answer_calls(calls));
+    tokio::spawn(shared.clone().keep_open());
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
+    tracing::info!(address = %listener.local_addr(), "listening");
+    eprintln!("ready");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            incoming = listener.accept() => match incoming {
+                Some(incoming) => drop(tokio::spawn(shared.clone().greet(incoming))),
+                None => return Err(Failure::usage("the listening socket was closed")),
+            },
+            _ = terminate.recv() => break,
+            _ = tokio::signal::ctrl_c() => break,
+        }
+    }
+    tracing::info!("stopping");
+    let link = lock(&shared.link).take();
+    if let Some(link) = link {
+        link.close("the standby stops");
+    }
+    // A changeset that is being applied is finished before the program ends.
+    let _finished = tokio::time::timeout(Duration::from_secs(20), shared.serving.lock()).await;
+    Ok(Code::Done)
+}
+
+impl Shared {
+    /// Lets a connection in when it is the active's.
+    async fn greet(self: Arc<Self>, incoming: Incoming) {
+        let from = incoming.remote_addr();
+        let Ok(permit) = self.greetings.try_acquire() else {
+            tracing::warn!(%from, "too many connections at once; dropped");
+            return;
+        };
+        let greeted = tokio::time::timeout(GREETING_LIMIT, async {
+            let link = incoming.handshake(GREETING_LIMIT).await?;
+            let (sender, mut receiver) = link.accept_control(GREETING_LIMIT).await?;
+            match receiver.next().await? {
+                ToStandby::Open(open) => Ok((link, sender, receiver, open)),
+                _ => Err(LinkError::Protocol("the first message isn't Open".into())),
+            }
+        });
+        let (link, mut sender, receiver, open) = match greeted.await {
+            Ok(Ok(greeted)) => greeted,
+            Ok(Err(e)) => return tracing::warn!(%from, error = %e, "connection refused"),
+            Err(_) => return tracing::warn!(%from, "connection refused: too slow"),
+        };
+        match self.admit(&link, &open) {
+            Ok(()) => {
+                drop(permit);
+                self.serve_active(link, sender, receiver, open).await;
+            }
+            Err(refusal) => {
+                tracing::warn!(%from, reason = %refusal, "connection refused");
+                let reason = refusal.to_string();
+                let _ = sender.send(&ToActive::Refused(refusal)).await;
+                let _ = sender.finish(Duration::from_secs(2)).await;
+                link.close(&reason);
+            }
+        }
+    }
+
+    /// Decides whether the peer may send: its key, its pair, its session (R2, R3).
+    fn admit(&self, link: &Link, open: &Open) -> Result<(), Refusal> {
+        let unable = |f: Failure| Refusal::Unable(f.message);
+        let key = link.peer_key();
+        let is_pinned = self.state.pins().map_err(unable)?.contains(&key);
+        if !is_pinned {
+            let invitation = self.state.invitation().map_err(unable)?.and_then(|text| text.parse::<Invitation>().ok());
+            match (&open.secret, invitation) {
+                (None, _) => return Err(Refusal::UnknownKey),
+                (Some(secret), Some(invitation)) if invitation.secret.matches(secret) => {}
+                (Some(_), _) => return Err(Refusal::Invitation),
+            }
+        }
+        if open.versions.min > PROTOCOL_VERSION
+            || open.versions.max < PROTOCOL_VERSION
+            || open.chunking != coldspare_delta::CHUNKING_VERSION
+        {
+            return Err(Refusal::Version { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION });
+        }
+        let mut record = lock(&self.record).clone();
+        let admission = record.admit(open.cluster, &open.session)?;
+        self.compare_roots(open)?;
+        if admission == Admission::Adopt {
+            tracing::info!(session = %open.session.id, epoch = open.session.epoch.0, "following a new session");
+            record = record.adopt(open.session);
+            self.state.set_control(&record).map_err(unable)?;
+            *lock(&self.record) = record;
+        }
+        if !is_pinned {
+            // The pin first: a crash between the two leaves an invitation that the pinned active no longer needs.
+            self.state.set_pin(key).map_err(unable)?;
+            self.state.remove_invitation().map_err(unable)?;
+            tracing::info!(active = %open.node, %key, "paired");
+        }
+        Ok(())
+    }
+
+    fn compare_roots(&self, open: &Open) -> Result<(), Refusal> {
+        let mine: Vec<&str> = self.config.roots.iter().map(|r| r.name.as_str()).collect();
+        let theirs: Vec<&str> = open.roots.iter().map(|r| r.name.as_str()).collect();
+        if mine != theirs {
+            return Err(Refusal::Roots(format!("the standby has {}, the active {}, in this order", mine.join(", "), theirs.join(", "))));
+        }
+        for (mine, theirs) in self.config.roots.iter().zip(&open.roots) {
+            if mine.path.as_os_str().as_encoded_bytes() != theirs.path {
+                tracing::warn!(
+                    root = mine.name,
+                    here = %mine.path.display(),
+                    there = coldspare_core::path::escape(&theirs.path),
+                    "the root is elsewhere on the active: forks that borrow objects by absolute path won't work here"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    async fn serve_active(
+        self: Arc<Self>,
+        link: Link,
+        mut sender: ControlSender<ToActive>,
+        receiver: ControlReceiver<ToStandby>,
+        open: Open,
+    ) {
+        let earlier = lock(&self.link).replace(link.clone());
+        if let Some(earlier) = earlier {
+            earlier.close("another connection of the same active took over");
+        }
+        let _one_at_a_time = self.serving.lock().await;
+        let copy = lock(&self.copy).clone();
+        let Some(copy) = copy else {
+            let reason = lock(&self.trouble).clone().unwrap_or_else(|| "the standby is being opened".into());
+            let _ = sender.send(&ToActive::Refused(Refusal::Unable(reason.clone()))).await;
+            let _ = sender.finish(Duration::from_secs(2)).await;
+            return link.close(&reason);
+        };
+        let welcome = Welcome {
+            version: PROTOCOL_VERSION,
+            build: crate::BUILD.into(),
+            node: lock(&self.record).node,
+            promised: lock(&self.record).promised,
+            applied: copy.applied(),
+            staged_files: copy.staged_files().unwrap_or_default(),
+        };
+        tracing::info!(active = %link.remote_addr(), seq = welcome.applied.map_or(0, |a| a.seq.0), "connected");
+        *lock(&self.peer_build) = Some(open.build);
+        if sender.send(&ToActive::Welcome(welcome)).await.is_err() {
+            return;
+        }
+        let intake = Arc::new(Intake::new(copy.clone(), open.session.id));
+        let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
+        let ended = self.converse(&intake, &mut sender, receiver).await;
+        link.close(&ended.to_string());
+        streams.abort();
+        intake.close();
+        // Staging threads finish what they hold; what is staged is kept for the next connection.
+        intake.drained().await;
+        let abandoned = tokio::task::spawn_blocking(move || copy.abandon()).await;
+        if let Ok(Err(e)) = abandoned {
+            self.note_trouble(&e);
+        }
+        tracing::info!(reason = %ended, "disconnected");
+        let mut current = lock(&self.link);
+        if current.as_ref().is_some_and(|l| l.remote_addr() == link.remote_addr()) {
+            *current = None;
+        }
+    }
+
+    /// Takes messages until the link ends.
+    async fn converse(
+        &self,
+        intake: &Arc<Intake>,
+        sender: &mut ControlSender<ToActive>,
+        receiver: ControlReceiver<ToStandby>,
+    ) -> LinkError {
+        let (messages, mut inbox) = mpsc::channel(16);
+        tokio::spawn(forward(receiver, messages));
+        loop {
+            let answer = tokio::select! {
+                message = inbox.recv() => match message {
+                    Some(Ok(message)) => match self.take(intake, message).await {
+                        Ok(answer) => answer,
+                        Err(e) => return e,
+                    },
+                    Some(Err(e)) => return e,
+                    None => return LinkError::Closed { reason: "the control stream ended".into() },
+                },
+                ended = intake.finished() => {
+                    Some(match ended {
+                        Ok(applied) => {
+                            self.heard_as_of(applied.as_of_ms);
+                            *lock(&self.trouble) = None;
+                            tracing::debug!(seq = applied.seq.0, "applied");
+                            ToActive::Acked { seq: applied.seq, as_of_ms: applied.as_of_ms }
+                        }
+                        Err((seq, e)) => {
+                            tracing::warn!(seq = seq.0, error = %e, "a changeset was not applied");
+                            self.note_trouble(&e);
+                            ToActive::Failed { seq, failure: failure_for_peer(e) }
+                        }
+                    })
+                }
+            };
+            if let Some(answer) = answer
+                && let Err(e) = sender.send(&answer).await
+            {
+                return e;
+            }
+            if self.broken.load(Ordering::Relaxed) {
+                return LinkError::Closed { reason: "the standby has to be opened anew".into() };
+            }
+        }
+    }
+
+    async fn take(&self, intake: &Arc<Intake>, message: ToStandby) -> Result<Option<ToActive>, LinkError> {
+        match message {
+            ToStandby::Begin { seq, baseline, sure: _ } => {
+                intake.begin(seq, baseline).await;
+                Ok(None)
+            }
+            ToStandby::Ask { no, items } => match intake.have(items).await {
+                Ok(have) => Ok(Some(ToActive::Answer { no, have })),
+                Err(e) => Err(LinkError::Protocol(e.to_string())),
+            },
+            ToStandby::End { seq, as_of_ms, batches, segments, totals } => {
+                intake.end(seq, as_of_ms, batches, segments, totals);
+                Ok(None)
+            }
+            ToStandby::Abandon { seq } => {
+                intake.abandon(seq).await;
+                Ok(None)
+            }
+            ToStandby::Idle { as_of_ms } => {
+                self.heard_as_of(as_of_ms);
+                Ok(None)
+            }
+            ToStandby::Open(_) => Err(LinkError::Protocol("a second Open".into())),
+        }
+    }
+
+    fn heard_as_of(&self, as_of_ms: u64) {
+        self.as_of_ms.fetch_max(as_of_ms, Ordering::Relaxed);
+        *lock(&self.heard_at) = Some(Instant::now());
+    }
+
+    fn note_trouble(&self, e: &StandbyError) {
+        *lock(&self.trouble) = Some(e.to_string());
+        // The store refuses to go on after a failed write, and a failed fsync is never tried again: open anew, which
+        // also finishes a committed changeset.
+        if matches!(
+            e,
+            StandbyError::Store { .. } | StandbyError::Io { .. } | StandbyError::OutOfSpace { .. } | StandbyError::Damaged { .. }
+        ) {
+            self.broken.store(true, Ordering::Relaxed);
+            self.reopen.notify_one();
+        }
+    }
+
+    /// Opens the standby again after trouble, as often as it takes.
+    async fn keep_open(self: Arc<Self>) {
+        loop {
+            self.reopen.notified().await;
+            let link = lock(&self.link).take();
+            if let Some(link) = link {
+                link.close("the standby has to be opened anew");
+            }
+            let _nobody_serves = self.serving.lock().await;
+            let old = lock(&self.copy).take();
+            if let Some(old) = old {
+                // A verification may still hold it.
+                while Arc::strong_count(&old) > 1 {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            }
+            let mut last = String::new();
+            loop {
+                let (config, state, record) = (self.config.clone(), self.state.clone(), lock(&self.record).clone());
+                let opened = tokio::task::spawn_blocking(move || open_copy(&config, &state, &record)).await;
+                match opened {
+                    Ok(Ok(copy)) => {
+                        self.broken.store(false, Ordering::Relaxed);
+                        *lock(&self.copy) = Some(Arc::new(copy));
+                        break;
+                    }
+                    Ok(Err(failure)) => {
+                        if failure.message != last {
+                            tracing::error!(error = failure.message, "the standby can't be opened; it is tried again");
+                            last = failure.message.clone();
+                        }
+                        *lock(&self.trouble) = Some(failure.message);
+                    }
+                    Err(e) => tracing::error!(error = %e, "opening the standby"),
+                }
+                tokio::time::sleep(REOPEN_EVERY).await;
+            }
+        }
+    }
+
+    async fn answer_calls(self: Arc<Self>, mut calls: mpsc::Receiver<Call>) {
+        while let Some(Call { request, reply }) = calls.recv().await {
+            let shared = self.clone();
+            tokio::spawn(async move {
+                let last = match request {
+                    Request::Status => Reply::Done(shared.status()),
+                    Request::Checkpoint { .. } => {
+                        Reply::failed(&Failure::usage("this host is the standby; `coldspare checkpoint` runs on the active"))
+                    }
+                    Request::Verify { deep } => shared.verify(deep, &reply).await,
+                };
+                let _ = reply.send(last).await;
+            });
+        }
+    }
+
+    async fn verify(&self, deep: bool, reply: &mpsc::Sender<Reply>) -> Reply {
+        let copy = lock(&self.copy).clone();
+        let Some(copy) = copy else {
+            let why = lock(&self.trouble).clone().unwrap_or_default();
+            return Reply::failed(&Failure::damage(format!("the standby isn't open: {why}")));
+        };
+        let progress = Arc::new(Progress::default());
+        let depth = if deep { Depth::Deep } else { Depth::Quick };
+        let (theirs, names) = (progress.clone(), self.root_names());
+        let mut work = tokio::task::spawn_blocking(move || copy.verify(depth, &theirs));
+        loop {
+            tokio::select! {
+                done = &mut work => return match done {
+                    Ok(Ok(found)) => Reply::Done(crate::verify::to_json(&found, &names)),
+                    Ok(Err(e)) => Reply::failed(&Failure::damage(e)),
+                    Err(e) => Reply::failed(&Failure::damage(e)),
+                },
+                () = tokio::time::sleep(Duration::from_millis(250)) => {
+                    let _ = reply.send(Reply::Progress(crate::verify::progress_json(&progress))).await;
+                }
+            }
+        }
+    }
+
+    fn root_names(&self) -> Vec<String> {
+        self.config.roots.iter().map(|r| r.name.clone()).collect()
+    }
+
+    fn status(&self) -> Value {
+        let copy = lock(&self.copy).clone();
+        let applied = copy.as_ref().and_then(|c| c.applied());
+        let record = lock(&self.record).clone();
+        let link = lock(&self.link).clone();
+        let as_of = self.as_of_ms.load(Ordering::Relaxed).max(applied.map_or(0, |a| a.as_of_ms));
+        let (resident, peak) = coldspare_os::resident_bytes();
+        json!({
+            "role": record.role.word(),
+            "epoch": record.promised.0,
+            "session": record.session.map(|s| s.id.to_string()),
+            "seq": applied.map_or(0, |a| a.seq.0),
+            "as_of": (as_of > 0).then(|| crate::active::rfc3339(as_of)),
+            "as_of_ms": (as_of > 0).then_some(as_of),
+            // On two clocks; what the active says of itself is the better figure.
+            "lag_ms": (as_of > 0).then(|| coldspare_scan::watch::now_ms().saturating_sub(as_of)),
+            "connected": link.is_some(),
+            "peer": link.as_ref().map(|l| json!({"address": l.remote_addr().to_string(), "build": *lock(&self.peer_build)})),
+            "watch": {"backend": "none", "coverage": 0.0},
+            "held_back": [],
+            "waiting_for_decision": null,
+            "trouble": *lock(&self.trouble),
+            "entries": copy.as_ref().and_then(|c| c.entries().ok()),
+            "staged_files": copy.as_ref().and_then(|c| c.staged_files().ok()),
+            "bytes_received": link.as_ref().map(|l| l.stats().bytes_received),
+            "resident_bytes": resident,
+            "resident_peak_bytes": peak,
+            "build": crate::BUILD,
+        })
+    }
+}
+
+async fn forward(mut receiver: ControlReceiver<ToStandby>, messages: mpsc::Sender<Result<ToStandby, LinkError>>) {
+    loop {
+        let message = receiver.next().await;
+        let is_over = message.is_err();
+        if messages.send(message).await.is_err() || is_over {
+            return;
+        }
+    }
+}
+
+fn failure_for_peer(e: StandbyError) -> PeerFailure {
+    match e {
+        StandbyError::BaseDiffers { root, path } => PeerFailure::BaseDiffers { root, path },
+        StandbyError::ContentDiffers { root, path } => PeerFailure::ContentDiffers { root, path },
+        StandbyError::UnknownTarget { root, path } => PeerFailure::UnknownTarget { root, path },
+        StandbyError::OutOfSpace { detail } => PeerFailure::OutOfSpace(detail),
+        StandbyError::Sequence { applied } => PeerFailure::Sequence { applied },
+        StandbyError::Protocol(detail) => PeerFailure::Protocol(detail),
+        e @ (StandbyError::Io { .. } | StandbyError::Store { .. } | StandbyError::Damaged { .. }) => PeerFailure::Io(e.to_string()),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

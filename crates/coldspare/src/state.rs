@@ -1,0 +1,261 @@
+//! The state folder: identity, control record, pins, the invitation, stores, the daemon's lock and socket.
+//!
+//! Invariants: a file is replaced by writing another, syncing it and renaming it; the control record alternates between
+//! two slots, so that a torn write leaves the older one.
+
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use coldspare_core::control::{ControlRecord, SLOT_BYTES};
+use coldspare_os::FileLock;
+use coldspare_transport::{Identity, PeerKey};
+
+use crate::exit::Failure;
+
+/// The state folder.
+#[derive(Debug, Clone)]
+pub struct State {
+    dir: PathBuf,
+}
+
+impl State {
+    /// The folder at `dir`, which may not exist yet.
+    pub fn at(dir: &Path) -> State {
+        State { dir: dir.into() }
+    }
+
+    /// Makes the folder, for this user only.
+    ///
+    /// # Errors
+    /// `Usage`, naming the path.
+    pub fn create(&self) -> Result<(), Failure> {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
+        made.map_err(|e| self.fail(&self.dir, "can't be made", e))
+    }
+
+    /// Whether a node lives here.
+    pub fn is_initialised(&self) -> bool {
+        self.control_path().exists()
+    }
+
+    /// The store of the active.
+    pub fn index_path(&self) -> PathBuf {
+        self.dir.join("index.redb")
+    }
+
+    /// The store of the standby.
+    pub fn manifest_path(&self) -> PathBuf {
+        self.dir.join("manifest.redb")
+    }
+
+    /// Where [`State::replace`] keeps the note `name`.
+    pub fn note_path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Where the daemon listens for `status`, `checkpoint` and `verify`.
+    pub fn socket_path(&self) -> PathBuf {
+        self.dir.join("daemon.sock")
+    }
+
+    /// Takes the right to be the one daemon; held until dropped.
+    ///
+    /// # Errors
+    /// `Usage` when another has it.
+    pub fn lock(&self) -> Result<FileLock, Failure> {
+        let path = self.dir.join("daemon.lock");
+        match FileLock::acquire(&path) {
+            Ok(Some(lock)) => Ok(lock),
+            Ok(None) => Err(Failure::usage(format!("another coldspare daemon uses {}; stop it first", self.dir.display()))),
+            Err(e) => Err(self.fail(&path, "can't be locked", e)),
+        }
+    }
+
+    /// The identity, which is made when there is none.
+    ///
+    /// # Errors
+    /// `Usage`, naming the file.
+    pub fn identity_or_new(&self) -> Result<Identity, Failure> {
+        if !self.key_path().exists() {
+            Identity::generate().store(&self.key_path()).map_err(Failure::usage)?;
+        }
+        self.identity()
+    }
+
+    /// The identity.
+    ///
+    /// # Errors
+    /// `Usage`, naming the file.
+    pub fn identity(&self) -> Result<Identity, Failure> {
+        Identity::load(&self.key_path()).map_err(Failure::usage)
+    }
+
+    /// The control record.
+    ///
+    /// # Errors
+    /// `Usage` when there is none, `Damage` when neither slot can be read.
+    pub fn control(&self) -> Result<ControlRecord, Failure> {
+        let path = self.control_path();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(Failure::usage(format!("{} holds no node; run `coldspare init` first", self.dir.display())));
+            }
+            Err(e) => return Err(self.fail(&path, "can't be read", e)),
+        };
+        newest_slot(&bytes).map(|(_, record)| record).ok_or_else(|| {
+            Failure::damage(format!(
+                "the control record {} is damaged in both slots; which epoch this node promised is lost: compare with the other host \
+                 before you run `coldspare init` anew",
+                path.display()
+            ))
+        })
+    }
+
+    /// Stores the control record, durably.
+    ///
+    /// # Errors
+    /// `Damage`: the record before is still there.
+    pub fn set_control(&self, record: &ControlRecord) -> Result<(), Failure> {
+        let path = self.control_path();
+        let write = || -> std::io::Result<()> {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+            let mut bytes = vec![0; 2 * SLOT_BYTES];
+            let _ = file.read_at(&mut bytes, 0)?;
+            let next = newest_slot(&bytes).map_or(1, |(seq, _)| seq + 1);
+            file.write_all_at(&record.encode_slot(next), (next % 2) * SLOT_BYTES as u64)?;
+            file.sync_all()?;
+            File::open(&self.dir)?.sync_all()
+        };
+        write().map_err(|e| Failure::damage(format!("the control record {} can't be written: {e}", path.display())))
+    }
+
+    /// The keys of the other host; none before the pairing.
+    ///
+    /// # Errors
+    /// `Usage`, naming the file.
+    pub fn pins(&self) -> Result<Vec<PeerKey>, Failure> {
+        let path = self.dir.join("pins");
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(self.fail(&path, "can't be read", e)),
+        };
+        let keys = text.lines().filter(|line| !line.trim().is_empty()).map(|line| line.trim().parse::<PeerKey>());
+        keys.collect::<Result<_, _>>().map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
+    }
+
+    /// Pins the other host's key, replacing what was pinned.
+    ///
+    /// # Errors
+    /// `Damage`, naming the file.
+    pub fn set_pin(&self, key: PeerKey) -> Result<(), Failure> {
+        self.replace("pins", format!("{key}\n").as_bytes())
+    }
+
+    /// The invitation that is open (standby), or was given and not used yet (active).
+    ///
+    /// # Errors
+    /// `Usage`, naming the file.
+    pub fn invitation(&self) -> Result<Option<String>, Failure> {
+        let path = self.dir.join("invitation");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_string())),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(self.fail(&path, "can't be read", e)),
+        }
+    }
+
+    /// Stores an invitation.
+    ///
+    /// # Errors
+    /// `Damage`, naming the file.
+    pub fn set_invitation(&self, text: &str) -> Result<(), Failure> {
+        self.replace("invitation", text.as_bytes())
+    }
+
+    /// Forgets the invitation: it was used.
+    ///
+    /// # Errors
+    /// `Damage`, naming the file.
+    pub fn remove_invitation(&self) -> Result<(), Failure> {
+        let path = self.dir.join("invitation");
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(self.fail(&path, "can't be removed", e)),
+            _ => self.sync(),
+        }
+    }
+
+    /// Notes as small files, replaced atomically: the last figures of a daemon, for `status` while it is down.
+    ///
+    /// # Errors
+    /// `Damage`, naming the file.
+    pub fn replace(&self, name: &str, content: &[u8]) -> Result<(), Failure> {
+        let (path, temporary) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
+        let write = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+            file.write_all(content)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &path)
+        };
+        write().map_err(|e| Failure::damage(format!("{} can't be written: {e}", path.display())))?;
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<(), Failure> {
+        let synced = File::open(&self.dir).and_then(|d| d.sync_all());
+        synced.map_err(|e| Failure::damage(format!("{} can't be synced: {e}", self.dir.display())))
+    }
+
+    fn key_path(&self) -> PathBuf {
+        self.dir.join("key")
+    }
+
+    fn control_path(&self) -> PathBuf {
+        self.dir.join("control")
+    }
+
+    fn fail(&self, path: &Path, what: &str, e: std::io::Error) -> Failure {
+        Failure::usage(format!("{} {what}: {e}", path.display()))
+    }
+}
+
+fn newest_slot(bytes: &[u8]) -> Option<(u64, ControlRecord)> {
+    bytes.chunks(SLOT_BYTES).filter_map(ControlRecord::decode_slot).max_by_key(|(seq, _)| *seq)
+}
+
+#[cfg(test)]
+mod tests {
+    use coldspare_core::control::Role;
+    use coldspare_core::{ClusterId, Epoch, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_torn_control_record_leaves_the_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::at(dir.path());
+        let mut record = ControlRecord {
+            cluster: ClusterId([1; 16]),
+            node: NodeId([2; 16]),
+            role: Role::Standby,
+            promised: Epoch(1),
+            session: None,
+            boot: [0; 16],
+            clean: false,
+        };
+        for epoch in 1..=3 {
+            record.promised = Epoch(epoch);
+            state.set_control(&record).unwrap();
+            assert_eq!(state.control().unwrap().promised, Epoch(epoch));
+        }
+        // The third write went to slot 1: tear it.
+        let file = OpenOptions::new().write(true).open(state.control_path()).unwrap();
+        file.write_all_at(&[0xff; 100], SLOT_BYTES as u64 + 30).unwrap();
+        assert_eq!(state.control().unwrap().promised, Epoch(2));
+        file.write_all_at(&[0xff; 100], 30).unwrap();
+        assert_eq!(state.control().unwrap_err().code, crate::exit::Code::Damage);
+    }
+}

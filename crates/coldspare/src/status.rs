@@ -1,0 +1,119 @@
+//! `status` and `checkpoint`: questions to the daemon of this host.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::active::summary_line;
+use crate::config::Config;
+use crate::exit::{Code, Failure, Outcome};
+use crate::socket::{self, Request};
+use crate::state::State;
+
+/// How long a daemon may take to say where it stands.
+const STATUS_LIMIT: Duration = Duration::from_secs(10);
+/// Between two looks of `--watch`.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+/// Runs `status`.
+///
+/// # Errors
+/// `Usage`; `Unreachable` when no daemon runs.
+pub fn status(config_path: &Path, json: bool, watch: bool) -> Outcome {
+    let state = State::at(&Config::load(config_path)?.state);
+    loop {
+        let asked = socket::ask(&state.socket_path(), &Request::Status, Some(STATUS_LIMIT), |_| ())?;
+        let (value, code) = match asked {
+            Some(value) => (value, Code::Done),
+            None => (stopped(&state)?, Code::Unreachable),
+        };
+        if json {
+            println!("{value}");
+        } else {
+            print!("{}", page(&value));
+        }
+        if !watch {
+            return Ok(code);
+        }
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+/// Runs `checkpoint`.
+///
+/// # Errors
+/// `Unreachable` when no daemon runs or time runs out; what the daemon says.
+pub fn checkpoint(config_path: &Path, timeout: Duration, json: bool) -> Outcome {
+    let state = State::at(&Config::load(config_path)?.state);
+    let request = Request::Checkpoint { timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2) };
+    let answer = socket::ask(&state.socket_path(), &request, Some(timeout + Duration::from_secs(5)), |_| ())?;
+    let Some(done) = answer else {
+        return Err(Failure::unreachable("no daemon runs here; start `coldspare send`"));
+    };
+    if json {
+        println!("{done}");
+    } else {
+        println!("{}", summary_line(&done));
+    }
+    Ok(Code::Done)
+}
+
+/// What can be said while no daemon runs.
+fn stopped(state: &State) -> Result<Value, Failure> {
+    let record = state.control()?;
+    Ok(json!({
+        "role": record.role.word(),
+        "epoch": record.promised.0,
+        "session": record.session.map(|s| s.id.to_string()),
+        "seq": null,
+        "as_of": null,
+        "lag_ms": null,
+        "connected": false,
+        "watch": {"backend": "none", "coverage": 0.0},
+        "held_back": [],
+        "waiting_for_decision": null,
+        "trouble": "no daemon runs on this host",
+        "build": crate::BUILD,
+    }))
+}
+
+fn page(value: &Value) -> String {
+    let mut out = String::new();
+    let mut line = |key: &str, text: String| out.push_str(&format!("{key:<14}{text}\n"));
+    let text = |value: &Value| match value {
+        Value::Null => "-".to_string(),
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    };
+    line("role", text(&value["role"]));
+    line("epoch", text(&value["epoch"]));
+    line("changeset", text(&value["seq"]));
+    line("consistent", format!("as of {}", text(&value["as_of"])));
+    line("lag", value["lag_ms"].as_u64().map_or("unknown".into(), |ms| format!("{:.3} s", ms as f64 / 1000.0)));
+    let peer = &value["peer"]["address"];
+    line("connected", if value["connected"] == true { format!("yes, {}", text(peer)) } else { "no".into() });
+    let watch = &value["watch"];
+    if watch["watched"].is_u64() {
+        let share = watch["coverage"].as_f64().unwrap_or_default() * 100.0;
+        line(
+            "watch",
+            format!(
+                "{}, {share:.1} % covered ({} folders, {} not), {} overflows",
+                text(&watch["backend"]),
+                watch["watched"],
+                watch["unwatched"],
+                watch["overflows"]
+            ),
+        );
+    }
+    let held = value["held_back"].as_array().map_or(0, Vec::len);
+    line("held back", held.to_string());
+    for p in value["held_back"].as_array().into_iter().flatten().take(20) {
+        line("", format!("{}: {} ({})", text(&p["path"]), text(&p["kind"]), text(&p["detail"])));
+    }
+    if value["trouble"].is_string() {
+        line("trouble", text(&value["trouble"]));
+    }
+    out
+}
