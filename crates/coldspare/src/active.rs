@@ -44,7 +44,7 @@ const QUEUE: usize = 64;
 
 /// How `send` runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Until it is stopped.
     Daemon,
     /// Until the standby has everything as of the start.
@@ -119,7 +119,7 @@ struct Waiting {
 ///
 /// # Errors
 /// As the exit codes say: configuration, peer unreachable (`--once`), refused, index unusable.
-pub fn run(config_path: &Path, mode: Mode) -> Outcome {
+pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
     let config = Config::load(config_path)?;
     let state = State::at(&config.state);
     let record = state.control()?;

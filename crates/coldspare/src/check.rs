@@ -38,7 +38,7 @@ struct Finding {
 ///
 /// # Errors
 /// `Usage` when the configuration itself can't be read.
-pub fn run(config_path: &Path, json: bool) -> Outcome {
+pub(crate) fn run(config_path: &Path, json: bool) -> Outcome {
     let config = Config::load(config_path)?;
     let mut findings = vec![Finding { what: "configuration".into(), grade: Grade::Good, detail: config_path.display().to_string() }];
     examine(&config, &mut findings);

@@ -12,15 +12,15 @@ use crate::config::Profile;
 #[command(name = "coldspare", version = crate::BUILD, max_term_width = 110)]
 #[command(after_help = "Exit codes: 0 done or consistent; 1 differences found or refused by a safety rule; 2 usage or configuration;\n\
 3 peer unreachable or timed out; 4 fenced, conflict or wrong epoch; 5 damage that needs a person.")]
-pub struct Cli {
+pub(crate) struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 /// What to do.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Set up this host as standby or as active
     #[command(subcommand)]
     Init(InitCommand),
@@ -94,15 +94,15 @@ pub enum Command {
 
 /// The configuration of this host.
 #[derive(Debug, Args)]
-pub struct ConfigArg {
+pub(crate) struct ConfigArg {
     /// The configuration file
     #[arg(long = "config", value_name = "FILE", default_value = "/etc/coldspare/coldspare.toml")]
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 /// Which role to set up.
 #[derive(Debug, Subcommand)]
-pub enum InitCommand {
+pub(crate) enum InitCommand {
     /// Make this host a standby; prints an invitation for its active
     Standby {
         #[command(flatten)]
@@ -126,22 +126,22 @@ pub enum InitCommand {
 
 /// What both kinds of `init` take.
 #[derive(Debug, Args)]
-pub struct InitArgs {
+pub(crate) struct InitArgs {
     /// The home directory
     #[arg(long, value_name = "DIR")]
-    pub home: PathBuf,
+    pub(crate) home: PathBuf,
     /// A further folder to replicate, such as a data store; may be given several times
     #[arg(long = "root", value_name = "NAME=DIR", value_parser = parse_root)]
-    pub roots: Vec<(String, PathBuf)>,
+    pub(crate) roots: Vec<(String, PathBuf)>,
     /// The configuration file to write
     #[arg(long, value_name = "FILE")]
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// The folder for identity and stores [default: the configuration's name with .state]
     #[arg(long, value_name = "DIR")]
-    pub state: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
     /// The home's exclude list: bitbucket or none
     #[arg(long, default_value = "bitbucket", value_parser = parse_profile)]
-    pub profile: Profile,
+    pub(crate) profile: Profile,
 }
 
 impl From<InitArgs> for crate::init::Init {

@@ -14,17 +14,17 @@ use crate::state::State;
 
 /// What both kinds of `init` are given.
 #[derive(Debug)]
-pub struct Init {
+pub(crate) struct Init {
     /// The home.
-    pub home: PathBuf,
+    pub(crate) home: PathBuf,
     /// Further roots, by name.
-    pub roots: Vec<(String, PathBuf)>,
+    pub(crate) roots: Vec<(String, PathBuf)>,
     /// The configuration to write.
-    pub config: PathBuf,
+    pub(crate) config: PathBuf,
     /// The state folder; beside the configuration when not given.
-    pub state: Option<PathBuf>,
+    pub(crate) state: Option<PathBuf>,
     /// The home's exclude list.
-    pub profile: Profile,
+    pub(crate) profile: Profile,
 }
 
 /// Makes this host a standby and prints an invitation for its active.
@@ -33,7 +33,7 @@ pub struct Init {
 ///
 /// # Errors
 /// `Usage`: nothing was changed that a further run would not change in the same way.
-pub fn standby(init: Init, listen: &str, advertise: Option<&str>) -> Outcome {
+pub(crate) fn standby(init: Init, listen: &str, advertise: Option<&str>) -> Outcome {
     let listen = parse_listen(listen)?;
     let (config, state) = if init.config.exists() {
         let config = Config::load(&init.config)?;
@@ -80,7 +80,7 @@ pub fn standby(init: Init, listen: &str, advertise: Option<&str>) -> Outcome {
 ///
 /// # Errors
 /// `Usage` before anything was written.
-pub fn active(init: Init, invite: &str) -> Outcome {
+pub(crate) fn active(init: Init, invite: &str) -> Outcome {
     let invitation: Invitation = invite.trim().parse().map_err(Failure::usage)?;
     if init.config.exists() {
         return Err(Failure::usage(format!("{} exists; a host is initialised once", init.config.display())));
@@ -118,7 +118,7 @@ pub fn active(init: Init, invite: &str) -> Outcome {
 ///
 /// # Errors
 /// `Usage`: the kernel gives none.
-pub fn random() -> Result<[u8; 16], Failure> {
+pub(crate) fn random() -> Result<[u8; 16], Failure> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Failure::usage("the system gives no random numbers"))?;
     Ok(bytes)

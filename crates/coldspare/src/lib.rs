@@ -9,7 +9,7 @@ mod active;
 mod check;
 mod cli;
 pub mod config;
-mod exit;
+pub mod exit;
 mod init;
 mod progress;
 mod roots;
@@ -74,5 +74,9 @@ fn write_man_pages(dir: &std::path::Path) -> Outcome {
 
 fn start_log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("COLDSPARE_LOG").unwrap_or_else(|_| "info".into());
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .try_init();
 }

@@ -6,11 +6,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 
 /// A bar on standard error; silent when that is no terminal.
-pub struct Bar(ProgressBar);
+pub(crate) struct Bar(ProgressBar);
 
 impl Bar {
     /// A bar for `what`.
-    pub fn new(what: &'static str) -> Bar {
+    pub(crate) fn new(what: &'static str) -> Bar {
         let target = if std::io::stderr().is_terminal() { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(Some(0), target).with_message(what);
         if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {prefix} {eta}") {
@@ -20,7 +20,7 @@ impl Bar {
     }
 
     /// Shows `{"done", "of", "bytes"}`.
-    pub fn show(&self, value: &Value) {
+    pub(crate) fn show(&self, value: &Value) {
         let number = |key: &str| value[key].as_u64().unwrap_or_default();
         self.0.set_length(number("of"));
         self.0.set_position(number("done"));
@@ -28,7 +28,7 @@ impl Bar {
     }
 
     /// Removes the bar.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.0.finish_and_clear();
     }
 }

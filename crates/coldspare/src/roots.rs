@@ -17,7 +17,7 @@ use crate::exit::Failure;
 const MARKER: &str = "root";
 
 /// The control folder of a root.
-pub fn control_dir(root: &Path) -> PathBuf {
+pub(crate) fn control_dir(root: &Path) -> PathBuf {
     root.join(OsStr::from_bytes(CONTROL_DIR))
 }
 
@@ -25,7 +25,7 @@ pub fn control_dir(root: &Path) -> PathBuf {
 ///
 /// # Errors
 /// `Usage` when a root doesn't exist, can't be written, or belongs to another pair.
-pub fn mark(roots: &[Root], cluster: ClusterId) -> Result<(), Failure> {
+pub(crate) fn mark(roots: &[Root], cluster: ClusterId) -> Result<(), Failure> {
     for root in roots {
         let path = &root.path;
         let meta = std::fs::metadata(path).map_err(|e| Failure::usage(format!("root {:?}: {}: {e}", root.name, path.display())))?;
@@ -58,7 +58,7 @@ pub fn mark(roots: &[Root], cluster: ClusterId) -> Result<(), Failure> {
 ///
 /// # Errors
 /// `Usage`, naming the root and what to do.
-pub fn resolve(config: &Config, cluster: ClusterId) -> Result<Vec<PathBuf>, Failure> {
+pub(crate) fn resolve(config: &Config, cluster: ClusterId) -> Result<Vec<PathBuf>, Failure> {
     let mut out = Vec::new();
     for root in &config.roots {
         let say = |detail: String| Failure::usage(format!("root {:?}: {}: {detail}", root.name, root.path.display()));

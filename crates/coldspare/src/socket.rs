@@ -18,7 +18,7 @@ use crate::exit::{Code, Failure};
 /// What the daemon is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "ask", rename_all = "kebab-case")]
-pub enum Request {
+pub(crate) enum Request {
     /// Where it stands.
     Status,
     /// Answer when all that was written before now is durable on the standby.
@@ -36,7 +36,7 @@ pub enum Request {
 /// A line of the answer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Reply {
+pub(crate) enum Reply {
     /// How far it is.
     Progress(Value),
     /// Done.
@@ -52,17 +52,17 @@ pub enum Reply {
 
 impl Reply {
     /// The last line for a failure.
-    pub fn failed(failure: &Failure) -> Reply {
+    pub(crate) fn failed(failure: &Failure) -> Reply {
         Reply::Failed { code: failure.code as u8, message: failure.message.clone() }
     }
 }
 
 /// A request and where its answer goes.
-pub struct Call {
+pub(crate) struct Call {
     /// What is asked for.
-    pub request: Request,
+    pub(crate) request: Request,
     /// Lines of the answer; the last one is `Done` or `Failed`.
-    pub reply: mpsc::Sender<Reply>,
+    pub(crate) reply: mpsc::Sender<Reply>,
 }
 
 /// LIMIT: bytes of a request.
@@ -74,7 +74,7 @@ const QUEUE: usize = 16;
 ///
 /// # Errors
 /// `Usage`, naming the path.
-pub fn listen(path: &Path) -> Result<mpsc::Receiver<Call>, Failure> {
+pub(crate) fn listen(path: &Path) -> Result<mpsc::Receiver<Call>, Failure> {
     let fail = |e: std::io::Error| Failure::usage(format!("the daemon's socket {}: {e}", path.display()));
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(fail(e)),
@@ -133,7 +133,12 @@ async fn serve(stream: tokio::net::UnixStream, calls: mpsc::Sender<Call>) {
 ///
 /// # Errors
 /// What the daemon answered; `Unreachable` when it breaks off or says nothing within `limit`.
-pub fn ask(path: &Path, request: &Request, limit: Option<Duration>, mut progress: impl FnMut(&Value)) -> Result<Option<Value>, Failure> {
+pub(crate) fn ask(
+    path: &Path,
+    request: &Request,
+    limit: Option<Duration>,
+    mut progress: impl FnMut(&Value),
+) -> Result<Option<Value>, Failure> {
     let mut stream = match UnixStream::connect(path) {
         Ok(stream) => stream,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),

@@ -60,7 +60,7 @@ struct Shared {
 ///
 /// # Errors
 /// As the exit codes say: configuration, port in use, store in use or damaged.
-pub fn run(config_path: &Path) -> Outcome {
+pub(crate) fn run(config_path: &Path) -> Outcome {
     let config = Config::load(config_path)?;
     let state = State::at(&config.state);
     let record = state.control()?;
@@ -80,7 +80,7 @@ pub fn run(config_path: &Path) -> Outcome {
 ///
 /// # Errors
 /// `Usage` for roots and stores that can't be used, `Damage` when a committed changeset can't be finished.
-pub fn open_copy(config: &Config, state: &State, record: &ControlRecord) -> Result<Copy, Failure> {
+pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord) -> Result<Copy, Failure> {
     let paths = roots::resolve(config, record.cluster)?;
     let mut setups = Vec::new();
     for (root, path) in config.roots.iter().zip(paths) {
@@ -251,11 +251,12 @@ impl Shared {
             let _ = sender.finish(Duration::from_secs(2)).await;
             return link.close(&reason);
         };
+        let record = lock(&self.record).clone();
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
             build: crate::BUILD.into(),
-            node: lock(&self.record).node,
-            promised: lock(&self.record).promised,
+            node: record.node,
+            promised: record.promised,
             applied: copy.applied(),
             staged_files: copy.staged_files().unwrap_or_default(),
         };

@@ -16,13 +16,13 @@ use crate::exit::Failure;
 
 /// The state folder.
 #[derive(Debug, Clone)]
-pub struct State {
+pub(crate) struct State {
     dir: PathBuf,
 }
 
 impl State {
     /// The folder at `dir`, which may not exist yet.
-    pub fn at(dir: &Path) -> State {
+    pub(crate) fn at(dir: &Path) -> State {
         State { dir: dir.into() }
     }
 
@@ -30,33 +30,33 @@ impl State {
     ///
     /// # Errors
     /// `Usage`, naming the path.
-    pub fn create(&self) -> Result<(), Failure> {
+    pub(crate) fn create(&self) -> Result<(), Failure> {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir);
         made.map_err(|e| self.fail(&self.dir, "can't be made", e))
     }
 
     /// Whether a node lives here.
-    pub fn is_initialised(&self) -> bool {
+    pub(crate) fn is_initialised(&self) -> bool {
         self.control_path().exists()
     }
 
     /// The store of the active.
-    pub fn index_path(&self) -> PathBuf {
+    pub(crate) fn index_path(&self) -> PathBuf {
         self.dir.join("index.redb")
     }
 
     /// The store of the standby.
-    pub fn manifest_path(&self) -> PathBuf {
+    pub(crate) fn manifest_path(&self) -> PathBuf {
         self.dir.join("manifest.redb")
     }
 
     /// Where [`State::replace`] keeps the note `name`.
-    pub fn note_path(&self, name: &str) -> PathBuf {
+    pub(crate) fn note_path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
     /// Where the daemon listens for `status`, `checkpoint` and `verify`.
-    pub fn socket_path(&self) -> PathBuf {
+    pub(crate) fn socket_path(&self) -> PathBuf {
         self.dir.join("daemon.sock")
     }
 
@@ -64,7 +64,7 @@ impl State {
     ///
     /// # Errors
     /// `Usage` when another has it.
-    pub fn lock(&self) -> Result<FileLock, Failure> {
+    pub(crate) fn lock(&self) -> Result<FileLock, Failure> {
         let path = self.dir.join("daemon.lock");
         match FileLock::acquire(&path) {
             Ok(Some(lock)) => Ok(lock),
@@ -77,7 +77,7 @@ impl State {
     ///
     /// # Errors
     /// `Usage`, naming the file.
-    pub fn identity_or_new(&self) -> Result<Identity, Failure> {
+    pub(crate) fn identity_or_new(&self) -> Result<Identity, Failure> {
         if !self.key_path().exists() {
             Identity::generate().store(&self.key_path()).map_err(Failure::usage)?;
         }
@@ -88,7 +88,7 @@ impl State {
     ///
     /// # Errors
     /// `Usage`, naming the file.
-    pub fn identity(&self) -> Result<Identity, Failure> {
+    pub(crate) fn identity(&self) -> Result<Identity, Failure> {
         Identity::load(&self.key_path()).map_err(Failure::usage)
     }
 
@@ -96,7 +96,7 @@ impl State {
     ///
     /// # Errors
     /// `Usage` when there is none, `Damage` when neither slot can be read.
-    pub fn control(&self) -> Result<ControlRecord, Failure> {
+    pub(crate) fn control(&self) -> Result<ControlRecord, Failure> {
         let path = self.control_path();
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
@@ -118,7 +118,7 @@ impl State {
     ///
     /// # Errors
     /// `Damage`: the record before is still there.
-    pub fn set_control(&self, record: &ControlRecord) -> Result<(), Failure> {
+    pub(crate) fn set_control(&self, record: &ControlRecord) -> Result<(), Failure> {
         let path = self.control_path();
         let write = || -> std::io::Result<()> {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
@@ -136,7 +136,7 @@ impl State {
     ///
     /// # Errors
     /// `Usage`, naming the file.
-    pub fn pins(&self) -> Result<Vec<PeerKey>, Failure> {
+    pub(crate) fn pins(&self) -> Result<Vec<PeerKey>, Failure> {
         let path = self.dir.join("pins");
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
@@ -151,7 +151,7 @@ impl State {
     ///
     /// # Errors
     /// `Damage`, naming the file.
-    pub fn set_pin(&self, key: PeerKey) -> Result<(), Failure> {
+    pub(crate) fn set_pin(&self, key: PeerKey) -> Result<(), Failure> {
         self.replace("pins", format!("{key}\n").as_bytes())
     }
 
@@ -159,7 +159,7 @@ impl State {
     ///
     /// # Errors
     /// `Usage`, naming the file.
-    pub fn invitation(&self) -> Result<Option<String>, Failure> {
+    pub(crate) fn invitation(&self) -> Result<Option<String>, Failure> {
         let path = self.dir.join("invitation");
         match std::fs::read_to_string(&path) {
             Ok(text) => Ok(Some(text.trim().to_string())),
@@ -172,7 +172,7 @@ impl State {
     ///
     /// # Errors
     /// `Damage`, naming the file.
-    pub fn set_invitation(&self, text: &str) -> Result<(), Failure> {
+    pub(crate) fn set_invitation(&self, text: &str) -> Result<(), Failure> {
         self.replace("invitation", text.as_bytes())
     }
 
@@ -180,7 +180,7 @@ impl State {
     ///
     /// # Errors
     /// `Damage`, naming the file.
-    pub fn remove_invitation(&self) -> Result<(), Failure> {
+    pub(crate) fn remove_invitation(&self) -> Result<(), Failure> {
         let path = self.dir.join("invitation");
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != ErrorKind::NotFound => Err(self.fail(&path, "can't be removed", e)),
@@ -192,7 +192,7 @@ impl State {
     ///
     /// # Errors
     /// `Damage`, naming the file.
-    pub fn replace(&self, name: &str, content: &[u8]) -> Result<(), Failure> {
+    pub(crate) fn replace(&self, name: &str, content: &[u8]) -> Result<(), Failure> {
         let (path, temporary) = (self.dir.join(name), self.dir.join(format!("{name}.new")));
         let write = || -> std::io::Result<()> {
             let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;

@@ -20,7 +20,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// `Usage`; `Unreachable` when no daemon runs.
-pub fn status(config_path: &Path, json: bool, watch: bool) -> Outcome {
+pub(crate) fn status(config_path: &Path, json: bool, watch: bool) -> Outcome {
     let state = State::at(&Config::load(config_path)?.state);
     loop {
         let asked = socket::ask(&state.socket_path(), &Request::Status, Some(STATUS_LIMIT), |_| ())?;
@@ -44,7 +44,7 @@ pub fn status(config_path: &Path, json: bool, watch: bool) -> Outcome {
 ///
 /// # Errors
 /// `Unreachable` when no daemon runs or time runs out; what the daemon says.
-pub fn checkpoint(config_path: &Path, timeout: Duration, json: bool) -> Outcome {
+pub(crate) fn checkpoint(config_path: &Path, timeout: Duration, json: bool) -> Outcome {
     let state = State::at(&Config::load(config_path)?.state);
     let request = Request::Checkpoint { timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX / 2) };
     let answer = socket::ask(&state.socket_path(), &request, Some(timeout + Duration::from_secs(5)), |_| ())?;

@@ -18,18 +18,18 @@ use crate::state::State;
 
 /// How `verify` runs.
 #[derive(Debug, Clone, Copy)]
-pub struct Options {
+pub(crate) struct Options {
     /// Every byte, not only metadata.
-    pub deep: bool,
+    pub(crate) deep: bool,
     /// An object instead of lines.
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 /// Runs `verify`: asks the daemon, or opens the standby when none runs.
 ///
 /// # Errors
 /// `Usage`, `Damage`.
-pub fn run(config_path: &Path, options: Options) -> Outcome {
+pub(crate) fn run(config_path: &Path, options: Options) -> Outcome {
     let config = Config::load(config_path)?;
     let state = State::at(&config.state);
     let record = state.control()?;
