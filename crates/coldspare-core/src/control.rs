@@ -105,7 +105,7 @@ pub enum Refusal {
         offered: Epoch,
     },
     /// The same epoch opened by two nodes (R3).
-    #[error("conflict: epoch {0} was opened by another host too; both stop until a person decides")]
+    #[error("conflict: epoch {0} was opened by another host too; nothing is taken until a person decides")]
     Conflict(Epoch),
     /// No protocol version in common.
     #[error("the standby speaks protocol versions {min} to {max}; install the same coldspare on both hosts")]
@@ -165,8 +165,11 @@ impl ControlRecord {
     }
 
     /// Whether an active that starts in kernel run `boot` continues its session; if not it opens a new one (R1).
+    ///
+    /// A daemon that was killed loses nothing that the home holds; a host that went down may, whether or not the daemon
+    /// had stopped well before.
     pub fn continues(&self, boot: [u8; 16]) -> bool {
-        self.session.is_some() && (self.clean || self.boot == boot)
+        self.session.is_some() && self.boot == boot
     }
 
     /// The record as a slot of the control file: magic, sequence, value, BLAKE3 of all before it.
@@ -259,7 +262,7 @@ mod tests {
         assert!(record.continues([5; 16]));
         assert!(!record.continues([6; 16]));
         record.clean = true;
-        assert!(record.continues([6; 16]));
+        assert!(!record.continues([6; 16]));
         record.session = None;
         assert!(!record.continues([5; 16]));
     }

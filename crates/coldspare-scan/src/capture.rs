@@ -177,7 +177,8 @@ impl<D: Disk> Capture<D> {
     /// Cost: looking at everything is one `getdents` pass, one `statx` an entry and no read of what is unchanged.
     pub fn run(&self, cycle: Cycle, outlet: &dyn Outlet) -> (Hints, Result<Report, CaptureError>) {
         let as_of_ms = now_ms();
-        let mut taken = Hints { dirs: BTreeMap::new(), oldest_ms: None };
+        assert!(cycle.baseline != Baseline::Full || cycle.work == Work::Everything, "naming everything takes a look at everything");
+        let mut taken = Hints { everything: cycle.work == Work::Everything, dirs: BTreeMap::new(), oldest_ms: None };
         let result = self.run_inner(cycle, outlet, as_of_ms, &mut taken);
         (taken, result)
     }
@@ -190,7 +191,12 @@ impl<D: Disk> Capture<D> {
                 watch.rebuild()?;
             }
             watch.barrier(BARRIER_LIMIT)?;
-            *taken = watch.dirty().take();
+            let mut dirty = watch.dirty();
+            // RACE: events may have been lost since the work was chosen; that is left for a look at everything.
+            if work == Work::Everything || !dirty.is_everything() {
+                let everything = taken.everything;
+                *taken = Hints { everything, ..dirty.take() };
+            }
         }
         self.index.reserve(cycle.seq)?;
         self.held.begin();
@@ -208,7 +214,7 @@ impl<D: Disk> Capture<D> {
                     && work == Work::Hinted
                 {
                     watch.barrier(BARRIER_LIMIT)?;
-                    let late = watch.dirty().take_where(|dir| crate::visit::is_objects(dir));
+                    let late = watch.dirty().take_where(crate::visit::is_objects);
                     run.defer(visits(&late.dirs));
                     merge(taken, late);
                 }
@@ -249,7 +255,7 @@ fn root_id(number: usize) -> RootId {
 
 fn visits(dirs: &BTreeMap<(RootId, RelPath), Names>) -> Vec<Visit> {
     let what = |names: &Names| match names {
-        Names::All => What::All,
+        Names::All => What::Deep,
         Names::Some(set) => What::Names(set.clone()),
     };
     dirs.iter().map(|((root, path), names)| Visit { root: *root, path: path.clone(), what: what(names) }).collect()
@@ -258,7 +264,12 @@ fn visits(dirs: &BTreeMap<(RootId, RelPath), Names>) -> Vec<Visit> {
 fn merge(taken: &mut Hints, late: Hints) {
     for (key, names) in late.dirs {
         match (taken.dirs.get_mut(&key), names) {
-            (Some(Names::Some(mine)), Names::Some(more)) => mine.extend(more),
+            (Some(Names::All), _) => {}
+            (Some(Names::Some(mine)), Names::Some(more)) => {
+                for (name, hint) in more {
+                    mine.entry(name).and_modify(|known| *known = hint.max(*known)).or_insert(hint);
+                }
+            }
             (_, names) => drop(taken.dirs.insert(key, names)),
         }
     }

@@ -11,7 +11,7 @@ use coldspare_core::{RelPath, RootId};
 pub enum Names {
     /// These entries of it, and the directory itself.
     Some(BTreeMap<Box<[u8]>, Hint>),
-    /// All entries of it.
+    /// All of it and all below it: what was replaced among so much is not known any more.
     All,
 }
 
@@ -37,6 +37,8 @@ pub struct Dirty {
 /// What one cycle looks at.
 #[derive(Debug, Clone)]
 pub struct Hints {
+    /// Whether everything is looked at.
+    pub everything: bool,
     /// By directory.
     pub dirs: BTreeMap<(RootId, RelPath), Names>,
     /// When the oldest was reported, in milliseconds since 1970.
@@ -89,7 +91,13 @@ impl Dirty {
     /// Puts back what a failed cycle took.
     pub fn restore(&mut self, hints: Hints) {
         let at = hints.oldest_ms.unwrap_or_default();
-        for ((root, dir), names) in hints.dirs {
+        if hints.everything {
+            self.everything = true;
+            self.dirs.clear();
+            self.names = 0;
+        }
+        let dirs = if self.everything { BTreeMap::new() } else { hints.dirs };
+        for ((root, dir), names) in dirs {
             match names {
                 Names::Some(set) => {
                     self.add(root, dir.clone(), b"", Hint::Changed, at);
@@ -97,10 +105,11 @@ impl Dirty {
                         self.add(root, dir.clone(), &name, hint, at);
                     }
                 }
-                Names::All if !self.everything => {
-                    self.dirs.insert((root, dir), Names::All);
-                }
-                Names::All => {}
+                Names::All => match self.dirs.insert((root, dir), Names::All) {
+                    Some(Names::Some(set)) => self.names -= set.len(),
+                    Some(Names::All) => {}
+                    None => self.names += 1,
+                },
             }
         }
         if let Some(ms) = hints.oldest_ms {
@@ -125,9 +134,9 @@ impl Dirty {
 
     /// Takes all of it; a cycle that looks at everything takes the hints too.
     pub fn take(&mut self) -> Hints {
-        self.everything = false;
         self.names = 0;
-        Hints { dirs: std::mem::take(&mut self.dirs), oldest_ms: self.oldest_ms.take() }
+        let everything = std::mem::take(&mut self.everything);
+        Hints { everything, dirs: std::mem::take(&mut self.dirs), oldest_ms: self.oldest_ms.take() }
     }
 
     /// Takes the hints for which `wanted` says so, leaving the others.
@@ -136,13 +145,14 @@ impl Dirty {
         let mut dirs = BTreeMap::new();
         for key in keys {
             if let Some(names) = self.dirs.remove(&key) {
-                if let Names::Some(set) = &names {
-                    self.names -= set.len() + 1;
-                }
+                self.names -= match &names {
+                    Names::Some(set) => set.len() + 1,
+                    Names::All => 1,
+                };
                 dirs.insert(key, names);
             }
         }
-        Hints { dirs, oldest_ms: self.oldest_ms }
+        Hints { everything: false, dirs, oldest_ms: self.oldest_ms }
     }
 }
 
@@ -181,6 +191,27 @@ mod tests {
         assert_eq!(dirty.oldest_ms(), Some(5));
         let Names::Some(names) = &dirty.take().dirs[&(RootId(0), path("d"))] else { panic!("names are few") };
         assert_eq!(names.iter().map(|(n, h)| (&n[..], *h)).collect::<Vec<_>>(), [(&b"a"[..], Hint::Replaced), (b"b", Hint::Changed)]);
+    }
+
+    #[test]
+    fn a_failed_look_at_everything_is_still_due() {
+        let mut dirty = Dirty::default();
+        dirty.add_everything(5);
+        let hints = dirty.take();
+        assert!(hints.everything && dirty.is_empty());
+        dirty.add(RootId(0), path("d"), b"a", Hint::Changed, 9);
+        dirty.restore(hints);
+        assert!(dirty.is_everything());
+        assert_eq!(dirty.oldest_ms(), Some(5));
+    }
+
+    #[test]
+    fn a_wider_hint_is_not_narrowed_by_restoring() {
+        let mut dirty = Dirty::default();
+        let all = Hints { everything: false, dirs: [((RootId(0), path("d")), Names::All)].into(), oldest_ms: Some(1) };
+        dirty.add(RootId(0), path("d"), b"a", Hint::Replaced, 9);
+        dirty.restore(all);
+        assert_eq!(dirty.take().dirs[&(RootId(0), path("d"))], Names::All);
     }
 
     #[test]

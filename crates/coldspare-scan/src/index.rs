@@ -276,6 +276,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Store`, `Damaged`.
+    #[allow(clippy::type_complexity)] // a name and its row
     pub fn children(&self, root: RootId, path: &RelPath) -> Result<Vec<(Box<[u8]>, Row)>, IndexError> {
         let range = key::children(root, path);
         let rows = self.rows.range(range.start.as_slice()..range.end.as_slice()).map_err(|e| self.store(e))?;
@@ -285,6 +286,34 @@ impl Snapshot {
             out.push((key::name(key.value()).into(), self.decode(value.value())?));
         }
         Ok(out)
+    }
+
+    /// Calls `each` with every row below the directory `path`.
+    ///
+    /// # Errors
+    /// `Store`, `Damaged`, and those of `each`.
+    pub(crate) fn for_each_below(
+        &self,
+        root: RootId,
+        path: &RelPath,
+        mut each: impl FnMut(RelPath, Row) -> Result<(), IndexError>,
+    ) -> Result<(), IndexError> {
+        for range in [key::children(root, path), key::deeper(root, path)] {
+            for row in self.rows.range(range.start.as_slice()..range.end.as_slice()).map_err(|e| self.store(e))? {
+                let (key, value) = row.map_err(|e| self.store(e))?;
+                let (_, path) = key::decode(key.value()).map_err(|e| self.damaged(&e.to_string()))?;
+                each(path, self.decode(value.value())?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any file is known to have several names.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub(crate) fn has_links(&self) -> Result<bool, IndexError> {
+        Ok(self.links.first().map_err(|e| self.store(e))?.is_some())
     }
 
     /// The chunks of a large file as it was captured; `None` when none were kept.
@@ -322,6 +351,9 @@ impl Snapshot {
 }
 
 impl Row {
+    /// The version of a row of which the standby may have anything: higher than any that is acknowledged.
+    pub(crate) const UNSENT: Seq = Seq(u64::MAX);
+
     /// The row as it is stored.
     pub fn encode(&self) -> Vec<u8> {
         codec::encode(self)
@@ -339,6 +371,14 @@ impl Row {
     pub fn entry(&self) -> Option<&Entry> {
         match &self.state {
             State::Present { entry, .. } => Some(entry),
+            State::Gone => None,
+        }
+    }
+
+    /// The inode, when the path was there.
+    pub(crate) fn ino(&self) -> Option<u64> {
+        match &self.state {
+            State::Present { witness, .. } => Some(witness.ino),
             State::Gone => None,
         }
     }
@@ -387,7 +427,7 @@ mod tests {
                 "fba401",
                 "fbd307",
                 "fbd307",
-                "fc00a2a7ca",
+                "fc00e2a7ca",
                 "fc15cd5b07",
                 "01",
                 "06757365722e61",

@@ -6,18 +6,19 @@
 //! Invariants: a row is written only after its operation was handed over; nothing is handed over for a path whose
 //! content could not be read whole.
 
+use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 
 use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::entry::{XATTR_BYTES_MAX, xattr_is_carried};
 use coldspare_core::git::{self, Part};
-use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, ProblemKind, RelPath, RootId, Time, Xattr};
+use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, ProblemKind, RelPath, RootId, Seq, Time, Xattr};
 use coldspare_delta::{Base, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, Segment, encode_pieces, pack};
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::capture::{CaptureError, Certainty, FilePart};
 use crate::index::{Row, State, Witness};
-use crate::visit::{Candidate, Run, is_unchanged, is_vanished};
+use crate::visit::{Candidate, Run, is_unchanged, is_vanished, lock};
 use crate::watch::now_ms;
 use crate::writer::{Change, Chunks};
 
@@ -52,23 +53,24 @@ pub(crate) struct Builder {
 struct Unsure {
     root: RootId,
     path: RelPath,
-    entry: Entry,
+    /// What the index is to say of it.
+    row: Row,
     content: Option<Vec<u8>>,
-    /// The row to write; `None` when the index has it already.
-    change: Option<Change>,
 }
 
 /// What became of a candidate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// As the standby has it.
-    Same,
+    Same(Meta),
     /// Handed over; the content is the one that the standby has.
-    Attributes,
+    Attributes(Meta),
     /// Handed over with other content, or new.
-    Content,
-    /// Not handed over: held back, or gone meanwhile.
-    NotTaken,
+    Content(Meta),
+    /// Held back.
+    Held,
+    /// Gone meanwhile, or another than was seen; left to the next cycle.
+    Vanished,
 }
 
 impl Builder {
@@ -80,40 +82,37 @@ impl Builder {
 impl<D: Disk> Run<'_, D> {
     /// Captures one path and hands it over when the standby lacks it.
     pub(crate) fn capture_one(&self, candidate: Candidate, builder: &mut Builder) -> Result<Outcome, CaptureError> {
-        let Candidate { root, path, stat, row } = candidate;
-        if let Some(row) = &row
-            && is_unchanged(row, &stat)
-            && let State::Present { entry, .. } = &row.state
-            && !matches!(entry.body, Body::Hardlink { .. })
+        if let Some(row) = candidate.row.as_ref().filter(|row| is_unchanged(row, &candidate.stat))
+            && let Some(entry) = row.entry().filter(|entry| !matches!(entry.body, Body::Hardlink { .. }))
         {
+            if row.version <= self.acked {
+                return Ok(Outcome::Same(entry.meta.clone())); // met because of its other names
+            }
             // Captured before, but the standby doesn't have it yet: nothing is read that it may have staged.
-            return self.hand_over_known(root, path, entry.clone(), builder);
+            let row = row.clone();
+            return self.hand_over_known(candidate.root, candidate.path, row, builder);
         }
-        if row.as_ref().is_some_and(Row::is_dir) && stat.kind != FileKind::Dir {
-            builder.change(Change::Gone { root, path: path.clone(), version: self.cycle.seq });
-        }
-        match stat.kind {
-            FileKind::Dir => self.capture_plain(root, path, &stat, row.as_ref(), Body::Dir, builder),
+        match candidate.stat.kind {
+            FileKind::Dir => self.capture_plain(candidate, Body::Dir, builder),
             FileKind::Symlink => {
-                let read = self.open_parent(root, &path).and_then(|dir| self.capture.disk.read_link(&dir, path.name()));
+                let Candidate { root, path, .. } = &candidate;
+                let read = self.open_parent(*root, path).and_then(|dir| self.capture.disk.read_link(&dir, path.name()));
                 match read {
-                    Ok(target) => self.capture_plain(root, path, &stat, row.as_ref(), Body::Symlink { target }, builder),
-                    Err(e) => Ok(self.not_read(root, &path, &e)),
+                    Ok(target) => self.capture_plain(candidate, Body::Symlink { target }, builder),
+                    Err(e) => Ok(self.not_read(*root, path, &e)),
                 }
             }
-            _ => self.capture_file(root, path, row.as_ref(), builder),
+            _ => {
+                let Candidate { root, path, stat, row, .. } = candidate;
+                // All names of a file have to be one file: that of the name that carries the content is the one seen.
+                let ino = (stat.nlink > 1).then_some(stat.ino);
+                self.capture_file(root, path, ino, row.as_ref(), builder)
+            }
         }
     }
 
-    fn capture_plain(
-        &self,
-        root: RootId,
-        path: RelPath,
-        stat: &Stat,
-        row: Option<&Row>,
-        body: Body,
-        builder: &mut Builder,
-    ) -> Result<Outcome, CaptureError> {
+    fn capture_plain(&self, candidate: Candidate, body: Body, builder: &mut Builder) -> Result<Outcome, CaptureError> {
+        let Candidate { root, path, stat, at_ms, row } = candidate;
         let xattrs = if body == Body::Dir {
             let dir = self.capture.disk.open_dir(&self.root(root).dir, path.as_bytes());
             dir.and_then(|dir| self.capture.disk.xattrs(&dir, b""))
@@ -124,29 +123,44 @@ impl<D: Disk> Run<'_, D> {
             Ok(xattrs) => xattrs,
             Err(e) => return Ok(self.not_read(root, &path, &e)),
         };
-        let entry = Entry { meta: meta(stat, xattrs), body };
-        let Some(entry) = self.checked(root, &path, entry) else { return Ok(Outcome::NotTaken) };
-        let known = row.filter(|row| row.version <= self.acked).and_then(Row::entry);
-        if known == Some(&entry) {
-            builder.change(self.put_row(root, &path, row.map(|r| r.version), entry, stat, Chunks::Keep));
-            return Ok(Outcome::Same);
-        }
-        builder.change(self.put_row(root, &path, None, entry.clone(), stat, Chunks::None));
+        let entry = Entry { meta: meta(&stat, xattrs), body };
+        let Some(entry) = self.checked(root, &path, entry) else { return Ok(Outcome::Held) };
         self.capture.held.release(root, &path);
+        let meta = entry.meta.clone();
+        let known = row.as_ref().filter(|row| row.version <= self.acked);
+        if let Some(known) = known.filter(|row| row.entry() == Some(&entry)) {
+            builder.change(self.put(root, &path, self.row(Some(known.version), entry, &stat, at_ms), Chunks::Keep));
+            return Ok(Outcome::Same(meta));
+        }
+        builder.change(self.put(root, &path, self.row(None, entry.clone(), &stat, at_ms), Chunks::None));
         self.push(builder, Op::Put { root, path, entry, content: ContentRef::None })?;
-        Ok(Outcome::Attributes)
+        Ok(Outcome::Attributes(meta))
     }
 
-    fn capture_file(&self, root: RootId, path: RelPath, row: Option<&Row>, builder: &mut Builder) -> Result<Outcome, CaptureError> {
+    /// Reads a file and hands it over; with `ino`, only if it is that one.
+    fn capture_file(
+        &self,
+        root: RootId,
+        path: RelPath,
+        ino: Option<u64>,
+        row: Option<&Row>,
+        builder: &mut Builder,
+    ) -> Result<Outcome, CaptureError> {
         for _ in 0..TRIES {
             let disk = &self.capture.disk;
+            let at_ms = now_ms();
             let opened = self.open_parent(root, &path).and_then(|dir| disk.open_file(&dir, path.name()));
             let examined = opened.and_then(|file| Ok((disk.stat_file(&file)?, disk.xattrs_of_file(&file)?, file)));
             let (before, xattrs, file) = match examined {
                 Ok(all) => all,
                 Err(e) => return Ok(self.not_read(root, &path, &e)),
             };
-            let file = Opened { root, path: &path, file, before, meta: meta(&before, xattrs) };
+            if ino.is_some_and(|ino| ino != before.ino) {
+                self.keep(root, &path);
+                self.again(root, &path);
+                return Ok(Outcome::Vanished);
+            }
+            let file = Opened { root, path: &path, file, before, at_ms, meta: meta(&before, xattrs) };
             let taken =
                 if before.size <= SMALL_BYTES_MAX { self.read_small(&file, row, builder)? } else { self.read_large(&file, row, builder)? };
             if let Some(outcome) = taken {
@@ -155,7 +169,7 @@ impl<D: Disk> Run<'_, D> {
         }
         self.hold(root, &path, ProblemKind::Unstable, format!("changed {TRIES} times while it was read; it is tried again"));
         self.again(root, &path);
-        Ok(Outcome::NotTaken)
+        Ok(Outcome::Held)
     }
 
     /// `None` when the file changed meanwhile.
@@ -175,7 +189,7 @@ impl<D: Disk> Run<'_, D> {
         let digest = Digest(coldspare_delta::digest(&content));
         let body = Body::File { size, digest, sparse: is_sparse(&file.before) };
         let Some(entry) = self.checked(file.root, file.path, Entry { meta: file.meta.clone(), body }) else {
-            return Ok(Some(Outcome::NotTaken));
+            return Ok(Some(Outcome::Held));
         };
         self.hand_over_file(file, row, entry, Content::Small(content), builder).map(Some)
     }
@@ -194,7 +208,7 @@ impl<D: Disk> Run<'_, D> {
                 Err(e) => return Ok(Some(self.not_read(file.root, file.path, &e))),
             };
             let Some(entry) = self.checked(file.root, file.path, Entry { meta: file.meta.clone(), body: body(digest) }) else {
-                return Ok(Some(Outcome::NotTaken));
+                return Ok(Some(Outcome::Held));
             };
             let same = known.and_then(Entry::digest) == Some(digest);
             if same || self.cycle.certainty == Certainty::Ask {
@@ -207,25 +221,21 @@ impl<D: Disk> Run<'_, D> {
             Err(e) => return Ok(Some(self.not_read(file.root, file.path, &e))),
         };
         let entry = Entry { meta: file.meta.clone(), body: body(Digest(sent.encoded.digest)) };
-        let Some(entry) = self.checked(file.root, file.path, entry) else { return Ok(Some(Outcome::NotTaken)) };
-        self.push_segments(file.root, file.path, entry, sent, &file.before, builder)?;
-        Ok(Some(Outcome::Content))
+        let Some(entry) = self.checked(file.root, file.path, entry) else { return Ok(Some(Outcome::Held)) };
+        let meta = entry.meta.clone();
+        self.push_segments(file.root, file.path, self.row(None, entry, &file.before, file.at_ms), sent, builder)?;
+        Ok(Some(Outcome::Content(meta)))
     }
 
-    fn push_segments(
-        &self,
-        root: RootId,
-        path: &RelPath,
-        entry: Entry,
-        sent: SentSegments,
-        stat: &Stat,
-        builder: &mut Builder,
-    ) -> Result<(), CaptureError> {
+    fn push_segments(&self, root: RootId, path: &RelPath, row: Row, sent: SentSegments, builder: &mut Builder) -> Result<(), CaptureError> {
+        let Some(entry) = row.entry().cloned() else { return Ok(()) };
         let chunks = sent.encoded.chunks.as_ref().map_or(Chunks::None, |list| Chunks::Are(list.encode()));
-        builder.change(self.put_row(root, path, None, entry.clone(), stat, chunks));
+        builder.change(self.put(root, path, row, chunks));
         self.capture.held.release(root, path);
         let content = ContentRef::Segments { file: sent.file, segments: sent.encoded.segments };
-        self.push(builder, Op::Put { root, path: path.clone(), entry, content })
+        self.push(builder, Op::Put { root, path: path.clone(), entry, content })?;
+        // The standby holds a large file open until its operation comes.
+        self.send_batch(builder)
     }
 
     /// Hands over a file whose digest is known, with as little content as the standby needs.
@@ -238,48 +248,59 @@ impl<D: Disk> Run<'_, D> {
         builder: &mut Builder,
     ) -> Result<Outcome, CaptureError> {
         let (root, path) = (file.root, file.path);
-        let known = row.filter(|row| row.version <= self.acked).and_then(Row::entry);
-        if known == Some(&entry) {
-            builder.change(self.put_row(root, path, row.map(|r| r.version), entry, &file.before, Chunks::Keep));
-            return Ok(Outcome::Same);
-        }
+        let meta = entry.meta.clone();
         self.capture.held.release(root, path);
-        if known.is_some_and(|known| known.digest() == entry.digest() && known.size() == entry.size()) {
-            builder.change(self.put_row(root, path, None, entry.clone(), &file.before, Chunks::Keep));
-            self.push(builder, Op::Put { root, path: path.clone(), entry, content: ContentRef::Unchanged })?;
-            return Ok(Outcome::Attributes);
-        }
-        let change = self.put_row(root, path, None, entry.clone(), &file.before, Chunks::None);
-        match (content, self.cycle.certainty) {
-            (Content::Small(bytes), Certainty::Sure) => {
-                builder.change(change);
-                self.push_inline(builder, root, path.clone(), entry, &bytes)?;
+        let row_of = |version, entry| self.row(version, entry, &file.before, file.at_ms);
+        if let Some(known) = row.filter(|row| row.version <= self.acked) {
+            if known.entry() == Some(&entry) {
+                builder.change(self.put(root, path, row_of(Some(known.version), entry), Chunks::Keep));
+                return Ok(Outcome::Same(meta));
             }
-            (content, _) => {
-                let content = match content {
-                    Content::Small(bytes) => Some(bytes),
-                    Content::Large => None,
-                };
-                self.push_unsure(builder, Unsure { root, path: path.clone(), entry, content, change: Some(change) })?;
+            if known.entry().is_some_and(|known| known.digest() == entry.digest() && known.size() == entry.size()) {
+                builder.change(self.put(root, path, row_of(None, entry.clone()), Chunks::Keep));
+                self.push(builder, Op::Put { root, path: path.clone(), entry, content: ContentRef::Unchanged })?;
+                return Ok(Outcome::Attributes(meta));
             }
         }
-        Ok(Outcome::Content)
+        let row = row_of(None, entry);
+        let content = match content {
+            Content::Small(bytes) => Some(bytes),
+            Content::Large => None,
+        };
+        let unsure = Unsure { root, path: path.clone(), row, content };
+        match self.cycle.certainty {
+            Certainty::Ask => self.push_unsure(builder, unsure)?,
+            Certainty::Sure => self.send_missing(builder, unsure)?,
+        }
+        Ok(Outcome::Content(meta))
     }
 
     /// Hands over what the index knows, without reading it where that can be avoided.
-    fn hand_over_known(&self, root: RootId, path: RelPath, entry: Entry, builder: &mut Builder) -> Result<Outcome, CaptureError> {
-        self.capture.held.release(root, &path);
+    fn hand_over_known(&self, root: RootId, path: RelPath, row: Row, builder: &mut Builder) -> Result<Outcome, CaptureError> {
+        let Some(entry) = row.entry().cloned() else { return Ok(Outcome::Vanished) };
+        let meta = entry.meta.clone();
         if entry.digest().is_none() {
+            self.capture.held.release(root, &path);
+            self.renew(builder, root, &path, row);
             self.push(builder, Op::Put { root, path, entry, content: ContentRef::None })?;
-            return Ok(Outcome::Attributes);
+            return Ok(Outcome::Attributes(meta));
         }
-        let unsure = Unsure { root, path, entry, content: None, change: None };
-        if self.cycle.certainty == Certainty::Ask {
-            self.push_unsure(builder, unsure)?;
-        } else {
-            self.send_missing(builder, unsure)?;
+        let unsure = Unsure { root, path, row, content: None };
+        match self.cycle.certainty {
+            Certainty::Ask => self.push_unsure(builder, unsure)?,
+            Certainty::Sure => self.send_missing(builder, unsure)?,
         }
-        Ok(Outcome::Content)
+        Ok(Outcome::Content(meta))
+    }
+
+    /// Notes that a row is handed over with this cycle, where the index doesn't say so by itself.
+    fn renew(&self, builder: &mut Builder, root: RootId, path: &RelPath, row: Row) {
+        let chunks = match row.version {
+            Row::UNSENT => Chunks::Keep,
+            version if version == self.cycle.seq => Chunks::None, // those that are kept are of an older content
+            _ => return,
+        };
+        builder.change(self.put(root, path, Row { version: self.cycle.seq, ..row }, chunks));
     }
 
     fn push_unsure(&self, builder: &mut Builder, unsure: Unsure) -> Result<(), CaptureError> {
@@ -292,20 +313,18 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Asks for all that is unsure and hands over what is missing.
-    fn resolve_unsure(&self, builder: &mut Builder) -> Result<(), CaptureError> {
+    pub(crate) fn resolve_unsure(&self, builder: &mut Builder) -> Result<(), CaptureError> {
         let unsure = std::mem::take(&mut builder.unsure);
         builder.unsure_bytes = 0;
         if unsure.is_empty() {
             return Ok(());
         }
-        let ask = |u: &Unsure| Ask {
-            root: u.root,
-            path: u.path.clone(),
-            digest: u.entry.digest().expect("only files are asked for"),
-            size: u.entry.size(),
+        let ask = |u: &Unsure| {
+            let entry = u.row.entry().expect("only what is there is asked for");
+            Ask { root: u.root, path: u.path.clone(), digest: entry.digest().expect("only files are asked for"), size: entry.size() }
         };
         let answers = self.outlet.ask(unsure.iter().map(ask).collect())?;
-        for (mut unsure, have) in unsure.into_iter().zip(answers) {
+        for (unsure, have) in unsure.into_iter().zip(answers) {
             let content = match have {
                 Have::AtPath => ContentRef::Unchanged,
                 Have::Staged => ContentRef::Staged,
@@ -314,62 +333,70 @@ impl<D: Disk> Run<'_, D> {
                     continue;
                 }
             };
-            builder.changes.extend(unsure.change.take());
-            self.push(builder, Op::Put { root: unsure.root, path: unsure.path, entry: unsure.entry, content })?;
+            let Unsure { root, path, row, .. } = unsure;
+            let Some(entry) = row.entry().cloned() else { continue };
+            self.capture.held.release(root, &path);
+            self.renew(builder, root, &path, row);
+            self.push(builder, Op::Put { root, path, entry, content })?;
         }
         Ok(())
     }
 
     /// Hands over content that the standby lacks, reading it where it isn't at hand.
     fn send_missing(&self, builder: &mut Builder, unsure: Unsure) -> Result<(), CaptureError> {
-        let Unsure { root, path, entry, content, change } = unsure;
+        let Unsure { root, path, row, content } = unsure;
+        let Some(entry) = row.entry().cloned() else { return Ok(()) };
         if let Some(content) = content {
-            builder.changes.extend(change);
-            return self.push_inline(builder, root, path, entry, &content);
+            return self.push_inline(builder, root, path, row, entry, &content);
         }
         let disk = &self.capture.disk;
+        let at_ms = now_ms();
         let opened = self.open_parent(root, &path).and_then(|dir| disk.open_file(&dir, path.name()));
         let examined = opened.and_then(|file| Ok((disk.stat_file(&file)?, file)));
         let (before, file) = match examined {
             Ok(all) => all,
             Err(e) => {
-                self.not_read(root, &path, &e);
+                self.not_taken(root, &path, &e);
                 return Ok(());
             }
         };
-        let file = Opened { root, path: &path, file, before, meta: entry.meta.clone() };
+        let file = Opened { root, path: &path, file, before, at_ms, meta: entry.meta.clone() };
         let (size, digest) = (entry.size(), entry.digest());
-        if before.size != size && before.size <= SMALL_BYTES_MAX {
-            return self.capture_file(root, path, None, builder).map(drop);
-        }
-        if size <= SMALL_BYTES_MAX {
+        if before.size == size && size <= SMALL_BYTES_MAX {
             let mut content = vec![0; usize::try_from(size).expect("small") + 1];
             match disk.read_at(&file.file, 0, &mut content) {
                 Ok(read) => content.truncate(read),
                 Err(e) => {
-                    self.not_read(root, &path, &e);
+                    self.not_taken(root, &path, &e);
                     return Ok(());
                 }
             }
             self.count_read(content.len() as u64);
-            if Some(Digest(coldspare_delta::digest(&content))) != digest {
-                return self.capture_file(root, path, None, builder).map(drop); // changed since it was captured
+            if Some(Digest(coldspare_delta::digest(&content))) == digest {
+                return self.push_inline(builder, root, path, row, entry, &content);
             }
-            builder.changes.extend(change);
-            return self.push_inline(builder, root, path, entry, &content);
-        }
-        match self.send_segments(&file, None)? {
-            Ok(Some(sent)) if Some(Digest(sent.encoded.digest)) == digest => self.push_segments(root, &path, entry, sent, &before, builder),
-            Ok(_) => {
-                self.hold(root, &path, ProblemKind::Unstable, "changed since it was captured; it is tried again".into());
-                self.again(root, &path);
-                Ok(())
-            }
-            Err(e) => {
-                self.not_read(root, &path, &e);
-                Ok(())
+        } else if before.size == size {
+            match self.send_segments(&file, None)? {
+                Ok(Some(sent)) if Some(Digest(sent.encoded.digest)) == digest => {
+                    return self.push_segments(root, &path, Row { version: self.cycle.seq, ..row }, sent, builder);
+                }
+                Ok(_) => {}
+                Err(e) => {
+                    self.not_taken(root, &path, &e);
+                    return Ok(());
+                }
             }
         }
+        // What is there is no longer what its row says.
+        lock(&self.untaken).insert((root, path.clone()));
+        self.hold(root, &path, ProblemKind::Unstable, "changed since it was captured; it is tried again".into());
+        self.again(root, &path);
+        Ok(())
+    }
+
+    fn not_taken(&self, root: RootId, path: &RelPath, e: &std::io::Error) {
+        lock(&self.untaken).insert((root, path.clone()));
+        self.not_read(root, path, e);
     }
 
     /// Sends the content of a large file; `Ok(Ok(None))` when it changed meanwhile.
@@ -466,7 +493,17 @@ impl<D: Disk> Run<'_, D> {
         Ok(())
     }
 
-    fn push_inline(&self, builder: &mut Builder, root: RootId, path: RelPath, entry: Entry, content: &[u8]) -> Result<(), CaptureError> {
+    fn push_inline(
+        &self,
+        builder: &mut Builder,
+        root: RootId,
+        path: RelPath,
+        row: Row,
+        entry: Entry,
+        content: &[u8],
+    ) -> Result<(), CaptureError> {
+        self.capture.held.release(root, &path);
+        builder.change(self.put(root, &path, Row { version: self.cycle.seq, ..row }, Chunks::None));
         builder.payload.extend_from_slice(content);
         self.push(builder, Op::Put { root, path, entry, content: ContentRef::Inline })
     }
@@ -490,18 +527,14 @@ impl<D: Disk> Run<'_, D> {
         self.send_batch(builder)
     }
 
-    /// The row for an entry; its version is this cycle's unless an older one still holds.
-    pub(crate) fn put_row(
-        &self,
-        root: RootId,
-        path: &RelPath,
-        version: Option<coldspare_core::Seq>,
-        entry: Entry,
-        stat: &Stat,
-        chunks: Chunks,
-    ) -> Change {
-        let witness = Witness { ino: stat.ino, ctime: time(stat.ctime), racy: is_racy(stat) };
-        let row = Row { version: version.unwrap_or(self.cycle.seq), state: State::Present { entry, witness } };
+    /// The row for an entry that was examined at `at_ms` or later; its version is this cycle's unless an older one still
+    /// holds.
+    pub(crate) fn row(&self, version: Option<Seq>, entry: Entry, stat: &Stat, at_ms: u64) -> Row {
+        let witness = Witness { ino: stat.ino, ctime: time(stat.ctime), racy: is_racy(stat.ctime, at_ms) };
+        Row { version: version.unwrap_or(self.cycle.seq), state: State::Present { entry, witness } }
+    }
+
+    pub(crate) fn put(&self, root: RootId, path: &RelPath, row: Row, chunks: Chunks) -> Change {
         Change::Put { root, path: path.clone(), row, chunks }
     }
 
@@ -522,12 +555,15 @@ impl<D: Disk> Run<'_, D> {
 
     /// A path that could not be read: gone meanwhile, or held back.
     fn not_read(&self, root: RootId, path: &RelPath, e: &std::io::Error) -> Outcome {
-        if is_vanished(e) || e.kind() == std::io::ErrorKind::InvalidInput {
-            self.again(root, path); // gone, or no regular file any more
-        } else {
-            self.hold(root, path, ProblemKind::Unreadable, e.to_string());
+        if is_vanished(e) || e.kind() == ErrorKind::InvalidInput {
+            if e.kind() != ErrorKind::NotFound {
+                self.keep(root, path); // something else is there: the path was never gone
+            }
+            self.again(root, path);
+            return Outcome::Vanished;
         }
-        Outcome::NotTaken
+        self.hold(root, path, ProblemKind::Unreadable, e.to_string());
+        Outcome::Held
     }
 
     fn count_read(&self, bytes: u64) {
@@ -542,6 +578,8 @@ struct Opened<'a, D: Disk> {
     path: &'a RelPath,
     file: D::File,
     before: Stat,
+    /// When it was opened, in milliseconds since 1970.
+    at_ms: u64,
     meta: Meta,
 }
 
@@ -576,9 +614,10 @@ fn is_sparse(stat: &Stat) -> bool {
     stat.blocks * 512 < stat.size
 }
 
-fn is_racy(stat: &Stat) -> bool {
-    let ctime_ms = stat.ctime.0.saturating_mul(1000) + i64::from(stat.ctime.1) / 1_000_000;
-    i64::try_from(now_ms()).unwrap_or(i64::MAX) - ctime_ms < RACY_MS
+/// Whether what was examined at `at_ms` or later could have changed after that without another time.
+fn is_racy(ctime: (i64, u32), at_ms: u64) -> bool {
+    let ctime_ms = ctime.0.saturating_mul(1000) + i64::from(ctime.1) / 1_000_000;
+    i64::try_from(at_ms).unwrap_or(i64::MAX) - ctime_ms < RACY_MS
 }
 
 /// About how many bytes an operation takes on the wire.
@@ -596,4 +635,24 @@ fn op_bytes(op: &Op) -> usize {
         }
     };
     op.path().as_bytes().len() + extra + 8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(ctime: (i64, u32), at_ms: u64, expected: bool) {
+        assert_eq!(is_racy(ctime, at_ms), expected, "{ctime:?} at {at_ms}");
+    }
+
+    #[test]
+    fn a_change_within_a_clock_tick_of_the_look_is_not_trusted() {
+        check((1, 0), 1000, true);
+        check((1, 0), 1024, true);
+        check((1, 0), 1025, false);
+        check((1, 975_000_000), 2000, false);
+        check((1, 976_000_000), 2000, true);
+        check((9, 0), 1000, true); // from the future: the clock was set back
+        check((-1, 0), 1000, false);
+    }
 }

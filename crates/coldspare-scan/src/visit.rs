@@ -5,7 +5,7 @@
 //! - a path is handed over at most once in a cycle: what is met twice is left to the next cycle;
 //! - what can't be read is never taken for gone.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -20,7 +20,8 @@ use coldspare_os::{Disk, FileKind, Stat};
 use crate::capture::{Capture, CaptureError, Cycle, Outlet, Report, Work};
 use crate::dirty::Hint;
 use crate::index::{Row, Snapshot, State};
-use crate::read::Builder;
+use crate::links::is_linked;
+use crate::read::{Builder, Outcome};
 use crate::watch::now_ms;
 use crate::writer::{Change, Writer};
 
@@ -37,10 +38,17 @@ pub(crate) struct Visit {
 pub(crate) enum What {
     /// All of it and all below it.
     Deep,
-    /// All entries of it, and what is new below.
-    All,
     /// These entries of it, and what is new below.
     Names(BTreeMap<Box<[u8]>, Hint>),
+}
+
+/// Whether the standby has a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It has, or will have.
+    Known,
+    /// It may not.
+    Unknown,
 }
 
 /// A path that may have changed.
@@ -48,6 +56,8 @@ pub(crate) struct Candidate {
     pub(crate) root: RootId,
     pub(crate) path: RelPath,
     pub(crate) stat: Stat,
+    /// When it was examined at the earliest, in milliseconds since 1970.
+    pub(crate) at_ms: u64,
     pub(crate) row: Option<Row>,
 }
 
@@ -62,11 +72,13 @@ pub(crate) struct Run<'a, D: Disk> {
     pub(crate) acked: Seq,
     pub(crate) counters: Counters,
     pub(crate) next_file: AtomicU32,
-    /// Files with several names, met in this pass.
+    /// Files with several names.
     pub(crate) linked: Mutex<Vec<Candidate>>,
-    deferred: Mutex<Vec<Visit>>,
+    deferred: Mutex<BTreeMap<(RootId, RelPath), What>>,
     /// What is held back in this cycle.
-    kept: Mutex<Vec<(RootId, RelPath)>>,
+    pub(crate) kept: Mutex<BTreeSet<(RootId, RelPath)>>,
+    /// What was to be handed over in this cycle, and wasn't in the end.
+    pub(crate) untaken: Mutex<BTreeSet<(RootId, RelPath)>>,
     builders: Mutex<Vec<Builder>>,
     claims: Mutex<HashSet<u64>>,
     stopped: AtomicBool,
@@ -120,6 +132,7 @@ impl<'a, D: Disk> Run<'a, D> {
             linked: Mutex::default(),
             deferred: Mutex::default(),
             kept: Mutex::default(),
+            untaken: Mutex::default(),
             builders: Mutex::default(),
             claims: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -137,15 +150,25 @@ impl<'a, D: Disk> Run<'a, D> {
 
     /// The second pass.
     pub(crate) fn pass_deferred(&self) -> Result<(), CaptureError> {
-        let mut visits = std::mem::take(&mut *lock(&self.deferred));
-        // A directory may have been found from above and by a hint: the wider look wins.
-        visits.sort_by(|a, b| (a.root, &a.path, a.what.width()).cmp(&(b.root, &b.path, b.what.width())));
-        visits.dedup_by(|narrow, wide| (narrow.root, &narrow.path) == (wide.root, &wide.path) && wide.what.width() == 0);
-        self.look_at_all(visits)
+        let deferred = std::mem::take(&mut *lock(&self.deferred));
+        self.look_at_all(deferred.into_iter().map(|((root, path), what)| Visit { root, path, what }).collect())?;
+        self.capture_linked()
     }
 
+    /// Leaves directories to the second pass; one that is found from above and by a hint is looked at once.
     pub(crate) fn defer(&self, visits: Vec<Visit>) {
-        lock(&self.deferred).extend(visits);
+        let mut deferred = lock(&self.deferred);
+        for Visit { root, path, what } in visits {
+            match (deferred.get_mut(&(root, path.clone())), what) {
+                (Some(What::Deep), _) => {}
+                (Some(What::Names(known)), What::Names(more)) => {
+                    for (name, hint) in more {
+                        known.entry(name).and_modify(|k| *k = hint.max(*k)).or_insert(hint);
+                    }
+                }
+                (_, what) => drop(deferred.insert((root, path), what)),
+            }
+        }
     }
 
     fn look_at_all(&self, visits: Vec<Visit>) -> Result<(), CaptureError> {
@@ -155,43 +178,38 @@ impl<'a, D: Disk> Run<'a, D> {
                 scope.spawn(move |scope| self.visit(scope, visit, objects));
             }
         });
-        if let Some(failure) = lock(&self.failure).take() {
-            return Err(failure);
-        }
-        self.capture_linked()
+        lock(&self.failure).take().map_or(Ok(()), Err)
     }
 
     /// Hands over what is left and counts.
     pub(crate) fn finish(&self, result: Result<(), CaptureError>) -> Result<Report, CaptureError> {
         result?;
+        for mut builder in std::mem::take(&mut *lock(&self.builders)) {
+            self.flush(&mut builder)?;
+        }
+        // Only now is known all that is held back.
         let mut last = Builder::default();
-        if self.cycle.baseline == Baseline::Full {
-            for (root, path) in std::mem::take(&mut *lock(&self.kept)) {
+        for (root, path) in std::mem::take(&mut *lock(&self.kept)) {
+            last.change(Change::Unsent { root, path: path.clone(), acked: self.acked });
+            if self.cycle.baseline == Baseline::Full {
                 self.push(&mut last, Op::Keep { root, path })?;
             }
         }
         self.flush(&mut last)?;
-        for mut builder in std::mem::take(&mut *lock(&self.builders)) {
-            self.flush(&mut builder)?;
-        }
         let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let c = &self.counters;
         let totals = Totals { ops: count(&c.ops), files_read: count(&c.files_read), bytes_read: count(&c.bytes_read) };
         Ok(Report { as_of_ms: 0, totals, entries: count(&c.entries), special: count(&c.special) })
     }
 
-    /// Whether `path` may be handed over in this cycle; a second try is left to the next one.
+    /// Whether `path` may be handed over in this cycle: it wasn't yet.
     pub(crate) fn claim(&self, root: RootId, path: &RelPath) -> bool {
         if self.cycle.work == Work::Everything {
             return true; // each directory is looked at once
         }
         let mut hasher = DefaultHasher::new();
         (root, path).hash(&mut hasher);
-        if lock(&self.claims).insert(hasher.finish()) {
-            return true;
-        }
-        self.again(root, path);
-        false
+        lock(&self.claims).insert(hasher.finish())
     }
 
     /// Leaves `path` to the next cycle.
@@ -202,8 +220,14 @@ impl<'a, D: Disk> Run<'a, D> {
         }
     }
 
+    /// Leaves the standby's copy of `path`, and of all below it, as it is.
+    pub(crate) fn keep(&self, root: RootId, path: &RelPath) {
+        lock(&self.kept).insert((root, path.clone()));
+    }
+
+    /// Holds `path` back with all below it: the standby's copy stays as it is.
     pub(crate) fn hold(&self, root: RootId, path: &RelPath, kind: ProblemKind, detail: String) {
-        lock(&self.kept).push((root, path.clone()));
+        self.keep(root, path);
         self.capture.held.hold(Problem { root, path: path.clone(), kind, detail });
     }
 
@@ -229,6 +253,7 @@ impl<'a, D: Disk> Run<'a, D> {
                 watch.catch_up();
             }
         }
+        let at_ms = now_ms();
         let dir = match disk.open_dir(&self.root(root).dir, path.as_bytes()) {
             Ok(dir) => dir,
             // Gone, or no directory any more: the directory above it, which changed with it, is looked at too.
@@ -245,9 +270,22 @@ impl<'a, D: Disk> Run<'a, D> {
                 return Ok(());
             }
         };
+        let listed = match what {
+            What::Names(_) => Ok(Vec::new()),
+            What::Deep => disk.list_stat(&dir),
+        };
+        let listed = match listed {
+            Ok(listed) => listed,
+            Err(e) => {
+                self.hold(root, &path, ProblemKind::Unreadable, format!("the folder can't be listed: {e}"));
+                return Ok(());
+            }
+        };
         let row = self.snapshot.row(root, &path)?;
-        self.consider(Candidate { root, path: path.clone(), stat, row }, builder)?;
-
+        let own = Candidate { root, path: path.clone(), stat, at_ms, row };
+        if self.consider_dir(own, builder)? == Standing::Unknown {
+            return Ok(()); // what is below has no place on the standby
+        }
         let (found, known) = match &what {
             What::Names(names) => {
                 let mut found = Vec::new();
@@ -269,38 +307,36 @@ impl<'a, D: Disk> Run<'a, D> {
                 }
                 (found, known)
             }
-            What::Deep | What::All => match disk.list_stat(&dir) {
-                Ok(mut found) => {
-                    found.sort_by(|a, b| a.0.cmp(&b.0));
-                    (found, self.snapshot.children(root, &path)?)
-                }
-                Err(e) => {
-                    self.hold(root, &path, ProblemKind::Unreadable, format!("the folder can't be listed: {e}"));
-                    return Ok(());
-                }
-            },
+            What::Deep => {
+                let mut found = listed;
+                found.sort_by(|a, b| a.0.cmp(&b.0));
+                (found, self.snapshot.children(root, &path)?)
+            }
         };
         self.counters.entries.fetch_add(found.len() as u64, Ordering::Relaxed);
+        let dev = stat.dev;
         let mut known = known.into_iter().peekable();
         for (name, stat) in found {
             while let Some((gone, row)) = known.next_if(|(k, _)| *k < name) {
-                self.gone(root, &path, &gone, row, builder)?;
+                self.gone((root, dev), &path, &gone, row, builder)?;
             }
             let row = known.next_if(|(k, _)| *k == name).map(|(_, row)| row);
             let Some(child) = self.carried(root, &path, &name, &stat) else {
                 if let Some(row) = row {
-                    self.gone(root, &path, &name, row, builder)?;
+                    self.gone((root, dev), &path, &name, row, builder)?;
                 }
                 continue;
             };
+            let candidate = Candidate { root, path: child, stat, at_ms, row };
+            self.leave_links(dev, &candidate)?;
             if stat.kind == FileKind::Dir {
-                self.descend(scope, Candidate { root, path: child, stat, row }, &what, &name, objects);
+                self.descend(scope, candidate, &what, &name, objects);
             } else {
-                self.consider(Candidate { root, path: child, stat, row }, builder)?;
+                self.consider(candidate, builder)?;
             }
         }
         for (gone, row) in known {
-            self.gone(root, &path, &gone, row, builder)?;
+            self.gone((root, dev), &path, &gone, row, builder)?;
         }
         Ok(())
     }
@@ -343,18 +379,11 @@ impl<'a, D: Disk> Run<'a, D> {
     }
 
     fn descend<'s>(&'s self, scope: &rayon::Scope<'s>, child: Candidate, what: &What, name: &[u8], objects: bool) {
-        let known = child.row.as_ref().is_some_and(|row| row.is_dir() && witness_ino(row) == Some(child.stat.ino));
-        let hint = match what {
-            What::Names(names) => names.get(name).copied(),
-            What::Deep | What::All => None,
-        };
-        let Candidate { root, path, stat, row } = child;
-        let what = if matches!(what, What::Deep) || !known || hint == Some(Hint::Replaced) {
-            What::Deep
-        } else if hint.is_some() || row.is_some_and(|row| !is_unchanged(&row, &stat)) {
-            What::Names(BTreeMap::new()) // the directory itself
-        } else {
-            return;
+        let Candidate { root, path, stat, row, .. } = child;
+        let known = row.is_some_and(|row| row.is_dir() && row.ino() == Some(stat.ino));
+        let what = match what {
+            What::Names(names) if known && names.get(name) != Some(&Hint::Replaced) => What::Names(BTreeMap::new()), // itself
+            What::Names(_) | What::Deep => What::Deep,
         };
         let visit = Visit { root, path, what };
         if !objects && is_objects(&visit.path) {
@@ -365,15 +394,17 @@ impl<'a, D: Disk> Run<'a, D> {
     }
 
     /// An entry that the index has and the directory doesn't.
-    fn gone(&self, root: RootId, dir: &RelPath, name: &[u8], row: Row, builder: &mut Builder) -> Result<(), CaptureError> {
+    fn gone(&self, (root, dev): (RootId, u64), dir: &RelPath, name: &[u8], row: Row, builder: &mut Builder) -> Result<(), CaptureError> {
         let Ok(path) = dir.join(name) else { return Ok(()) };
-        let is_news = matches!(row.state, State::Present { .. });
+        let is_news = matches!(row.state, State::Present { .. }) || row.version == Row::UNSENT;
         if !is_news && row.version <= self.acked {
             return Ok(());
         }
         if !self.claim(root, &path) {
+            self.again(root, &path);
             return Ok(());
         }
+        self.leave_links_of(root, dev, &path, &row)?;
         self.capture.held.release(root, &path);
         if is_news {
             builder.change(Change::Gone { root, path: path.clone(), version: self.cycle.seq });
@@ -385,6 +416,23 @@ impl<'a, D: Disk> Run<'a, D> {
         Ok(())
     }
 
+    /// A directory that is looked at: whether the standby has it, or will have it with this changeset.
+    fn consider_dir(&self, own: Candidate, builder: &mut Builder) -> Result<Standing, CaptureError> {
+        let key = (own.root, own.path.clone());
+        if let Some(row) = &own.row
+            && row.version <= self.acked
+            && is_unchanged(row, &own.stat)
+        {
+            return Ok(Standing::Known);
+        }
+        let is_held = if self.claim(own.root, &own.path) {
+            matches!(self.capture_one(own, builder)?, Outcome::Held | Outcome::Vanished)
+        } else {
+            lock(&self.kept).contains(&key)
+        };
+        Ok(if is_held { Standing::Unknown } else { Standing::Known })
+    }
+
     /// An entry that is there: nothing to do, or it is captured.
     fn consider(&self, candidate: Candidate, builder: &mut Builder) -> Result<(), CaptureError> {
         if let Some(row) = &candidate.row
@@ -394,9 +442,10 @@ impl<'a, D: Disk> Run<'a, D> {
             return Ok(());
         }
         if !self.claim(candidate.root, &candidate.path) {
+            self.again(candidate.root, &candidate.path);
             return Ok(());
         }
-        if candidate.stat.kind == FileKind::File && candidate.stat.nlink > 1 {
+        if is_linked(&candidate.stat, candidate.row.as_ref()) {
             lock(&self.linked).push(candidate);
             return Ok(());
         }
@@ -404,24 +453,18 @@ impl<'a, D: Disk> Run<'a, D> {
     }
 
     fn hold_name(&self, root: RootId, dir: &RelPath, name: &[u8], detail: String) {
-        let path = dir.join(name).unwrap_or_else(|_| dir.clone());
-        let detail = format!("{:?} {detail}", coldspare_core::path::escape(name));
-        self.hold(root, &path, ProblemKind::Unsupported, detail);
+        match dir.join(name) {
+            Ok(path) => self.hold(root, &path, ProblemKind::Unreadable, detail),
+            // No copy of a path that can't be named is anywhere: the folder stands for it in the report only.
+            Err(_) => {
+                let detail = format!("{:?} in it: {detail}", coldspare_core::path::escape(name));
+                self.capture.held.hold(Problem { root, path: dir.clone(), kind: ProblemKind::Unsupported, detail });
+            }
+        }
     }
 
     pub(crate) fn root(&self, root: RootId) -> &crate::capture::Root<D> {
         &self.capture.roots[usize::from(root.0)]
-    }
-}
-
-impl What {
-    /// 0 for the widest look.
-    fn width(&self) -> u8 {
-        match self {
-            What::Deep => 0,
-            What::All => 1,
-            What::Names(_) => 2,
-        }
     }
 }
 
@@ -451,13 +494,48 @@ pub(crate) fn is_unchanged(row: &Row, stat: &Stat) -> bool {
         && (entry.meta.uid, entry.meta.gid) == (stat.uid, stat.gid)
 }
 
-fn witness_ino(row: &Row) -> Option<u64> {
-    match &row.state {
-        State::Present { witness, .. } => Some(witness.ino),
-        State::Gone => None,
-    }
-}
-
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use coldspare_core::{Digest, Entry, Meta, Time};
+
+    use super::*;
+    use crate::index::Witness;
+
+    const STAT: Stat = Stat {
+        kind: FileKind::File,
+        mode: 0o644,
+        uid: 1,
+        gid: 2,
+        size: 3,
+        blocks: 8,
+        nlink: 1,
+        dev: 4,
+        ino: 5,
+        mtime: (6, 7),
+        ctime: (8, 9),
+    };
+
+    fn check(witness: Witness, stat: Stat, expected: bool) {
+        let meta = Meta { mode: 0o644, uid: 1, gid: 2, mtime: Time { secs: 6, nanos: 7 }, xattrs: Vec::new() };
+        let body = Body::File { size: 3, digest: Digest([0; 32]), sparse: false };
+        let row = Row { version: Seq(1), state: State::Present { entry: Entry { meta, body }, witness } };
+        assert_eq!(is_unchanged(&row, &stat), expected, "{witness:?} {stat:?}");
+    }
+
+    #[test]
+    fn a_row_is_trusted_only_when_nothing_differs_and_its_time_tells() {
+        let witness = Witness { ino: 5, ctime: Time { secs: 8, nanos: 9 }, racy: false };
+        check(witness, STAT, true);
+        check(Witness { racy: true, ..witness }, STAT, false);
+        check(witness, Stat { ctime: (8, 10), ..STAT }, false);
+        check(witness, Stat { mtime: (6, 8), ..STAT }, false);
+        check(witness, Stat { ino: 6, ..STAT }, false);
+        check(witness, Stat { size: 4, ..STAT }, false);
+        check(witness, Stat { uid: 2, ..STAT }, false);
+        check(witness, Stat { kind: FileKind::Dir, ..STAT }, false);
+    }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use coldspare_core::{RelPath, RootId, Seq, key};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
-use redb::Durability;
+use redb::{Durability, ReadableTable};
 
 use crate::index::{CHUNKS, GONE, Index, IndexError, LINKS, ROWS, Row, State, link_key};
 
@@ -15,6 +15,9 @@ use crate::index::{CHUNKS, GONE, Index, IndexError, LINKS, ROWS, Row, State, lin
 pub(crate) enum Change {
     /// A path is as the row says.
     Put { root: RootId, path: RelPath, row: Row, chunks: Chunks },
+    /// Something of a path, or below it, could not be handed over: what the standby doesn't have up to `acked` has to be
+    /// handed over later, whatever is acknowledged until then.
+    Unsent { root: RootId, path: RelPath, acked: Seq },
     /// A path and all below it are gone.
     Gone { root: RootId, path: RelPath, version: Seq },
     /// The names of a file that has several.
@@ -71,8 +74,7 @@ impl<'scope> Writer<'scope> {
 fn write_all(index: &Index, inbox: &Receiver<Vec<Change>>) -> Result<(), IndexError> {
     let mut durable_at = Instant::now();
     let mut wrote = false;
-    loop {
-        let Ok(first) = inbox.recv() else { break };
+    while let Ok(first) = inbox.recv() {
         let is_due = durable_at.elapsed() > DURABLE_EVERY;
         let durability = if is_due { Durability::Immediate } else { Durability::None };
         index.write(durability, |txn| {
@@ -111,13 +113,19 @@ fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Result<(), redb:
         match change {
             Change::Put { root, path, row, chunks } => {
                 let key = key::encode(root, &path);
-                let was_gone = rows
-                    .insert(key.as_slice(), row.encode().as_slice())?
-                    .is_some_and(|old| matches!(Row::decode(old.value()), Ok(Row { state: State::Gone, .. })));
-                if was_gone {
-                    // Rows below it that are gone are found through those above them.
-                    keep_gone_below(&rows, &mut gone, root, &path, row.version)?;
-                    gone.remove(key.as_slice())?;
+                let old = rows.insert(key.as_slice(), row.encode().as_slice())?.and_then(|old| Row::decode(old.value()).ok());
+                match old {
+                    Some(Row { state: State::Gone, .. }) => {
+                        // Rows below it that are gone are found through those above them.
+                        keep_gone_below(&rows, &mut gone, root, &path, row.version)?;
+                        gone.remove(key.as_slice())?;
+                    }
+                    Some(old) if old.is_dir() && !row.is_dir() => {
+                        gone.insert(key.as_slice(), row.version.0)?;
+                        let below = keys_below(&rows, root, &path)?;
+                        bury(&mut rows, &mut chunk_lists, below, row.version)?;
+                    }
+                    _ => {}
                 }
                 match chunks {
                     Chunks::Keep => {}
@@ -126,18 +134,21 @@ fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Result<(), redb:
                 }
             }
             Change::Gone { root, path, version } => {
-                let tombstone = Row { version, state: State::Gone }.encode();
                 let mut keys = vec![key::encode(root, &path)];
-                for range in [key::children(root, &path), key::deeper(root, &path)] {
-                    use redb::ReadableTable;
-                    for row in rows.range(range.start.as_slice()..range.end.as_slice())? {
-                        keys.push(row?.0.value().to_vec());
-                    }
-                }
                 gone.insert(keys[0].as_slice(), version.0)?;
-                for key in keys {
-                    rows.insert(key.as_slice(), tombstone.as_slice())?;
-                    chunk_lists.remove(key.as_slice())?;
+                keys.extend(keys_below(&rows, root, &path)?);
+                bury(&mut rows, &mut chunk_lists, keys, version)?;
+            }
+            Change::Unsent { root, path, acked } => {
+                let mut keys = vec![key::encode(root, &path)];
+                keys.extend(keys_below(&rows, root, &path)?);
+                for (n, key) in keys.iter().enumerate() {
+                    let old = rows.get(key.as_slice())?.and_then(|row| Row::decode(row.value()).ok());
+                    // Of a path without a row the standby may have something from before the index was made.
+                    let old = old.or((n == 0).then_some(Row { version: Row::UNSENT, state: State::Gone }));
+                    if let Some(row) = old.filter(|row| row.version > acked) {
+                        rows.insert(key.as_slice(), Row { version: Row::UNSENT, ..row }.encode().as_slice())?;
+                    }
                 }
             }
             Change::Names { dev, ino, names } => {
@@ -153,15 +164,36 @@ fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Result<(), redb:
     Ok(())
 }
 
+type Rows<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
+
+fn keys_below(rows: &Rows<'_>, root: RootId, path: &RelPath) -> Result<Vec<Vec<u8>>, redb::Error> {
+    let mut keys = Vec::new();
+    for range in [key::children(root, path), key::deeper(root, path)] {
+        for row in rows.range(range.start.as_slice()..range.end.as_slice())? {
+            keys.push(row?.0.value().to_vec());
+        }
+    }
+    Ok(keys)
+}
+
+/// Makes rows say that their paths are gone.
+fn bury(rows: &mut Rows<'_>, chunk_lists: &mut Rows<'_>, keys: Vec<Vec<u8>>, version: Seq) -> Result<(), redb::Error> {
+    let tombstone = Row { version, state: State::Gone }.encode();
+    for key in keys {
+        rows.insert(key.as_slice(), tombstone.as_slice())?;
+        chunk_lists.remove(key.as_slice())?;
+    }
+    Ok(())
+}
+
 /// A directory that was gone is back: each entry of it that isn't is a removal of its own from now on.
 fn keep_gone_below(
-    rows: &redb::Table<'_, &'static [u8], &'static [u8]>,
+    rows: &Rows<'_>,
     gone: &mut redb::Table<'_, &'static [u8], u64>,
     root: RootId,
     path: &RelPath,
     version: Seq,
 ) -> Result<(), redb::Error> {
-    use redb::ReadableTable;
     let range = key::children(root, path);
     for row in rows.range(range.start.as_slice()..range.end.as_slice())? {
         let (key, value) = row?;

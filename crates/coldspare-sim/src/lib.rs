@@ -1,1 +1,22 @@
-//! (being written)
+//! For tests: both ends without a network, homes made by a seed, an independent comparison of trees.
+//!
+//! - [`chance`]: the seeded source of all that is random here.
+//! - [`home`]: makes a home and changes it.
+//! - [`pair`]: an active and a standby in one process, wired as the daemons wire them, that can be cut off and killed.
+//! - [`fault`]: a disk that fails when it is told to.
+//! - [`compare`]: reads a tree with nothing of coldspare's and tells what differs.
+//!
+//! Architecture invariant: nothing that ships depends on this crate.
+
+#![forbid(unsafe_code)]
+
+pub mod chance;
+pub mod compare;
+pub mod fault;
+pub mod home;
+pub mod pair;
+
+pub use chance::Chance;
+pub use compare::Tree;
+pub use fault::FaultyDisk;
+pub use pair::{Ending, Pair, Setup, Stopped};

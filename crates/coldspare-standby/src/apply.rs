@@ -24,6 +24,8 @@ const TOUCHED_MAX: usize = 64;
 struct Touched {
     paths: BTreeSet<(RootId, RelPath)>,
     is_many: bool,
+    /// Folders that were missing, and those above them: what somebody else changed.
+    remade: BTreeSet<(RootId, RelPath)>,
 }
 
 impl Touched {
@@ -54,6 +56,10 @@ impl<D: Disk> Standby<D> {
                 Ok(())
             }
         })?;
+        for (root, path) in std::mem::take(&mut touched.remade) {
+            let row = pending.pending(root, &path)?;
+            self.set_dir_attributes(&manifest, root, &path, row, &mut touched)?;
+        }
         self.sync_touched(&touched)?;
         drop((pending, manifest));
         self.record_applied(committed)?;
@@ -67,12 +73,14 @@ impl<D: Disk> Standby<D> {
             Action::Remove => self.remove(manifest, root, path, touched),
             Action::Attributes => {
                 let Some(entry) = &row.entry else { return Ok(()) };
-                let dir = self.parent_of(root, path)?;
+                let dir = self.parent_of(root, path, touched)?;
                 let xattrs = xattrs(entry);
-                self.disk
-                    .set_attributes(&dir, path.name(), &attributes(entry, &xattrs))
-                    .map_err(io("setting the attributes of", path.as_bytes()))?;
-                touched.add(root, path.clone());
+                match self.disk.set_attributes(&dir, path.name(), &attributes(entry, &xattrs)) {
+                    Ok(_) => touched.add(root, path.clone()),
+                    // Somebody removed it here: the next verification says so. What was committed goes on.
+                    Err(e) if e.kind() == ErrorKind::NotFound => tracing::error!(path = %path, "missing in the standby's tree"),
+                    Err(e) => return Err(io("setting the attributes of", path.as_bytes())(e)),
+                }
                 Ok(())
             }
             Action::Carried { .. } | Action::Record => Ok(()),
@@ -90,7 +98,7 @@ impl<D: Disk> Standby<D> {
             }
             Err(e) => return Err(io("examining the staged", path.as_bytes())(e)),
         };
-        let dir = self.parent_of(root, path)?;
+        let dir = self.parent_of(root, path, touched)?;
         let known = manifest.manifest(root, path)?.is_some();
         match self.disk.stat(&dir, path.name()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -115,7 +123,7 @@ impl<D: Disk> Standby<D> {
         let dir = match self.disk.open_dir(&self.root(root).dir, path.parent_bytes()) {
             Ok(dir) => dir,
             // Its folder went first, or became a file.
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return self.purge(manifest, root, path),
+            Err(e) if is_no_folder(&e) => return self.purge(manifest, root, path),
             Err(e) => return Err(io("opening the folder of", path.as_bytes())(e)),
         };
         match self.disk.stat(&dir, path.name()) {
@@ -143,7 +151,7 @@ impl<D: Disk> Standby<D> {
         let Some(entry) = entry.filter(|e| e.is_dir()) else { return Ok(()) };
         let dir = match self.disk.open_dir(&self.root(root).dir, path.as_bytes()) {
             Ok(dir) => dir,
-            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(()),
+            Err(e) if is_no_folder(&e) => return Ok(()),
             Err(e) => return Err(io("opening the folder", path.as_bytes())(e)),
         };
         let xattrs = xattrs(&entry);
@@ -152,8 +160,30 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
-    fn parent_of(&self, root: RootId, path: &RelPath) -> Result<D::Dir, StandbyError> {
-        self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).map_err(io("opening the folder of", path.as_bytes()))
+    /// The folder of `path`; made again where somebody removed it or put something else in its place, since what was
+    /// committed has to be finished. Its attributes are set at the end.
+    fn parent_of(&self, root: RootId, path: &RelPath, touched: &mut Touched) -> Result<D::Dir, StandbyError> {
+        let held = &self.root(root).dir;
+        let fail = || io("opening the folder of", path.as_bytes());
+        match self.disk.open_dir(held, path.parent_bytes()) {
+            Err(e) if is_no_folder(&e) => {}
+            opened => return opened.map_err(fail()),
+        }
+        let mut dir = self.disk.open_dir(held, b"").map_err(fail())?;
+        for above in path.ancestors().skip(1) {
+            dir = match self.disk.open_dir(&dir, above.name()) {
+                Err(e) if is_no_folder(&e) => {
+                    if self.disk.stat(&dir, above.name()).is_ok() {
+                        self.quarantine(root, &dir, above.name(), &above)?;
+                    }
+                    self.disk.create_dir(&dir, above.name()).map_err(fail())?;
+                    touched.remade.extend(above.parent().into_iter().chain([above.clone()]).map(|path| (root, path)));
+                    self.disk.open_dir(&dir, above.name()).map_err(fail())?
+                }
+                opened => opened.map_err(fail())?,
+            };
+        }
+        Ok(dir)
     }
 
     /// Makes every changed folder and file durable (G3).
@@ -169,7 +199,7 @@ impl<D: Disk> Standby<D> {
             let synced = match self.disk.open_dir(held, path.as_bytes()) {
                 Ok(dir) => self.disk.sync_dir(&dir),
                 Err(e) if e.kind() == ErrorKind::NotADirectory => {
-                    let dir = self.parent_of(*root, path)?;
+                    let dir = self.disk.open_dir(held, path.parent_bytes()).map_err(io("opening the folder of", path.as_bytes()))?;
                     match self.disk.open_file(&dir, path.name()) {
                         Ok(file) => self.disk.sync_file(&file),
                         Err(_) => self.disk.sync_fs(held), // a symlink, or unreadable to us: all of it, then
@@ -210,3 +240,10 @@ impl<D: Disk> Standby<D> {
         }
     }
 }
+
+/// Whether an error says that a folder, or one above it, is missing or is none; symlinks on the way are `ELOOP`.
+fn is_no_folder(e: &std::io::Error) -> bool {
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || e.raw_os_error() == Some(ELOOP)
+}
+
+const ELOOP: i32 = 40;

@@ -122,6 +122,13 @@ impl<D: Disk> Standby<D> {
             }
             return Ok(known.clone());
         }
+        // A file that changed while it was read is sent anew under another number: what came of it is of no use.
+        let earlier = all.range(..number).find(|(_, a)| (a.root, &a.path) == (root, path) && lock(&a.state).put.is_none());
+        if let Some((&earlier, _)) = earlier {
+            let dropped = all.remove(&earlier);
+            let name = dropped.as_ref().map_or(&[][..], |a| &a.name);
+            self.disk.remove_file(&self.root(root).files, name).map_err(io("removing the unfinished", path.as_bytes()))?;
+        }
         if all.len() >= ASSEMBLIES_MAX {
             return Err(StandbyError::Protocol(format!("more than {ASSEMBLIES_MAX} files at once")));
         }

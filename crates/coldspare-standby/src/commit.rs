@@ -99,7 +99,7 @@ impl<D: Disk> Standby<D> {
             let (root, path) = pending.path_of(k)?;
             let Some(PendingRow { entry: Some(entry), .. }) = pending.pending(root, &path)? else { return Ok(()) };
             let Body::Hardlink { to } = &entry.body else { return Ok(()) };
-            let (action, ino) = self.make_link(changeset, &pending, &mut places, root, &path, &entry, to)?;
+            let (action, ino) = self.make_link(changeset, &pending, &mut places, root, &path, to)?;
             if let Some(at) = action.staged() {
                 sync.few.add(root, at);
             }
@@ -113,7 +113,6 @@ impl<D: Disk> Standby<D> {
         self.store.write_lazily(|txn| insert_rows(txn, rows))
     }
 
-    #[allow(clippy::too_many_arguments)] // one link, taken apart
     fn make_link(
         &self,
         changeset: &Changeset<D>,
@@ -121,7 +120,6 @@ impl<D: Disk> Standby<D> {
         places: &mut Places<'_, D>,
         root: RootId,
         path: &RelPath,
-        entry: &Entry,
         to: &RelPath,
     ) -> Result<(Action, u64), StandbyError> {
         let unknown = || StandbyError::UnknownTarget { root, path: path.clone() };
@@ -138,7 +136,7 @@ impl<D: Disk> Standby<D> {
                 known.entry.digest().ok_or_else(unknown)?;
                 let here = changeset.manifest.manifest(root, path)?;
                 if here.is_some_and(|row| row.ino == known.ino && matches!(&row.entry.body, Body::Hardlink { to: old } if old == to)) {
-                    return Ok((Action::Attributes, known.ino)); // tied already; attributes are the file's
+                    return Ok((Action::Record, known.ino)); // tied already
                 }
                 let dir = disk.open_dir(&self.root(root).dir, to.parent_bytes()).map_err(io("opening the folder of", to.as_bytes()))?;
                 (dir, to.name().to_vec())
@@ -146,9 +144,9 @@ impl<D: Disk> Standby<D> {
         };
         let (spot, name, action) = places.spot(root, path)?;
         create(path, || disk.link(&from, &from_name, spot.dir(), &name), || disk.remove_file(spot.dir(), &name))?;
-        let xattrs = xattrs(entry);
-        let stat = disk.set_attributes(spot.dir(), &name, &attributes(entry, &xattrs));
-        Ok((action, stat.map_err(io("setting the attributes of", path.as_bytes()))?.ino))
+        // The attributes are the file's, and set with it: it may be one of the tree, which is not touched before the commit.
+        let stat = disk.stat(spot.dir(), &name).map_err(io("examining the link", path.as_bytes()))?;
+        Ok((action, stat.ino))
     }
 
     /// Gives the folders of staged trees their attributes, the deepest first, now that nothing changes in them.

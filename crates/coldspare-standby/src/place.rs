@@ -77,7 +77,7 @@ impl<'a, D: Disk> Places<'a, D> {
             }
             Place::InTree { top } => {
                 let dir = path.parent().unwrap_or_else(RelPath::root);
-                let at = Staged(staged_in_tree(self.standby, root, &top, path));
+                let at = self.in_tree(root, &top, path);
                 Ok((Spot::Tree(self.tree_dir(root, &top, &dir)?), path.name().to_vec(), Action::Carried { at }))
             }
         }
@@ -93,8 +93,8 @@ impl<'a, D: Disk> Places<'a, D> {
         }
         let disk = &self.standby.disk;
         let trees = &self.standby.root(root).trees;
-        let staged = staged_in_tree(self.standby, root, top, dir);
-        let below_t = &staged[2..];
+        let staged = self.in_tree(root, top, dir);
+        let below_t = &staged.0[2..];
         let open = match disk.open_dir(trees, below_t) {
             Ok(open) => open,
             Err(e) if e.kind() == ErrorKind::NotFound => {
@@ -117,6 +117,18 @@ impl<'a, D: Disk> Places<'a, D> {
         self.open.insert((root, dir.clone()), open.clone());
         Ok(open)
     }
+
+    /// `t/<tree>[/…]` for `path`, which is `top` or below it.
+    pub(crate) fn in_tree(&self, root: RootId, top: &RelPath, path: &RelPath) -> Staged {
+        let id = blake3::hash(&key::encode(root, top)).to_hex();
+        let mut out = [b"t/", self.changeset.tag.as_slice(), b"-", &id.as_bytes()[..24]].concat();
+        let below = path.below(top).unwrap_or_default();
+        if !below.is_empty() {
+            out.push(b'/');
+            out.extend_from_slice(below);
+        }
+        Staged(out)
+    }
 }
 
 /// A held folder to stage in.
@@ -132,19 +144,6 @@ impl<D: Disk> Spot<'_, D> {
             Spot::Tree(dir) => dir,
         }
     }
-}
-
-/// `t/<tree>[/…]` for `path`, which is `top` or below it.
-pub(crate) fn staged_in_tree<D: Disk>(standby: &Standby<D>, root: RootId, top: &RelPath, path: &RelPath) -> Vec<u8> {
-    let id = blake3::hash(&key::encode(root, top)).to_hex();
-    let current = standby.current().map(|c| c.seq.0).unwrap_or_default();
-    let mut out = format!("t/{}-{}-{}", standby.generation, current, &id[..24]).into_bytes();
-    let below = path.below(top).unwrap_or_default();
-    if !below.is_empty() {
-        out.push(b'/');
-        out.extend_from_slice(below);
-    }
-    out
 }
 
 impl Action {

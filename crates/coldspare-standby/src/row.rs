@@ -76,7 +76,7 @@ mod tests {
     fn records_keep_their_bytes() {
         let meta = Meta { mode: 0o644, uid: 1, gid: 2, mtime: Time { secs: 3, nanos: 4 }, xattrs: Vec::new() };
         let entry = Entry { meta, body: Body::File { size: 5, digest: Digest([6; 32]), sparse: true } };
-        let file = "fba40101020604000105060606060606060606060606060606060606060606060606060606060606060606";
+        let file = format!("fba40101020604000105{}", "06".repeat(32));
         check(ManifestRow { entry: entry.clone(), ino: 7 }, &format!("{file}0107"));
         let place = Action::Place { from: Staged(b"f/1".to_vec()) };
         check(PendingRow { entry: Some(entry), action: place, ino: 7 }, &format!("01{file}010003662f3107"));

@@ -11,10 +11,10 @@ use coldspare_core::{Body, ContentRef, Digest, Entry, Op, RelPath, RootId, Seq, 
 use coldspare_os::{Attributes, Disk, Stat};
 
 use crate::error::{StandbyError, io};
-use crate::place::{Places, staged_in_tree};
+use crate::place::Places;
 use crate::row::{Action, PendingRow, Staged};
 use crate::standby::{Changeset, Standby, Unrecorded, left_key, lock};
-use crate::store::{LINKS, ORDER, PENDING};
+use crate::store::{LEFT, LINKS, ORDER, PENDING};
 
 /// LIMIT: rows that wait for their content to be durable, in memory.
 const UNRECORDED_ROWS: usize = 20_000;
@@ -118,7 +118,7 @@ impl<D: Disk> Standby<D> {
                 let row = changeset.manifest.manifest(root, &path)?;
                 match row {
                     Some(row) if row.entry.digest() == Some(*digest) && row.entry.size() == *size => (Action::Attributes, row.ino),
-                    Some(row) => self.split_link(changeset, places, root, &path, &entry, &row.entry)?,
+                    Some(_) => return Err(StandbyError::BaseDiffers { root, path }),
                     None => return Err(StandbyError::UnknownTarget { root, path }),
                 }
             }
@@ -139,35 +139,8 @@ impl<D: Disk> Standby<D> {
     fn stage_dir(&self, places: &mut Places<'_, D>, root: RootId, path: &RelPath) -> Result<Action, StandbyError> {
         let Some(top) = places.new_top(root, path)? else { return Ok(Action::Attributes) };
         places.tree_dir(root, &top, path)?;
-        let staged = Staged(staged_in_tree(self, root, &top, path));
+        let staged = places.in_tree(root, &top, path);
         Ok(if top == *path { Action::Place { from: staged } } else { Action::Carried { at: staged } })
-    }
-
-    /// A name that was a hard link and is a file of its own now: it gets a copy of the content.
-    fn split_link(
-        &self,
-        changeset: &Changeset<D>,
-        places: &mut Places<'_, D>,
-        root: RootId,
-        path: &RelPath,
-        entry: &Entry,
-        old: &Entry,
-    ) -> Result<(Action, u64), StandbyError> {
-        let Body::Hardlink { to } = &old.body else {
-            return Err(StandbyError::BaseDiffers { root, path: path.clone() });
-        };
-        let target = changeset.manifest.manifest(root, to)?;
-        if target.is_none_or(|row| row.entry.digest() != entry.digest()) {
-            return Err(StandbyError::BaseDiffers { root, path: path.clone() });
-        }
-        let (disk, fail) = (&self.disk, || io("copying", path.as_bytes()));
-        let dir = disk.open_dir(&self.root(root).dir, path.parent_bytes()).map_err(fail())?;
-        let source = disk.open_file(&dir, path.name()).map_err(fail())?;
-        let (spot, name, action) = places.spot(root, path)?;
-        let file = create(path, || disk.create_file(spot.dir(), &name), || disk.remove_file(spot.dir(), &name))?;
-        disk.copy_range(&source, 0, &file, 0, entry.size()).map_err(fail())?;
-        self.check_digest(&file, root, path, entry)?;
-        Ok((action, self.set_file_attributes(&file, path, entry)?.ino))
     }
 
     /// Content that an interrupted changeset left: moved to where this one needs it, or copied when it needs it twice.
@@ -202,8 +175,28 @@ impl<D: Disk> Standby<D> {
             disk.copy_range(&source, 0, &file, 0, entry.size()).map_err(io("copying", path.as_bytes()))?;
         }
         let file = disk.open_file(spot.dir(), &name).map_err(io("opening", path.as_bytes()))?;
-        self.check_digest(&file, root, path, entry)?;
+        if let Err(e) = self.check_digest(&file, root, path, entry) {
+            // Damaged here: the next try has to send it.
+            self.store.write_lazily(|txn| {
+                txn.open_table(LEFT)?.remove(key.as_slice())?;
+                Ok(())
+            })?;
+            return Err(e);
+        }
         Ok((action, self.set_file_attributes(&file, path, entry)?.ino))
+    }
+
+    /// Whether an interrupted changeset left this content, or left it and this one took it already.
+    pub(crate) fn has_left(&self, changeset: &Changeset<D>, digest: Digest, size: u64) -> Result<bool, StandbyError> {
+        let key = left_key(digest, size);
+        let Some(value) = changeset.left.as_ref().map(|left| left.value(&key)).transpose()?.flatten() else { return Ok(false) };
+        if lock(&changeset.taken).contains_key(key.as_slice()) {
+            return Ok(true);
+        }
+        // It may have been taken by a changeset that was cut off before that was recorded.
+        let (root, at): (RootId, Staged) = codec::decode(&value).map_err(|e| self.store.damaged(format!("left content: {e}")))?;
+        let found = self.staged_dir(root, &at).ok().and_then(|(dir, name)| self.disk.stat(&dir, &name).ok());
+        Ok(found.is_some_and(|stat| stat.size == size))
     }
 
     /// Reads a staged file and compares it with its digest.

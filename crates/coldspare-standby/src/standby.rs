@@ -55,6 +55,8 @@ pub(crate) struct Root<D: Disk> {
 pub(crate) struct Changeset<D: Disk> {
     pub(crate) session: SessionId,
     pub(crate) seq: Seq,
+    /// Part of the names of its staged trees, which are never those of another.
+    pub(crate) tag: Vec<u8>,
     pub(crate) baseline: Baseline,
     /// The tree that it starts from.
     pub(crate) manifest: View,
@@ -167,8 +169,13 @@ impl<D: Disk> Standby<D> {
     /// Cost: nothing when nothing is left; else a pass over what is left and one durable transaction.
     ///
     /// # Errors
-    /// `Sequence` when it doesn't follow the last one (R5); `Store`, `OutOfSpace`.
+    /// `Sequence` when it doesn't follow the last one (R5); `Store`, `OutOfSpace`; `Io` when a committed changeset still
+    /// can't be finished.
     pub fn begin(&self, session: SessionId, seq: Seq, baseline: Baseline) -> Result<(), StandbyError> {
+        if let Some(committed) = self.standing().committed {
+            // Its rows must not be taken for what an unfinished changeset left.
+            self.apply(committed)?;
+        }
         let applied = self.applied();
         let follows = match (baseline, applied) {
             (Baseline::Full, None) => true,
@@ -187,6 +194,7 @@ impl<D: Disk> Standby<D> {
         let changeset = Changeset {
             session,
             seq,
+            tag: self.fresh_name(),
             baseline,
             manifest: self.store.view(MANIFEST)?,
             left,
@@ -222,13 +230,9 @@ impl<D: Disk> Standby<D> {
             }
             let row = changeset.manifest.manifest(ask.root, &ask.path)?;
             let at_path = row.is_some_and(|row| row.entry.digest() == Some(ask.digest) && row.entry.size() == ask.size);
-            let staged = || match &changeset.left {
-                Some(left) => left.value(&left_key(ask.digest, ask.size)),
-                None => Ok(None),
-            };
             out.push(if at_path {
                 Have::AtPath
-            } else if staged()?.is_some() {
+            } else if self.has_left(&changeset, ask.digest, ask.size)? {
                 Have::Staged
             } else {
                 Have::Missing
@@ -340,11 +344,16 @@ fn open_root<D: Disk>(disk: &D, setup: RootSetup) -> Result<Root<D>, OpenError> 
             _ => fail("the work folder .coldspare can't be opened", e),
         })
     };
+    // Content is staged durably only below durable folders.
+    let durable = |d: &D::Dir| disk.sync_dir(d).map_err(|e| fail("can't be synced", e));
     let control = work(&dir, WORK_DIRS[0])?;
     let stage = work(&control, WORK_DIRS[1])?;
     let files = work(&stage, WORK_DIRS[2])?;
     let trees = work(&stage, WORK_DIRS[3])?;
     let trash = work(&control, TRASH)?;
+    for dir in [&stage, &control, &dir] {
+        durable(dir)?;
+    }
     let same = |d: &D::Dir| disk.stat_dir(d).map(|s| s.dev);
     let (outer, inner) = (same(&dir), same(&files));
     match (outer, inner) {

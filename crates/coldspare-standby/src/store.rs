@@ -169,6 +169,7 @@ impl View {
     }
 
     /// The entries directly in a directory, sorted by name.
+    #[allow(clippy::type_complexity)] // a name and its row
     pub(crate) fn children<T: DeserializeOwned>(&self, root: RootId, path: &RelPath) -> Result<Vec<(Box<[u8]>, T)>, StandbyError> {
         let range = key::children(root, path);
         let mut out = Vec::new();

@@ -148,7 +148,7 @@ impl<D: Disk> Standby<D> {
                 (None, Some(_)) => Some((ProblemKind::Extra, "on disk, but no changeset put it there".to_string())),
                 (Some(_), None) => Some((ProblemKind::Missing, "not on disk".to_string())),
                 (Some(row), Some(stat)) => {
-                    let quick = self.compare_metadata(&manifest, root, &path, &row, &stat)?;
+                    let quick = self.compare_metadata(root, &path, &row, &stat);
                     quick.or_else(|| (depth == Depth::Deep).then(|| self.compare_content(root, &path, &row).err()).flatten())
                 }
             };
@@ -161,15 +161,8 @@ impl<D: Disk> Standby<D> {
     }
 
     /// What differs between a row and what `stat` says; `None` when nothing does.
-    fn compare_metadata(
-        &self,
-        manifest: &View,
-        root: RootId,
-        path: &RelPath,
-        row: &ManifestRow,
-        stat: &Stat,
-    ) -> Result<Option<(ProblemKind, String)>, StandbyError> {
-        let differs = |kind, expected: String, found: String| Ok(Some((kind, format!("expected {expected}, found {found}"))));
+    fn compare_metadata(&self, root: RootId, path: &RelPath, row: &ManifestRow, stat: &Stat) -> Option<(ProblemKind, String)> {
+        let differs = |kind, expected: String, found: String| Some((kind, format!("expected {expected}, found {found}")));
         let meta = &row.entry.meta;
         let expected_kind = match row.entry.body {
             Body::Dir => FileKind::Dir,
@@ -196,7 +189,7 @@ impl<D: Disk> Standby<D> {
             let dir = self.disk.open_dir(&self.root(root).dir, to.parent_bytes());
             let target = dir.and_then(|dir| self.disk.stat(&dir, to.name())).ok();
             if target.is_none_or(|t| (t.dev, t.ino) != (stat.dev, stat.ino)) {
-                return Ok(Some((ProblemKind::Hardlink, format!("is no longer the same file as {to}"))));
+                return Some((ProblemKind::Hardlink, format!("is no longer the same file as {to}")));
             }
         }
         if stat.kind != FileKind::Symlink && stat.mode != meta.mode {
@@ -210,10 +203,9 @@ impl<D: Disk> Standby<D> {
             return differs(ProblemKind::Time, format!("{}.{:09}", meta.mtime.secs, meta.mtime.nanos), format!("{secs}.{nanos:09}"));
         }
         if row.ino != 0 && row.ino != stat.ino && row.entry.digest().is_some() {
-            let _ = manifest;
-            return Ok(Some((ProblemKind::Content, "was replaced by another file of the same size and time".into())));
+            return Some((ProblemKind::Content, "was replaced by another file of the same size and time".into()));
         }
-        Ok(None)
+        None
     }
 
     /// Reads an entry and compares attributes and content.
@@ -262,7 +254,7 @@ impl<'a, D: Disk> Check<'a, D> {
             return Ok(());
         };
         if let Some(row) = self.manifest.manifest(root, path)? {
-            self.compare(scope, root, path.clone(), row, &own)?;
+            self.compare(scope, root, path.clone(), row, &own);
         }
         found.sort_by(|a, b| a.0.cmp(&b.0));
         let mut known = known.into_iter().peekable();
@@ -284,7 +276,7 @@ impl<'a, D: Disk> Check<'a, D> {
                 Some(row) if row.entry.is_dir() && stat.kind == FileKind::Dir => {
                     scope.spawn(move |scope| self.dir(scope, root, child));
                 }
-                Some(row) => self.compare(scope, root, child, row, &stat)?,
+                Some(row) => self.compare(scope, root, child, row, &stat),
             }
         }
         for (missing, _) in known {
@@ -293,19 +285,12 @@ impl<'a, D: Disk> Check<'a, D> {
         Ok(())
     }
 
-    fn compare<'s>(
-        &'s self,
-        scope: &rayon::Scope<'s>,
-        root: RootId,
-        path: RelPath,
-        row: ManifestRow,
-        stat: &Stat,
-    ) -> Result<(), StandbyError> {
+    fn compare<'s>(&'s self, scope: &rayon::Scope<'s>, root: RootId, path: RelPath, row: ManifestRow, stat: &Stat) {
         self.progress.entries.fetch_add(1, Ordering::Relaxed);
         if stat.kind == FileKind::File {
             self.progress.files.fetch_add(1, Ordering::Relaxed);
         }
-        if self.standby.compare_metadata(&self.manifest, root, &path, &row, stat)?.is_some() {
+        if self.standby.compare_metadata(root, &path, &row, stat).is_some() {
             self.suspect(root, path);
         } else if self.depth == Depth::Deep {
             if row.entry.size() >= TASK_BYTES {
@@ -314,7 +299,6 @@ impl<'a, D: Disk> Check<'a, D> {
                 self.compare_content(root, path, &row);
             }
         }
-        Ok(())
     }
 
     fn compare_content(&self, root: RootId, path: RelPath, row: &ManifestRow) {

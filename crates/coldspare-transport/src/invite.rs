@@ -8,7 +8,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use coldspare_core::{ClusterId, codec};
+use coldspare_core::{ClusterId, Epoch, codec};
 use serde::{Deserialize, Serialize};
 
 use crate::base32;
@@ -23,6 +23,8 @@ pub struct Invitation {
     pub standby: PeerKey,
     /// The pair of hosts.
     pub cluster: ClusterId,
+    /// The epoch that the active opens: above all that the standby promised, so that an active of before is fenced.
+    pub epoch: Epoch,
     /// Proves to the standby, once, that the active was invited.
     pub secret: Secret,
 }
@@ -97,13 +99,14 @@ struct Content {
     address: String,
     standby: [u8; 32],
     cluster: ClusterId,
+    epoch: Epoch,
     secret: Secret,
 }
 
 impl fmt::Display for Invitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Invitation { address, standby, cluster, secret } = self.clone();
-        let mut bytes = codec::encode(&Content { address, standby: *standby.as_bytes(), cluster, secret });
+        let Invitation { address, standby, cluster, epoch, secret } = self.clone();
+        let mut bytes = codec::encode(&Content { address, standby: *standby.as_bytes(), cluster, epoch, secret });
         bytes.extend_from_slice(&check_bytes(&bytes));
         write!(f, "{WORD}1-{}", base32::encode(&bytes))
     }
@@ -129,8 +132,8 @@ impl FromStr for Invitation {
         if check_bytes(content) != *check {
             return Err(InviteError::Damaged);
         }
-        let Content { address, standby, cluster, secret } = codec::decode(content).map_err(|_| InviteError::Damaged)?;
-        let invitation = Invitation { address, standby: PeerKey::from_bytes(standby), cluster, secret };
+        let Content { address, standby, cluster, epoch, secret } = codec::decode(content).map_err(|_| InviteError::Damaged)?;
+        let invitation = Invitation { address, standby: PeerKey::from_bytes(standby), cluster, epoch, secret };
         invitation.check()?;
         Ok(invitation)
     }
@@ -155,7 +158,7 @@ mod tests {
 
     fn invitation(address: &str) -> Invitation {
         let standby = PeerKey::from_bytes(*b"0123456789abcdefghijklmnopqrstuv");
-        Invitation { address: address.into(), standby, cluster: ClusterId([7; 16]), secret: Secret(*b"sixteen letters!") }
+        Invitation { address: address.into(), standby, cluster: ClusterId([7; 16]), epoch: Epoch(1), secret: Secret(*b"sixteen letters!") }
     }
 
     fn check(text: &str, expected: Result<Invitation, InviteError>) {

@@ -21,6 +21,15 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Show it at work on this machine: two hosts on loopback with real git repositories
+    Demo {
+        /// A folder to make for it [default: a temporary one]
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+        /// Keep the folder
+        #[arg(long)]
+        keep: bool,
+    },
     /// Set up this host as standby or as active
     #[command(subcommand)]
     Init(InitCommand),
@@ -107,9 +116,9 @@ pub(crate) enum InitCommand {
     Standby {
         #[command(flatten)]
         init: InitArgs,
-        /// Where to listen, UDP
-        #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7420")]
-        listen: String,
+        /// Where to listen, UDP [default: 0.0.0.0:7420]
+        #[arg(long, value_name = "ADDR")]
+        listen: Option<String>,
         /// The address that the active uses, when it isn't the one to listen at
         #[arg(long, value_name = "HOST[:PORT]")]
         advertise: Option<String>,

@@ -33,10 +33,11 @@ pub(crate) struct Init {
 ///
 /// # Errors
 /// `Usage`: nothing was changed that a further run would not change in the same way.
-pub(crate) fn standby(init: Init, listen: &str, advertise: Option<&str>) -> Outcome {
-    let listen = parse_listen(listen)?;
+pub(crate) fn standby(init: Init, listen: Option<&str>, advertise: Option<&str>) -> Outcome {
+    let listen = listen.map(parse_listen).transpose()?;
     let (config, state) = if init.config.exists() {
         let config = Config::load(&init.config)?;
+        refuse_changes(&init, listen, &config)?;
         let state = State::at(&config.state);
         let role = state.control()?.role;
         if role != Role::Standby {
@@ -44,7 +45,7 @@ pub(crate) fn standby(init: Init, listen: &str, advertise: Option<&str>) -> Outc
         }
         (config, state)
     } else {
-        let config = new_config(&init, listen, None)?;
+        let config = new_config(&init, listen.unwrap_or(DEFAULT_LISTEN), None)?;
         let state = State::at(&config.state);
         refuse_initialised(&state)?;
         state.create()?;
@@ -66,7 +67,9 @@ pub(crate) fn standby(init: Init, listen: &str, advertise: Option<&str>) -> Outc
     let identity = state.identity_or_new()?;
     write_config(&init.config, &config)?;
     let address = advertise.map_or_else(|| advertised(config.listen), |a| with_port(a, config.listen.port()));
-    let invitation = Invitation { address, standby: identity.key(), cluster: record.cluster, secret: Secret::generate() };
+    // An active that was paired before is fenced once the invited one has come (R3).
+    let epoch = Epoch(record.promised.0 + 1);
+    let invitation = Invitation { address, standby: identity.key(), cluster: record.cluster, epoch, secret: Secret::generate() };
     invitation.check().map_err(Failure::usage)?;
     state.set_invitation(&invitation.to_string())?;
     eprintln!("standby ready to be paired; on the active host run:");
@@ -85,20 +88,19 @@ pub(crate) fn active(init: Init, invite: &str) -> Outcome {
     if init.config.exists() {
         return Err(Failure::usage(format!("{} exists; a host is initialised once", init.config.display())));
     }
-    let listen = SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT));
-    let config = new_config(&init, listen, Some(invitation.address.clone()))?;
+    let config = new_config(&init, DEFAULT_LISTEN, Some(invitation.address.clone()))?;
     let state = State::at(&config.state);
     refuse_initialised(&state)?;
     state.create()?;
     roots::mark(&config.roots, invitation.cluster)?;
     let node = NodeId(random()?);
-    let session = Session { epoch: Epoch(1), id: SessionId(random()?), opened_by: node };
+    let session = Session { epoch: invitation.epoch, id: SessionId(random()?), opened_by: node };
     let boot = coldspare_os::boot_id().map_err(|e| Failure::usage(format!("the boot id can't be read: {e}")))?;
     let record = ControlRecord {
         cluster: invitation.cluster,
         node,
         role: Role::Active,
-        promised: Epoch(1),
+        promised: invitation.epoch,
         session: Some(session),
         boot,
         clean: true,
@@ -171,6 +173,22 @@ fn write_config(path: &Path, config: &Config) -> Result<(), Failure> {
     std::fs::write(path, text).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }
 
+/// A standby that exists keeps its configuration: what is given besides would be ignored in silence.
+fn refuse_changes(init: &Init, listen: Option<SocketAddr>, config: &Config) -> Result<(), Failure> {
+    let given = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
+    let is_home = config.roots.first().is_some_and(|root| root.path == given(&init.home));
+    let is_state = init.state.as_ref().is_none_or(|state| config.state == given(state));
+    let is_listen = listen.is_none_or(|listen| listen == config.listen);
+    let are_roots = init.roots.iter().all(|(name, path)| config.roots.iter().any(|r| r.name == *name && r.path == given(path)));
+    if is_home && is_state && is_listen && are_roots {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "{} exists and says otherwise; edit it, and give only --home and --config for a new invitation",
+        init.config.display()
+    )))
+}
+
 fn refuse_initialised(state: &State) -> Result<(), Failure> {
     if state.is_initialised() {
         return Err(Failure::usage(
@@ -179,6 +197,8 @@ fn refuse_initialised(state: &State) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), DEFAULT_PORT);
 
 fn parse_listen(text: &str) -> Result<SocketAddr, Failure> {
     let full = with_port(text, DEFAULT_PORT);

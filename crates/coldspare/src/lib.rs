@@ -9,6 +9,7 @@ mod active;
 mod check;
 mod cli;
 pub mod config;
+mod demo;
 pub mod exit;
 mod init;
 mod progress;
@@ -50,7 +51,10 @@ pub fn main() -> ExitCode {
 
 fn run(command: Command) -> Outcome {
     match command {
-        Command::Init(InitCommand::Standby { init, listen, advertise }) => init::standby(init.into(), &listen, advertise.as_deref()),
+        Command::Demo { dir, keep } => demo::run(dir, keep),
+        Command::Init(InitCommand::Standby { init, listen, advertise }) => {
+            init::standby(init.into(), listen.as_deref(), advertise.as_deref())
+        }
         Command::Init(InitCommand::Active { init, invite }) => init::active(init.into(), &invite),
         Command::Send { config, once, json } => {
             let mode = if once { active::Mode::Once { json } } else { active::Mode::Daemon };

@@ -19,6 +19,21 @@ impl Bar {
         Bar(bar)
     }
 
+    /// A line for `what`, of which nobody knows the end.
+    pub(crate) fn spinner(what: &'static str) -> Bar {
+        let Bar(bar) = Bar::new(what);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {prefix} {elapsed}") {
+            bar.set_style(style);
+        }
+        Bar(bar)
+    }
+
+    /// Shows how much was sent.
+    pub(crate) fn show_bytes(&self, bytes: u64) {
+        self.0.set_prefix(indicatif::HumanBytes(bytes).to_string());
+        self.0.tick();
+    }
+
     /// Shows `{"done", "of", "bytes"}`.
     pub(crate) fn show(&self, value: &Value) {
         let number = |key: &str| value[key].as_u64().unwrap_or_default();

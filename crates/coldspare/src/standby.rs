@@ -209,6 +209,14 @@ impl Shared {
             self.state.set_pin(key).map_err(unable)?;
             self.state.remove_invitation().map_err(unable)?;
             tracing::info!(active = %open.node, %key, "paired");
+        } else if open.secret.is_some() {
+            // Paired before a crash that left the invitation: nobody else may use it.
+            let left = self.state.invitation().map_err(unable)?.and_then(|text| text.parse::<Invitation>().ok());
+            if let (Some(secret), Some(left)) = (&open.secret, left)
+                && left.secret.matches(secret)
+            {
+                self.state.remove_invitation().map_err(unable)?;
+            }
         }
         Ok(())
     }
@@ -239,7 +247,7 @@ impl Shared {
         receiver: ControlReceiver<ToStandby>,
         open: Open,
     ) {
-        let earlier = lock(&self.link).replace(link.clone());
+        let earlier = lock(&self.link).take();
         if let Some(earlier) = earlier {
             earlier.close("another connection of the same active took over");
         }
@@ -265,6 +273,7 @@ impl Shared {
         if sender.send(&ToActive::Welcome(welcome)).await.is_err() {
             return;
         }
+        *lock(&self.link) = Some(link.clone());
         let intake = Arc::new(Intake::new(copy.clone(), open.session.id));
         let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
         let ended = self.converse(&intake, &mut sender, receiver).await;

@@ -188,7 +188,7 @@ impl State {
         }
     }
 
-    /// Notes as small files, replaced atomically: the last figures of a daemon, for `status` while it is down.
+    /// Writes the small file `name`, replacing it atomically and durably.
     ///
     /// # Errors
     /// `Damage`, naming the file.

@@ -56,7 +56,13 @@ pub(crate) fn checkpoint(config_path: &Path, timeout: Duration, json: bool) -> O
     } else {
         println!("{}", summary_line(&done));
     }
-    Ok(Code::Done)
+    let held = done["held_back"].as_array().map_or(&[][..], Vec::as_slice);
+    for p in held {
+        let text = |key: &str| p[key].as_str().unwrap_or_default().to_string();
+        eprintln!("held back: {}: {} ({})", text("path"), text("kind"), text("detail"));
+    }
+    // What is held back is not on the standby: the promise of a checkpoint is not kept for it.
+    Ok(if held.is_empty() { Code::Done } else { Code::Differs })
 }
 
 /// What can be said while no daemon runs.

@@ -98,12 +98,13 @@ pub(crate) struct Changeset<'a> {
     certainty: Certainty,
     begun: Mutex<bool>,
     has_begun: AtomicBool,
+    give_up: Arc<AtomicBool>,
     pub(crate) batches: AtomicU64,
     pub(crate) segments: AtomicU64,
 }
 
 impl<'a> Changeset<'a> {
-    pub(crate) fn new(sending: &'a Sending, seq: Seq, baseline: Baseline, certainty: Certainty) -> Changeset<'a> {
+    pub(crate) fn new(sending: &'a Sending, seq: Seq, baseline: Baseline, certainty: Certainty, give_up: Arc<AtomicBool>) -> Changeset<'a> {
         Changeset {
             sending,
             seq,
@@ -111,6 +112,7 @@ impl<'a> Changeset<'a> {
             certainty,
             begun: Mutex::new(false),
             has_begun: AtomicBool::new(false),
+            give_up,
             batches: AtomicU64::new(0),
             segments: AtomicU64::new(0),
         }
@@ -123,6 +125,9 @@ impl<'a> Changeset<'a> {
 
     /// Announces the changeset with its first content: one without any is never announced.
     fn begin(&self) -> Result<(), Closed> {
+        if self.give_up.load(Ordering::Relaxed) {
+            return Err(Closed);
+        }
         if self.has_begun() {
             return Ok(());
         }

@@ -1,0 +1,143 @@
+//! Homes made by a seed: the same seed makes the same names and bytes.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// What a home holds.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Made {
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Makes `files` loose objects in repositories of at most 60,000, with what a bare repository has besides.
+pub(crate) fn make_loose(dir: &Path, files: u64, seed: u64) -> io::Result<Made> {
+    let mut maker = Maker::new(seed);
+    let repositories = files.div_ceil(LOOSE_PER_REPOSITORY).max(1);
+    for id in 1..=repositories {
+        let repository = dir.join("shared/data/repositories").join(id.to_string());
+        maker.repository(&repository, id)?;
+        for fan in 0..=255u8 {
+            fs::create_dir(repository.join(format!("objects/{fan:02x}")))?;
+        }
+        for _ in 0..(files / repositories + u64::from(id <= files % repositories)) {
+            let size = maker.log_uniform(50, 8 << 10);
+            let name = maker.hex_name();
+            maker.file(&repository.join("objects").join(&name[..2]).join(&name[2..]), size)?;
+        }
+    }
+    maker.around(dir)?;
+    Ok(maker.made)
+}
+
+/// Makes about `bytes` of packs in eight repositories.
+pub(crate) fn make_packed(dir: &Path, bytes: u64, seed: u64) -> io::Result<Made> {
+    let mut maker = Maker::new(seed);
+    for id in 1..=8 {
+        let repository = dir.join("shared/data/repositories").join(id.to_string());
+        maker.repository(&repository, id)?;
+        // Of each repository's eighth: one large pack, three small ones, an index to each of a sixteenth of its size.
+        for part in [20, 6, 3, 1] {
+            let size = bytes / 8 * part / 32;
+            let pack = repository.join("objects/pack").join(format!("pack-{}", maker.hex_name()));
+            maker.file(&pack.with_extension("pack"), size)?;
+            maker.file(&pack.with_extension("idx"), size / 16)?;
+        }
+    }
+    maker.around(dir)?;
+    Ok(maker.made)
+}
+
+struct Maker {
+    state: u64,
+    buffer: Vec<u8>,
+    made: Made,
+}
+
+impl Maker {
+    fn new(seed: u64) -> Maker {
+        Maker { state: seed, buffer: vec![0; 1 << 20], made: Made { files: 0, bytes: 0 } }
+    }
+
+    /// What a bare repository holds besides its objects.
+    fn repository(&mut self, dir: &Path, id: u64) -> io::Result<()> {
+        for name in ["objects/info", "objects/pack", "refs/heads/feature", "refs/tags", "stash-refs", "info", "hooks"] {
+            fs::create_dir_all(dir.join(name))?;
+        }
+        self.text(&dir.join("HEAD"), "ref: refs/heads/main\n")?;
+        self.text(&dir.join("config"), "[core]\n\trepositoryformatversion = 0\n\tbare = true\n")?;
+        self.text(&dir.join("description"), &format!("repository {id}\n"))?;
+        self.text(&dir.join("repository-config"), &format!("[bitbucket]\n\tid = {id}\n"))?;
+        let mut packed_refs = String::from("# pack-refs with: peeled fully-peeled sorted\n");
+        for no in 0..500 {
+            packed_refs.push_str(&format!("{} refs/tags/v{no:04}\n", self.hex_name()));
+        }
+        self.text(&dir.join("packed-refs"), &packed_refs)?;
+        for no in 0..50 {
+            let tip = self.hex_name();
+            self.text(&dir.join(format!("refs/heads/feature/{no:03}")), &format!("{tip}\n"))?;
+        }
+        Ok(())
+    }
+
+    /// What a home holds besides its repositories.
+    fn around(&mut self, dir: &Path) -> io::Result<()> {
+        let attachments = dir.join("shared/data/attachments/repository/1");
+        fs::create_dir_all(&attachments)?;
+        self.text(&dir.join("shared/bitbucket.properties"), "jdbc.driver=org.postgresql.Driver\n")?;
+        for no in 0..20 {
+            self.file(&attachments.join(format!("{no:02}.png")), 30_000)?;
+        }
+        Ok(())
+    }
+
+    fn text(&mut self, path: &Path, text: &str) -> io::Result<()> {
+        self.made.files += 1;
+        self.made.bytes += text.len() as u64;
+        fs::write(path, text)
+    }
+
+    /// Writes a file of `size` bytes that don't compress.
+    fn file(&mut self, path: &Path, size: u64) -> io::Result<()> {
+        let mut file = File::create(path)?;
+        let mut left = size;
+        while left > 0 {
+            let len = left.min(self.buffer.len() as u64) as usize;
+            let mut buffer = std::mem::take(&mut self.buffer);
+            for word in buffer[..len].chunks_mut(8) {
+                let random = self.random().to_le_bytes();
+                word.copy_from_slice(&random[..word.len()]);
+            }
+            file.write_all(&buffer[..len])?;
+            self.buffer = buffer;
+            left -= len as u64;
+        }
+        self.made.files += 1;
+        self.made.bytes += size;
+        Ok(())
+    }
+
+    fn hex_name(&mut self) -> String {
+        format!("{:016x}{:016x}{:08x}", self.random(), self.random(), self.random() as u32)
+    }
+
+    /// A size whose logarithm is evenly distributed.
+    fn log_uniform(&mut self, low: u64, high: u64) -> u64 {
+        let part = (self.random() >> 11) as f64 / (1u64 << 53) as f64;
+        let (low, high) = ((low as f64).ln(), (high as f64).ln());
+        (low + part * (high - low)).exp() as u64
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014).
+    fn random(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// git collects loose objects long before; a repository under load between two collections has this many.
+const LOOSE_PER_REPOSITORY: u64 = 60_000;

@@ -1,0 +1,305 @@
+//! An active and a standby in one process, wired as the daemons wire them, without a network.
+//!
+//! Invariants: a number of a changeset is never used twice; the standby's store is cut off as a kill would, when asked.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use coldspare_core::changeset::{Ask, Have};
+use coldspare_core::exclude::Exclude;
+use coldspare_core::{Baseline, NodeId, Op, RelPath, RootId, Seq, SessionId};
+use coldspare_delta::{Packed, unpack};
+use coldspare_os::{Disk, RealDisk};
+use coldspare_scan::capture::{Capture, CaptureError, Certainty, Closed, Cycle, FilePart, HeldBack, Outlet, Report, Root, Work};
+use coldspare_scan::index::Index;
+use coldspare_scan::watch::{Watch, make_cookie_dir};
+use coldspare_standby::{Depth, Progress, RootSetup, Standby, StandbyError, Store, Verification};
+use tempfile::TempDir;
+
+use crate::compare::{EXCLUDED, Tree};
+use crate::fault::FaultyDisk;
+
+/// How a pair is set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    /// Only looks at everything are possible.
+    Unwatched,
+    /// With inotify.
+    Watched,
+}
+
+/// How an interrupted cycle ends on the standby.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// The link was lost: the standby abandons the changeset.
+    Abandoned,
+    /// The standby was killed and started again.
+    Killed,
+}
+
+/// Why a cycle did not end with an acknowledgement.
+#[derive(Debug)]
+pub enum Stopped {
+    /// The outlet closed, as it was told to.
+    Interrupted,
+    /// The capture failed by itself.
+    Capture(CaptureError),
+    /// The standby refused or failed.
+    Standby(StandbyError),
+}
+
+/// Both ends.
+pub struct Pair {
+    dir: TempDir,
+    setup: Setup,
+    capture: Option<Capture<RealDisk>>,
+    standby: Option<Standby<FaultyDisk>>,
+    disk: FaultyDisk,
+    session: SessionId,
+    last_seq: Seq,
+    interrupt: Option<(u64, Ending)>,
+    literal: BTreeSet<(RootId, RelPath)>,
+}
+
+const NODE: NodeId = NodeId([7; 16]);
+/// Threads of the capture: enough that the order of hand-overs varies.
+const THREADS: usize = 3;
+
+impl Pair {
+    /// Makes both ends, with empty roots, below `place`.
+    pub fn new(setup: Setup, place: &Path) -> Pair {
+        let dir = tempfile::tempdir_in(place).expect("a folder for the pair");
+        let disk = FaultyDisk::default();
+        let session = SessionId([1; 16]);
+        let (capture, standby, interrupt) = (None, None, None);
+        let literal = BTreeSet::new();
+        let mut pair = Pair { dir, setup, capture, standby, disk, session, last_seq: Seq(0), interrupt, literal };
+        for root in [pair.active_root(), pair.standby_root()] {
+            std::fs::create_dir(&root).expect("a root");
+            std::fs::create_dir(root.join(".coldspare")).expect("a control folder");
+        }
+        make_cookie_dir(&pair.active_root()).expect("a folder for marks");
+        pair.open_active();
+        pair.open_standby();
+        pair
+    }
+
+    /// The active's root.
+    pub fn active_root(&self) -> PathBuf {
+        self.dir.path().join("active")
+    }
+
+    /// The standby's root.
+    pub fn standby_root(&self) -> PathBuf {
+        self.dir.path().join("standby")
+    }
+
+    /// The active's side.
+    pub fn capture(&self) -> &Capture<RealDisk> {
+        self.capture.as_ref().expect("the active is open")
+    }
+
+    /// The standby's side.
+    pub fn standby(&self) -> &Standby<FaultyDisk> {
+        self.standby.as_ref().expect("the standby is open")
+    }
+
+    /// The standby's disk.
+    pub fn disk(&self) -> &FaultyDisk {
+        &self.disk
+    }
+
+    /// The active's tree as it is now.
+    pub fn active_tree(&self) -> Tree {
+        Tree::read(&self.active_root())
+    }
+
+    /// The standby's tree as it is now.
+    pub fn standby_tree(&self) -> Tree {
+        Tree::read(&self.standby_root())
+    }
+
+    /// Sends what differs since the last acknowledgement, or everything when there was none.
+    ///
+    /// # Errors
+    /// As [`Pair::cycle`].
+    pub fn follow(&mut self, work: Work) -> Result<Report, Stopped> {
+        match self.standby().applied() {
+            Some(applied) => self.cycle(work, Baseline::Delta(applied.seq), Certainty::Sure),
+            None => self.cycle(Work::Everything, Baseline::Full, Certainty::Ask),
+        }
+    }
+
+    /// Runs one cycle: capture, stage, finish, acknowledge.
+    ///
+    /// # Errors
+    /// [`Stopped`]; the standby is as after the last acknowledgement then, or, failed while it applied, to be restarted.
+    pub fn cycle(&mut self, work: Work, baseline: Baseline, certainty: Certainty) -> Result<Report, Stopped> {
+        let next = self.capture().index.next_seq().expect("a readable index");
+        let seq = next.max(self.last_seq.next());
+        self.last_seq = seq;
+        let interrupt = self.interrupt.take();
+        let literal = std::mem::take(&mut self.literal);
+        let (capture, standby) = (self.capture(), self.standby());
+        standby.begin(self.session, seq, baseline).map_err(Stopped::Standby)?;
+        let calls = AtomicU64::new(interrupt.map_or(u64::MAX, |(calls, _)| calls));
+        let outlet = Direct { standby, seq, calls, failure: Mutex::default() };
+        let (taken, result) = capture.run(Cycle { seq, baseline, certainty, work, literal }, &outlet);
+        let failure = outlet.failure.into_inner().expect("no panic");
+        let stopped = match (result, failure) {
+            (_, Some(e)) => Stopped::Standby(e),
+            (Ok(report), None) => match standby.finish(seq, report.as_of_ms, report.totals) {
+                Ok(_) => {
+                    capture.index.record_acked(NODE, seq).expect("a writable index");
+                    return Ok(report);
+                }
+                Err(e) => Stopped::Standby(e),
+            },
+            (Err(CaptureError::Closed), None) => Stopped::Interrupted,
+            (Err(e), None) => Stopped::Capture(e),
+        };
+        if let Some(watch) = &capture.watch {
+            watch.dirty().restore(taken);
+        }
+        match interrupt {
+            Some((_, Ending::Killed)) => self.kill_standby(),
+            _ => {
+                let _ = self.standby().abandon();
+            }
+        }
+        if let Stopped::Standby(StandbyError::BaseDiffers { root, path }) = &stopped {
+            self.literal.insert((*root, path.clone()));
+        }
+        Err(stopped)
+    }
+
+    /// Lets the next cycle's outlet close after `calls` calls.
+    pub fn interrupt_after(&mut self, calls: u64, ending: Ending) {
+        self.interrupt = Some((calls, ending));
+    }
+
+    /// Verifies the standby's tree.
+    pub fn verify(&self, depth: Depth) -> Verification {
+        self.standby().verify(depth, &Progress::default()).expect("a readable manifest")
+    }
+
+    /// Stops the standby in good order and starts it again.
+    pub fn restart_standby(&mut self) {
+        self.standby = None;
+        self.open_standby();
+    }
+
+    /// Kills the standby, so that nothing of its store counts that wasn't durable, and starts it again.
+    pub fn kill_standby(&mut self) {
+        // The store would save itself when it is closed: what is in the file now is what a killed process leaves.
+        let (store, left) = (self.standby_store(), self.dir.path().join("killed.redb"));
+        std::fs::copy(&store, &left).expect("a copy of the store");
+        self.standby = None;
+        std::fs::rename(left, store).expect("the store as it was");
+        self.open_standby();
+    }
+
+    /// Stops the active and starts it again; the watch begins anew, so that everything has to be looked at.
+    pub fn restart_active(&mut self) {
+        self.capture = None;
+        self.open_active();
+    }
+
+    /// Kills the active, loses its index and starts it again: a new session.
+    pub fn lose_index(&mut self) {
+        self.capture = None;
+        std::fs::remove_file(self.index_path()).expect("an index");
+        self.session.0[0] += 1;
+        self.open_active();
+    }
+
+    fn index_path(&self) -> PathBuf {
+        self.dir.path().join("index.redb")
+    }
+
+    fn standby_store(&self) -> PathBuf {
+        self.dir.path().join("standby.redb")
+    }
+
+    fn open_active(&mut self) {
+        let disk = RealDisk::staying();
+        let path = self.active_root();
+        let dir = disk.open_root(&path).expect("a root");
+        let watch = match self.setup {
+            Setup::Unwatched => None,
+            Setup::Watched => Some(Watch::start(vec![path.clone()], Box::new(|| ())).expect("a watch")),
+        };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().expect("threads");
+        let roots = vec![Root { path, dir, exclude: exclude() }];
+        let index = Index::open(&self.index_path()).expect("an index");
+        self.capture = Some(Capture { disk, roots, index, watch, held: HeldBack::default(), pool, zstd_level: 1 });
+    }
+
+    fn open_standby(&mut self) {
+        self.disk.fail_after(i64::MAX);
+        let store = Store::open(&self.standby_store()).expect("a store");
+        let setup = RootSetup { path: self.standby_root(), exclude: exclude() };
+        self.standby = Some(Standby::open(self.disk.clone(), store, vec![setup]).expect("a standby"));
+    }
+}
+
+fn exclude() -> Exclude {
+    Exclude::new(EXCLUDED).expect("patterns that can be used")
+}
+
+/// Where pairs are made: in memory, or on the disk that `TMPDIR` names for every fourth seed.
+pub fn place(seed: u64) -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    let usable = || {
+        let probe = tempfile::NamedTempFile::new_in(memory).ok()?;
+        rustix::fs::setxattr(probe.path(), "user.probe", b"x", rustix::fs::XattrFlags::empty()).ok()
+    };
+    if !seed.is_multiple_of(4) && usable().is_some() { memory.into() } else { std::env::temp_dir() }
+}
+
+/// Hands everything straight to the standby.
+struct Direct<'a> {
+    standby: &'a Standby<FaultyDisk>,
+    seq: Seq,
+    /// How many calls are still taken.
+    calls: AtomicU64,
+    failure: Mutex<Option<StandbyError>>,
+}
+
+impl Direct<'_> {
+    fn pass<T>(&self, call: impl FnOnce() -> Result<T, StandbyError>) -> Result<T, Closed> {
+        let taken = self.calls.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        taken.map_err(|_| Closed)?;
+        call().map_err(|e| {
+            self.failure.lock().expect("no panic").get_or_insert(e);
+            Closed
+        })
+    }
+}
+
+impl Outlet for Direct<'_> {
+    fn batch(&self, ops: Vec<Op>, payload: Packed, raw_len: usize) -> Result<(), Closed> {
+        self.pass(|| self.standby.stage_batch(self.seq, ops, &raw(payload, raw_len)))
+    }
+
+    fn segment(&self, part: FilePart, literal: Packed, raw_len: usize) -> Result<(), Closed> {
+        let FilePart { file, root, path, offset, pieces } = part;
+        self.pass(|| self.standby.stage_segment(self.seq, file, (root, &path), offset, &pieces, &raw(literal, raw_len)))
+    }
+
+    fn ask(&self, items: Vec<Ask>) -> Result<Vec<Have>, Closed> {
+        self.pass(|| self.standby.have(&items))
+    }
+}
+
+fn raw(packed: Packed, raw_len: usize) -> Vec<u8> {
+    match packed {
+        Packed::Raw(bytes) => {
+            assert_eq!(bytes.len(), raw_len);
+            bytes
+        }
+        Packed::Zstd(bytes) => unpack(&bytes, raw_len).expect("what was packed"),
+    }
+}

@@ -1,0 +1,162 @@
+//! The link to the standby: made, opened, lost.
+
+use std::time::Duration;
+
+use coldspare_core::control::Refusal;
+use coldspare_core::follow::Input;
+use coldspare_scan::capture::Certainty;
+use coldspare_transport::{
+    ControlReceiver, Identity, Invitation, LinkError, Open, PROTOCOL_VERSION, PeerKey, RootInfo, ToActive, ToStandby, VersionRange, Welcome,
+};
+use tokio::sync::mpsc;
+
+use super::outlet::Sending;
+use super::{Active, Event, Mode, Peer};
+use crate::exit::{Code, Failure};
+
+/// How long a connection may take.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+pub(super) struct Connected {
+    sending: Sending,
+    receiver: ControlReceiver<ToActive>,
+    welcome: Welcome,
+    paired: bool,
+}
+
+pub(super) enum ConnectError {
+    Link(LinkError),
+    Refused(Refusal),
+}
+
+impl Active {
+    pub(super) fn connect(&self, address: &str) {
+        let (events, identity, pins) = (self.events.clone(), self.identity.clone(), self.pins.clone());
+        let (tuning, address) = (self.config.tuning(), address.to_string());
+        let open = self.open_message();
+        tokio::spawn(async move {
+            let connected = open_link(&address, &identity, &pins, &tuning, open).await;
+            let _ = events.send(Event::Connected(Box::new(connected))).await;
+        });
+    }
+
+    fn open_message(&self) -> Open {
+        let invitation = self.state.invitation().ok().flatten().and_then(|text| text.parse::<Invitation>().ok());
+        let info =
+            |root: &crate::config::Root| RootInfo { name: root.name.clone(), path: root.path.as_os_str().as_encoded_bytes().to_vec() };
+        Open {
+            versions: VersionRange { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION },
+            build: crate::BUILD.into(),
+            cluster: self.record.cluster,
+            node: self.record.node,
+            session: self.session,
+            secret: invitation.map(|i| i.secret),
+            roots: self.config.roots.iter().map(info).collect(),
+            chunking: coldspare_delta::CHUNKING_VERSION,
+        }
+    }
+
+    pub(super) fn connected(&mut self, connected: Result<Connected, ConnectError>) -> Result<Option<Code>, Failure> {
+        let Connected { sending, receiver, welcome, paired } = match connected {
+            Ok(connected) => connected,
+            Err(e) => return self.not_connected(e).map(|()| None),
+        };
+        if paired {
+            self.state.remove_invitation()?;
+            tracing::info!(standby = %welcome.node, "paired");
+        }
+        if self.peer_node != Some(welcome.node) {
+            self.peer_node = Some(welcome.node);
+            self.state.replace("standby", welcome.node.to_string().as_bytes())?;
+        }
+        if welcome.build != crate::BUILD {
+            tracing::warn!(here = crate::BUILD, there = welcome.build, "the hosts run different builds of coldspare");
+        }
+        tracing::info!(standby = %sending.link.remote_addr(), seq = welcome.applied.map_or(0, |a| a.seq.0), "connected");
+        // An empty standby has nothing that could be asked for.
+        let is_empty = welcome.applied.is_none() && welcome.staged_files == 0;
+        let follows = welcome.applied.is_some_and(|a| a.session == self.session.id) && welcome.staged_files == 0;
+        self.certainty = if is_empty || (follows && self.follow.last_acked().0 > 0) { Certainty::Sure } else { Certainty::Ask };
+        self.peer = Some(Peer { address: sending.link.remote_addr().to_string(), build: welcome.build, link: sending.link.clone() });
+        self.sending = Some(sending);
+        self.last_trouble = None;
+        tokio::spawn(listen_to(receiver, self.events.clone()));
+        self.input(Input::Opened { applied: welcome.applied });
+        Ok(None)
+    }
+
+    fn not_connected(&mut self, e: ConnectError) -> Result<(), Failure> {
+        let failure = match e {
+            ConnectError::Link(e) => {
+                let failure = match &e {
+                    LinkError::WrongKey { .. } => Failure::fenced(&e),
+                    LinkError::Protocol(_) | LinkError::Resolve { .. } => Failure::usage(&e),
+                    _ => Failure::unreachable(&e),
+                };
+                if e.is_retryable() && self.mode == Mode::Daemon { None } else { Some(failure) }.ok_or(e.to_string())
+            }
+            ConnectError::Refused(refusal) => match &refusal {
+                Refusal::Busy | Refusal::Unable(_) if self.mode == Mode::Daemon => Err(refusal.to_string()),
+                Refusal::Busy | Refusal::Unable(_) => Ok(Failure::unreachable(&refusal)),
+                Refusal::Version { .. } | Refusal::Roots(_) => Ok(Failure::usage(&refusal)),
+                _ => Ok(Failure::fenced(&refusal)),
+            },
+        };
+        match failure {
+            Ok(failure) => Err(failure),
+            Err(trouble) => {
+                self.link_lost(&trouble);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn link_lost(&mut self, why: &str) {
+        if let Some(sending) = self.sending.take() {
+            sending.hang_up();
+        }
+        if let Some(peer) = self.peer.take() {
+            self.tally.bytes_sent += peer.link.stats().bytes_sent;
+        }
+        if self.last_trouble.as_deref() != Some(why) {
+            tracing::warn!(why, "no link to the standby; it is tried again");
+            self.last_trouble = Some(why.into());
+        }
+        // What was being sent may be staged there.
+        self.certainty = Certainty::Ask;
+        self.input(Input::Lost);
+    }
+}
+
+async fn open_link(
+    address: &str,
+    identity: &Identity,
+    pins: &[PeerKey],
+    tuning: &coldspare_transport::Tuning,
+    open: Open,
+) -> Result<Connected, ConnectError> {
+    let link = coldspare_transport::connect(address, identity, pins, tuning, CONNECT_LIMIT).await.map_err(ConnectError::Link)?;
+    let (mut sender, mut receiver) = link.open_control().await.map_err(ConnectError::Link)?;
+    let paired = open.secret.is_some();
+    sender.send(&ToStandby::Open(open)).await.map_err(ConnectError::Link)?;
+    let first = tokio::time::timeout(CONNECT_LIMIT, receiver.next()).await;
+    let first = first.map_err(|_| ConnectError::Link(LinkError::Timeout { waiting_for: "the standby's greeting" }))?;
+    match first.map_err(ConnectError::Link)? {
+        ToActive::Welcome(welcome) => {
+            let sending = Sending::start(link, sender, tuning.streams).await.map_err(ConnectError::Link)?;
+            Ok(Connected { sending, receiver, welcome, paired })
+        }
+        ToActive::Refused(refusal) => Err(ConnectError::Refused(refusal)),
+        _ => Err(ConnectError::Link(LinkError::Protocol("the standby did not greet".into()))),
+    }
+}
+
+async fn listen_to(mut receiver: ControlReceiver<ToActive>, events: mpsc::Sender<Event>) {
+    loop {
+        let message = receiver.next().await;
+        let is_over = message.is_err();
+        if events.send(Event::Heard(message)).await.is_err() || is_over {
+            return;
+        }
+    }
+}

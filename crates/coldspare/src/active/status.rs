@@ -1,0 +1,58 @@
+//! What `status` says of the active; never better than the truth (G7).
+
+use coldspare_scan::watch::{Watch, now_ms};
+use serde_json::json;
+
+use super::{Active, problem, rfc3339};
+
+impl Active {
+    pub(super) fn status(&self) -> serde_json::Value {
+        let watch = self.capture.watch.as_ref();
+        let coverage = watch.map(Watch::coverage);
+        let taken = self.taken.as_ref().filter(|_| !self.follow.is_idle());
+        let oldest = watch.and_then(|w| w.dirty().oldest_ms()).into_iter().chain(taken.and_then(|t| t.oldest_ms)).min();
+        let now = now_ms();
+        let is_covered = coverage.is_some_and(|c| c.unwatched == 0) && watch.is_some_and(|w| !w.is_stale());
+        // Never better than the truth: without a full watch, all since the last look may be missing.
+        let behind_since = match (oldest, is_covered && self.follow.is_idle()) {
+            (None, true) => None,
+            (oldest, _) => Some(oldest.into_iter().chain(self.as_of_ms).min()),
+        };
+        let lag_ms = match behind_since {
+            None => Some(0),
+            Some(since) => since.map(|s| now.saturating_sub(s)),
+        };
+        let as_of = if behind_since.is_none() { Some(now) } else { self.as_of_ms };
+        let (held, unlisted) = self.capture.held.list();
+        let (resident, peak) = coldspare_os::resident_bytes();
+        json!({
+            "role": self.record.role.word(),
+            "epoch": self.session.epoch.0,
+            "session": self.session.id.to_string(),
+            "seq": self.follow.last_acked().0,
+            "as_of": as_of.map(rfc3339),
+            "as_of_ms": as_of,
+            "lag_ms": lag_ms,
+            "connected": self.follow.is_up(),
+            "peer": self.peer.as_ref().map(|p| json!({"address": p.address, "build": p.build, "rtt_ms": p.link.stats().rtt.as_millis() as u64})),
+            "watch": {
+                "backend": if watch.is_some() { "inotify" } else { "scan" },
+                "coverage": coverage.map_or(0.0, |c| c.share()),
+                "watched": coverage.map_or(0, |c| c.watched),
+                "unwatched": coverage.map_or(0, |c| c.unwatched),
+                "overflows": coverage.map_or(0, |c| c.overflows),
+            },
+            "held_back": held.iter().map(problem).collect::<Vec<_>>(),
+            "held_back_unlisted": unlisted,
+            "waiting_for_decision": null,
+            "trouble": self.last_trouble,
+            "files_read": self.tally.files_read,
+            "bytes_read": self.tally.bytes_read,
+            "bytes_sent": self.tally_now().bytes_sent,
+            "special_skipped": self.tally.special,
+            "resident_bytes": resident,
+            "resident_peak_bytes": peak,
+            "build": crate::BUILD,
+        })
+    }
+}

@@ -1,0 +1,133 @@
+//! The two hosts of the demonstration: each with its folders, its configuration and, while it runs, its daemon.
+
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::home::{Home, make_dir};
+use crate::exit::{Code, Failure};
+use crate::socket::{self, Request};
+use crate::state::State;
+
+/// How long a condition may take to come true.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Between two looks at a condition.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Set by SIGINT, SIGTERM and SIGHUP: every wait ends, the daemons are killed, the folder is removed.
+pub(super) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// One host.
+pub(super) struct Host {
+    pub(super) files: Home,
+    dir: PathBuf,
+    daemon: &'static str,
+    child: Option<Child>,
+}
+
+impl Host {
+    /// A host below `base`, with empty roots; `daemon` is the command that it runs.
+    pub(super) fn new(base: &Path, name: &str, daemon: &'static str) -> Result<Host, Failure> {
+        let dir = base.join(name);
+        let files = Home::at(&dir);
+        files.create()?;
+        make_dir(&dir.join("etc"))?;
+        Ok(Host { files, dir, daemon, child: None })
+    }
+
+    /// Runs `init` and returns what it printed.
+    pub(super) fn init(&self, role: &str, more: &[&str]) -> Result<String, Failure> {
+        let mut command = this_program()?;
+        command.args(["init", role, "--home"]).arg(&self.files.home).arg("--config").arg(self.config());
+        command.arg("--root").arg(format!("store={}", self.files.store.display())).args(more);
+        super::home::run(&mut command)
+    }
+
+    /// Starts the daemon, and waits until it answers.
+    pub(super) fn start(&mut self) -> Result<(), Failure> {
+        let fail = |e: std::io::Error| Failure::usage(format!("{}: {e}", self.dir.display()));
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).map_err(fail)?;
+        let mut command = this_program()?;
+        command.arg(self.daemon).arg("--config").arg(self.config());
+        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().map_err(fail)?);
+        wait_until(&format!("`coldspare {}` answers (its log: {})", self.daemon, self.log().display()), || Ok(self.status().is_some()))
+    }
+
+    /// Kills the daemon with SIGKILL.
+    pub(super) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// What the daemon says of itself; `None` while none answers.
+    pub(super) fn status(&self) -> Option<Value> {
+        socket::ask(&State::at(&self.dir.join("etc/coldspare.state")).socket_path(), &Request::Status, Some(LIMIT), |_| ()).ok()?
+    }
+
+    /// Runs a command of this program on this host; its exit code and what it printed.
+    pub(super) fn command(&self, args: &[&str]) -> Result<(i32, Value), Failure> {
+        let mut command = this_program()?;
+        command.args(args).arg("--config").arg(self.config()).arg("--json");
+        let output = command.output().map_err(Failure::usage)?;
+        let Ok(value) = serde_json::from_slice(&output.stdout) else {
+            let said = String::from_utf8_lossy(&output.stderr).trim().to_string();
+            return Err(failed(format!("coldspare {}: {}: {said}", args.join(" "), output.status)));
+        };
+        Ok((output.status.code().unwrap_or(-1), value))
+    }
+
+    /// Runs `checkpoint`; what it amounted to.
+    pub(super) fn checkpoint(&self) -> Result<Value, Failure> {
+        Ok(self.command(&["checkpoint", "--timeout", "60s"])?.1)
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.join("etc/coldspare.toml")
+    }
+
+    fn log(&self) -> PathBuf {
+        self.dir.join("etc/daemon.log")
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Waits until `holds`, which `what` says in words.
+pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool, Failure>) -> Result<(), Failure> {
+    let deadline = Instant::now() + LIMIT;
+    while !holds()? {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return Err(failed("interrupted"));
+        }
+        if Instant::now() > deadline {
+            return Err(failed(format!("waited {} s in vain until {what}", LIMIT.as_secs())));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    Ok(())
+}
+
+/// A UDP port on loopback that nobody uses now.
+pub(super) fn free_port() -> Result<u16, Failure> {
+    let port = UdpSocket::bind(("127.0.0.1", 0)).and_then(|s| s.local_addr()).map_err(|e| Failure::usage(format!("loopback: {e}")))?;
+    Ok(port.port())
+}
+
+/// A check that did not hold.
+pub(super) fn failed(message: impl Into<String>) -> Failure {
+    Failure { code: Code::Differs, message: message.into() }
+}
+
+fn this_program() -> Result<Command, Failure> {
+    std::env::current_exe().map(Command::new).map_err(|e| Failure::usage(format!("this program can't be found: {e}")))
+}

@@ -1,0 +1,220 @@
+//! A pair of hosts below one temporary folder, and the commands on them.
+
+use std::fs::{self, File};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long a condition may take to come true.
+const LIMIT: Duration = Duration::from_secs(90);
+
+pub(crate) struct Pair {
+    pub(crate) active: Host,
+    pub(crate) standby: Host,
+    pub(crate) invitation: String,
+    pub(crate) port: u16,
+    pub(crate) dir: TempDir,
+}
+
+/// One host; its daemon is killed with it.
+pub(crate) struct Host {
+    pub(crate) home: PathBuf,
+    pub(crate) store: PathBuf,
+    pub(crate) etc: PathBuf,
+    daemon: &'static str,
+    child: Option<Child>,
+    /// What every command is started with, such as `setpriv …`.
+    pub(crate) wrapper: Vec<String>,
+}
+
+/// A command that has ended.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl Pair {
+    /// Both hosts initialised, homes empty, no daemon.
+    pub(crate) fn new() -> Pair {
+        let dir = TempDir::new().unwrap();
+        let (active, standby) = (Host::new(dir.path(), "active", "send"), Host::new(dir.path(), "standby", "receive"));
+        let port = free_port();
+        let invitation = standby.init_standby(port);
+        active.init_active(&invitation).expect_code(0);
+        Pair { active, standby, invitation, port, dir }
+    }
+
+    /// As [`Pair::new`], with both daemons.
+    pub(crate) fn following() -> Pair {
+        let mut pair = Pair::new();
+        pair.standby.start();
+        pair.active.start();
+        pair
+    }
+
+    /// Sends once, which must succeed.
+    pub(crate) fn send_once(&self) -> Value {
+        self.active.run(&["send", "--once", "--json"]).expect_code(0).json()
+    }
+
+    /// What an independent tool would change on the standby to make it equal; without coldspare's own folder.
+    pub(crate) fn differences(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for (here, there) in [(&self.active.home, &self.standby.home), (&self.active.store, &self.standby.store)] {
+            let slash = |p: &Path| format!("{}/", p.display());
+            let args = ["-aHAXnc", "--delete", "--itemize-changes", "--exclude=/.coldspare"];
+            let ran = run(Command::new("rsync").args(args).arg(slash(here)).arg(slash(there))).expect_code(0);
+            out.extend(ran.out.lines().map(String::from));
+        }
+        out
+    }
+
+    pub(crate) fn assert_equal(&self) {
+        assert_eq!(self.differences(), Vec::<String>::new());
+    }
+
+    pub(crate) fn checkpoint(&self) -> Value {
+        self.active.run(&["checkpoint", "--timeout", "60s", "--json"]).expect_code(0).json()
+    }
+}
+
+impl Host {
+    pub(crate) fn new(base: &Path, name: &str, daemon: &'static str) -> Host {
+        let at = |part: &str| {
+            let path = base.join(name).join(part);
+            fs::create_dir_all(&path).unwrap();
+            path
+        };
+        Host { home: at("home"), store: at("store"), etc: at("etc"), daemon, child: None, wrapper: Vec::new() }
+    }
+
+    pub(crate) fn config(&self) -> PathBuf {
+        self.etc.join("coldspare.toml")
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.etc.join("coldspare.state")
+    }
+
+    pub(crate) fn init_standby(&self, port: u16) -> String {
+        self.init(&["init", "standby", "--listen", &format!("127.0.0.1:{port}")]).expect_code(0).out.trim().into()
+    }
+
+    pub(crate) fn init_active(&self, invitation: &str) -> Ran {
+        self.init(&["init", "active", "--invite", invitation])
+    }
+
+    fn init(&self, args: &[&str]) -> Ran {
+        let store = format!("store={}", self.store.display());
+        run(self.program().args(args).arg("--home").arg(&self.home).args(["--root", &store]).arg("--config").arg(self.config()))
+    }
+
+    /// Runs a command of this host to its end.
+    pub(crate) fn run(&self, args: &[&str]) -> Ran {
+        run(self.program().args(args).arg("--config").arg(self.config()))
+    }
+
+    /// Starts the daemon, and waits until it answers.
+    pub(crate) fn start(&mut self) {
+        let log = File::options().create(true).append(true).open(self.etc.join("daemon.log")).unwrap();
+        let mut command = self.program();
+        command.arg(self.daemon).arg("--config").arg(self.config());
+        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
+        until("the daemon answers", || self.run(&["status"]).code == 0);
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        self.run(&["status", "--json"]).json()
+    }
+
+    /// Writes a file in the home, with its folders.
+    pub(crate) fn write(&self, path: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.home.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn program(&self) -> Command {
+        let binary = env!("CARGO_BIN_EXE_coldspare");
+        match self.wrapper.split_first() {
+            None => Command::new(binary),
+            Some((first, more)) => {
+                let mut command = Command::new(first);
+                command.args(more).arg(binary);
+                command
+            }
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.etc.join("daemon.log")).unwrap_or_default();
+            eprintln!("--- log of {}:\n{log}", self.daemon);
+        }
+    }
+}
+
+impl Ran {
+    #[track_caller]
+    pub(crate) fn expect_code(self, code: i32) -> Ran {
+        assert_eq!(self.code, code, "{self:#?}");
+        self
+    }
+
+    /// The exit code, and a message that says `what`.
+    #[track_caller]
+    pub(crate) fn expect(self, code: i32, what: &str) -> Ran {
+        let ran = self.expect_code(code);
+        assert!(ran.err.contains(what), "no {what:?} in {ran:#?}");
+        ran
+    }
+
+    #[track_caller]
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap_or_else(|e| panic!("{e}: {self:#?}"))
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn run(command: &mut Command) -> Ran {
+    let output = command.stdin(Stdio::null()).output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+}
+
+/// Whether a command exists here and succeeds.
+pub(crate) fn succeeds(program: &str, args: &[&str]) -> bool {
+    Command::new(program).args(args).output().is_ok_and(|o| o.status.success())
+}
+
+/// Looks until `holds`, or fails at the deadline.
+#[track_caller]
+pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LIMIT;
+    while !holds() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+pub(crate) fn free_port() -> u16 {
+    UdpSocket::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port()
+}
