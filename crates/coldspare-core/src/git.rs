@@ -80,8 +80,11 @@ pub enum ApplyRank {
 pub enum CapturePass {
     /// References, configuration, and all that is not git's.
     RefsAndRest,
-    /// Objects, after the references were read: all that those need is on disk by then (G2).
-    Objects,
+    /// Loose objects, after the references were read: all that those need is on disk by then (G2).
+    LooseObjects,
+    /// Packs and what is derived from them, after the loose objects: an object that moves from there to a pack
+    /// meanwhile is met in one of the two.
+    Packs,
 }
 
 /// The part that a path is, by its shape.
@@ -158,8 +161,12 @@ impl ApplyRank {
 impl CapturePass {
     /// When the directory at `path` is read.
     pub fn of(path: &RelPath) -> CapturePass {
-        let mark = path.components().find(|c| matches!(*c, b"objects" | b"refs" | b"stash-refs" | b"reftable"));
-        if mark == Some(b"objects") { CapturePass::Objects } else { CapturePass::RefsAndRest }
+        let mut rest = path.components().skip_while(|c| !matches!(*c, b"objects" | b"refs" | b"stash-refs" | b"reftable"));
+        match (rest.next(), rest.next()) {
+            (Some(b"objects"), Some(b"pack" | b"info")) => CapturePass::Packs,
+            (Some(b"objects"), _) => CapturePass::LooseObjects,
+            _ => CapturePass::RefsAndRest,
+        }
     }
 }
 
@@ -268,7 +275,11 @@ mod tests {
     fn objects_are_captured_after_references() {
         let pass = |p: &str| CapturePass::of(&path(p));
         assert_eq!(pass("r/refs/heads/objects"), CapturePass::RefsAndRest);
-        assert_eq!(pass("r/objects/ab"), CapturePass::Objects);
+        assert_eq!(pass("r/objects"), CapturePass::LooseObjects);
+        assert_eq!(pass("r/objects/ab"), CapturePass::LooseObjects);
+        assert_eq!(pass("r/objects/pack"), CapturePass::Packs);
+        assert_eq!(pass("r/objects/info/commit-graphs"), CapturePass::Packs);
+        assert!(CapturePass::RefsAndRest < CapturePass::LooseObjects && CapturePass::LooseObjects < CapturePass::Packs);
         assert_eq!(pass("r"), CapturePass::RefsAndRest);
     }
 

@@ -209,7 +209,7 @@ impl<D: Disk> Capture<D> {
                 Work::Hinted => visits(&taken.dirs),
             };
             let result = run.pass(first).and_then(|()| {
-                // A look at everything reads all objects in the second pass anyway.
+                // A look at everything reads all objects in the later passes anyway.
                 if let Some(watch) = &self.watch
                     && work == Work::Hinted
                 {

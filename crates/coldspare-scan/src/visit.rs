@@ -99,7 +99,7 @@ pub(crate) struct Counters {
 const PACE: u64 = 512;
 
 pub(crate) fn is_objects(dir: &RelPath) -> bool {
-    CapturePass::of(dir) == CapturePass::Objects
+    CapturePass::of(dir) != CapturePass::RefsAndRest
 }
 
 impl Visit {
@@ -141,21 +141,30 @@ impl<'a, D: Disk> Run<'a, D> {
         }
     }
 
-    /// Looks at `visits` and what is below; directories of objects are kept for the second pass.
+    /// The first pass: looks at `visits` and what is below; directories of objects are kept for the later passes.
     pub(crate) fn pass(&self, visits: Vec<Visit>) -> Result<(), CaptureError> {
         let (later, now): (Vec<_>, Vec<_>) = visits.into_iter().partition(|v| is_objects(&v.path));
         self.defer(later);
-        self.look_at_all(now)
+        self.look_at_all(now, CapturePass::RefsAndRest)
     }
 
-    /// The second pass.
+    /// The later passes: loose objects, then packs.
     pub(crate) fn pass_deferred(&self) -> Result<(), CaptureError> {
-        let deferred = std::mem::take(&mut *lock(&self.deferred));
-        self.look_at_all(deferred.into_iter().map(|((root, path), what)| Visit { root, path, what }).collect())?;
+        for pass in [CapturePass::LooseObjects, CapturePass::Packs] {
+            let mut now = Vec::new();
+            lock(&self.deferred).retain(|(root, path), what| {
+                let is_due = CapturePass::of(path) <= pass;
+                if is_due {
+                    now.push(Visit { root: *root, path: path.clone(), what: what.clone() });
+                }
+                !is_due
+            });
+            self.look_at_all(now, pass)?;
+        }
         self.capture_linked()
     }
 
-    /// Leaves directories to the second pass; one that is found from above and by a hint is looked at once.
+    /// Leaves directories to a later pass; one that is found from above and by a hint is looked at once.
     pub(crate) fn defer(&self, visits: Vec<Visit>) {
         let mut deferred = lock(&self.deferred);
         for Visit { root, path, what } in visits {
@@ -171,11 +180,10 @@ impl<'a, D: Disk> Run<'a, D> {
         }
     }
 
-    fn look_at_all(&self, visits: Vec<Visit>) -> Result<(), CaptureError> {
-        let objects = visits.first().is_some_and(|v| is_objects(&v.path));
+    fn look_at_all(&self, visits: Vec<Visit>, pass: CapturePass) -> Result<(), CaptureError> {
         self.capture.pool.scope(|scope| {
             for visit in visits {
-                scope.spawn(move |scope| self.visit(scope, visit, objects));
+                scope.spawn(move |scope| self.visit(scope, visit, pass));
             }
         });
         lock(&self.failure).take().map_or(Ok(()), Err)
@@ -231,12 +239,12 @@ impl<'a, D: Disk> Run<'a, D> {
         self.capture.held.hold(Problem { root, path: path.clone(), kind, detail });
     }
 
-    fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit, objects: bool) {
+    fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit, pass: CapturePass) {
         if self.stopped.load(Ordering::Relaxed) {
             return;
         }
         let mut builder = lock(&self.builders).pop().unwrap_or_default();
-        let result = self.look(scope, visit, &mut builder, objects);
+        let result = self.look(scope, visit, &mut builder, pass);
         lock(&self.builders).push(builder);
         if let Err(e) = result {
             self.stopped.store(true, Ordering::Relaxed);
@@ -244,7 +252,7 @@ impl<'a, D: Disk> Run<'a, D> {
         }
     }
 
-    fn look<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit, builder: &mut Builder, objects: bool) -> Result<(), CaptureError> {
+    fn look<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit, builder: &mut Builder, pass: CapturePass) -> Result<(), CaptureError> {
         let Visit { root, path, what } = visit;
         let disk = &self.capture.disk;
         if let Some(watch) = &self.capture.watch {
@@ -330,7 +338,7 @@ impl<'a, D: Disk> Run<'a, D> {
             let candidate = Candidate { root, path: child, stat, at_ms, row };
             self.leave_links(dev, &candidate)?;
             if stat.kind == FileKind::Dir {
-                self.descend(scope, candidate, &what, &name, objects);
+                self.descend(scope, candidate, &what, &name, pass);
             } else {
                 self.consider(candidate, builder)?;
             }
@@ -378,7 +386,7 @@ impl<'a, D: Disk> Run<'a, D> {
         ancestors.iter().rev().find(|base| is_repository(base)).is_some_and(|base| path.below(base).is_some_and(git::never_carried))
     }
 
-    fn descend<'s>(&'s self, scope: &rayon::Scope<'s>, child: Candidate, what: &What, name: &[u8], objects: bool) {
+    fn descend<'s>(&'s self, scope: &rayon::Scope<'s>, child: Candidate, what: &What, name: &[u8], pass: CapturePass) {
         let Candidate { root, path, stat, row, .. } = child;
         let known = row.is_some_and(|row| row.is_dir() && row.ino() == Some(stat.ino));
         let what = match what {
@@ -386,10 +394,10 @@ impl<'a, D: Disk> Run<'a, D> {
             What::Names(_) | What::Deep => What::Deep,
         };
         let visit = Visit { root, path, what };
-        if !objects && is_objects(&visit.path) {
+        if CapturePass::of(&visit.path) > pass {
             self.defer(vec![visit]);
         } else {
-            scope.spawn(move |scope| self.visit(scope, visit, objects));
+            scope.spawn(move |scope| self.visit(scope, visit, pass));
         }
     }
 

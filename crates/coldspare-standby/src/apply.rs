@@ -8,10 +8,10 @@ use std::io::ErrorKind;
 
 use coldspare_core::control::Applied;
 use coldspare_core::{RelPath, RootId, git::ApplyRank};
-use coldspare_os::{Disk, FileKind};
+use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::error::{StandbyError, io};
-use crate::row::{Action, PendingRow, Staged};
+use crate::row::{Action, ManifestRow, PendingRow, Staged};
 use crate::stage::{attributes, xattrs};
 use crate::standby::Standby;
 use crate::store::{LEFT, MANIFEST, ORDER, PENDING, View};
@@ -99,11 +99,11 @@ impl<D: Disk> Standby<D> {
             Err(e) => return Err(io("examining the staged", path.as_bytes())(e)),
         };
         let dir = self.parent_of(root, path, touched)?;
-        let known = manifest.manifest(root, path)?.is_some();
+        let row = manifest.manifest(root, path)?;
         match self.disk.stat(&dir, path.name()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
-            Ok(_) if !known => self.quarantine(root, &dir, path.name(), path)?,
+            Ok(old) if !is_own(row.as_ref(), &old) && old.ino != new.ino => self.quarantine(root, &dir, path.name(), path)?,
             Ok(old) if old.kind == FileKind::Dir || new.kind == FileKind::Dir => self.discard(root, &dir, path)?,
             Ok(_) => {} // a rename replaces it atomically
         }
@@ -130,6 +130,7 @@ impl<D: Disk> Standby<D> {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
             Ok(stat) if stat.kind == FileKind::Dir => self.discard(root, &dir, path)?,
+            Ok(stat) if !is_own(manifest.manifest(root, path)?.as_ref(), &stat) => self.quarantine(root, &dir, path.name(), path)?,
             Ok(_) => self.disk.remove_file(&dir, path.name()).map_err(io("removing", path.as_bytes()))?,
         }
         touched.add(root, path.parent().unwrap_or_else(RelPath::root));
@@ -214,7 +215,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Removes what is left in the stage folders; trouble with it is told and costs only room.
-    fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         for root in &self.roots {
             for (dir, what) in [(&root.files, "f"), (&root.trees, "t"), (&root.trash, "trash")] {
                 let Ok(names) = self.disk.list(dir) else { continue };
@@ -239,6 +240,11 @@ impl<D: Disk> Standby<D> {
             tracing::warn!(error = %e, "the list of staged content can't be emptied");
         }
     }
+}
+
+/// Whether what stands at a path is what the manifest says stands there: a file of another inode was not put there by us.
+fn is_own(row: Option<&ManifestRow>, stat: &Stat) -> bool {
+    row.is_some_and(|row| row.entry.digest().is_none() || row.ino == 0 || row.ino == stat.ino)
 }
 
 /// Whether an error says that a folder, or one above it, is missing or is none; symlinks on the way are `ELOOP`.

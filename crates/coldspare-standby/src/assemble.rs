@@ -114,6 +114,15 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
+    /// Removes the files that are not whole; trouble with it costs only room.
+    pub(crate) fn remove_unfinished(&self, changeset: &Changeset<D>) {
+        for (_, assembly) in std::mem::take(&mut *lock(&changeset.assemblies.0)) {
+            if let Err(e) = self.disk.remove_file(&self.root(assembly.root).files, &assembly.name) {
+                tracing::warn!(path = %assembly.path, error = %e, "an unfinished file can't be removed");
+            }
+        }
+    }
+
     fn assembly(&self, changeset: &Changeset<D>, number: u32, root: RootId, path: &RelPath) -> Result<Arc<Assembly<D>>, StandbyError> {
         let mut all = lock(&changeset.assemblies.0);
         if let Some(known) = all.get(&number) {

@@ -105,11 +105,13 @@ pub enum OpenError {
 }
 
 pub(crate) fn io(operation: &'static str, path: &[u8]) -> impl FnOnce(std::io::Error) -> StandbyError {
-    let path = coldspare_core::path::escape(path);
-    move |source| match source.kind() {
-        std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-            StandbyError::OutOfSpace { detail: format!("{operation} {path}: {source}") }
+    move |source| {
+        let path = coldspare_core::path::escape(path);
+        match source.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                StandbyError::OutOfSpace { detail: format!("{operation} {path}: {source}") }
+            }
+            _ => StandbyError::Io { operation, path, source },
         }
-        _ => StandbyError::Io { operation, path, source },
     }
 }

@@ -187,7 +187,11 @@ impl<D: Disk> Standby<D> {
             return Err(StandbyError::Sequence { applied: applied.map(|a| a.seq).unwrap_or_default() });
         }
         self.abandon()?;
-        self.check_space()?;
+        if self.check_space().is_err() {
+            // What an earlier try left may be what takes the room; sending it again is better than standing still.
+            self.drop_left_over()?;
+            self.check_space()?;
+        }
         self.keep_left_over()?;
         let left = self.store.view(LEFT)?;
         let left = if left.len()? > 0 { Some(left) } else { None };
@@ -214,7 +218,16 @@ impl<D: Disk> Standby<D> {
     /// `Store`, `Io`, `OutOfSpace`: what is staged is lost for the next try, nothing else.
     pub fn abandon(&self) -> Result<(), StandbyError> {
         let Some(changeset) = lock(&self.changeset).take() else { return Ok(()) };
+        self.remove_unfinished(&changeset);
         self.record_durably(&changeset)
+    }
+
+    /// Removes all that is staged.
+    fn drop_left_over(&self) -> Result<(), StandbyError> {
+        tracing::warn!("space is short: what an interrupted changeset left staged is removed");
+        self.store.write(clear)?;
+        self.sweep();
+        Ok(())
     }
 
     /// Tells which contents the standby has.

@@ -185,7 +185,9 @@ impl Listener {
             .incoming_buffer_size(INCOMING_BYTES_MAX)
             .incoming_buffer_size_total(INCOMING_BYTES_MAX * INCOMING_MAX as u64);
         let runtime = Arc::new(TokioRuntime);
-        let endpoint = quinn::Endpoint::new(EndpointConfig::default(), Some(config), socket, runtime).map_err(io_error)?;
+        // The same after a restart, so that an active learns at once that its connection is gone.
+        let endpoint = EndpointConfig::new(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &identity.reset_key())));
+        let endpoint = quinn::Endpoint::new(endpoint, Some(config), socket, runtime).map_err(io_error)?;
         let local_addr = endpoint.local_addr().map_err(io_error)?;
         Ok(Listener { endpoint, local_addr, receive_buffer_bytes })
     }

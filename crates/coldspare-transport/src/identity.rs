@@ -78,6 +78,11 @@ impl Identity {
         self.key
     }
 
+    /// The key for QUIC's stateless resets, which only this host can make (RFC 9000, 10.3).
+    pub(crate) fn reset_key(&self) -> [u8; 32] {
+        blake3::derive_key("coldspare 2026-11 stateless reset key", &self.pkcs8)
+    }
+
     /// Reads what [`Identity::to_text`] wrote; white space around it is ignored.
     ///
     /// # Errors

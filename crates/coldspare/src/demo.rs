@@ -21,7 +21,7 @@ use home::{git, git_command, push};
 use host::{Host, INTERRUPTED, failed, free_port, wait_until};
 
 /// Bytes of the push during which a daemon is killed.
-const BIG_PUSH_BYTES: usize = 48 << 20;
+const BIG_PUSH_BYTES: usize = 32 << 20;
 
 /// Runs the demonstration in `dir`, or in a temporary folder, which is removed unless `keep`.
 ///

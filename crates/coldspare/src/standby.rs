@@ -33,6 +33,8 @@ type Copy = Standby<RealDisk>;
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
 /// LIMIT: connections that are being greeted at once.
 const GREETINGS_MAX: usize = 16;
+/// How long a verification waits for a standby that is being opened.
+const OPENED_LIMIT: Duration = Duration::from_secs(10);
 /// Between tries to open the standby after trouble.
 const REOPEN_EVERY: Duration = Duration::from_secs(2);
 
@@ -276,7 +278,7 @@ impl Shared {
         *lock(&self.link) = Some(link.clone());
         let intake = Arc::new(Intake::new(copy.clone(), open.session.id));
         let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
-        let ended = self.converse(&intake, &mut sender, receiver).await;
+        let ended = self.converse(&intake, sender, receiver).await;
         link.close(&ended.to_string());
         streams.abort();
         intake.close();
@@ -294,12 +296,7 @@ impl Shared {
     }
 
     /// Takes messages until the link ends.
-    async fn converse(
-        &self,
-        intake: &Arc<Intake>,
-        sender: &mut ControlSender<ToActive>,
-        receiver: ControlReceiver<ToStandby>,
-    ) -> LinkError {
+    async fn converse(&self, intake: &Arc<Intake>, mut sender: ControlSender<ToActive>, receiver: ControlReceiver<ToStandby>) -> LinkError {
         let (messages, mut inbox) = mpsc::channel(16);
         tokio::spawn(forward(receiver, messages));
         loop {
@@ -334,6 +331,8 @@ impl Shared {
                 return e;
             }
             if self.broken.load(Ordering::Relaxed) {
+                // The active has to hear why before the link goes.
+                let _ = sender.finish(Duration::from_secs(2)).await;
                 return LinkError::Closed { reason: "the standby has to be opened anew".into() };
             }
         }
@@ -387,10 +386,7 @@ impl Shared {
     async fn keep_open(self: Arc<Self>) {
         loop {
             self.reopen.notified().await;
-            let link = lock(&self.link).take();
-            if let Some(link) = link {
-                link.close("the standby has to be opened anew");
-            }
+            // The conversation that met the trouble tells the active, then ends by itself.
             let _nobody_serves = self.serving.lock().await;
             let old = lock(&self.copy).take();
             if let Some(old) = old {
@@ -440,8 +436,7 @@ impl Shared {
     }
 
     async fn verify(&self, deep: bool, reply: &mpsc::Sender<Reply>) -> Reply {
-        let copy = lock(&self.copy).clone();
-        let Some(copy) = copy else {
+        let Some(copy) = self.opened().await else {
             let why = lock(&self.trouble).clone().unwrap_or_default();
             return Reply::failed(&Failure::damage(format!("the standby isn't open: {why}")));
         };
@@ -460,6 +455,18 @@ impl Shared {
                     let _ = reply.send(Reply::Progress(crate::verify::progress_json(&progress))).await;
                 }
             }
+        }
+    }
+
+    /// The copy; after trouble it takes a moment until it is open again.
+    async fn opened(&self) -> Option<Arc<Copy>> {
+        let deadline = Instant::now() + OPENED_LIMIT;
+        loop {
+            let copy = lock(&self.copy).clone();
+            if copy.is_some() || Instant::now() > deadline {
+                return copy;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
 

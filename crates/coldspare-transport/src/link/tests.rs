@@ -370,14 +370,7 @@ async fn what_breaks_a_limit_is_not_sent() {
     assert!(matches!(sender.send(&batch(1, over.len() as u64), Payload::plain(over)).await, Err(LinkError::Protocol(_))));
     assert!(matches!(sender.send(&batch(1, 2), Payload::plain(vec![0; 3])).await, Err(LinkError::Protocol(_))));
     let pieces = vec![0; 1 << 20];
-    let segment = Data::Segment {
-        seq: Seq(1),
-        file: 0,
-        root: coldspare_core::RootId(0),
-        path: coldspare_core::RelPath::new(*b"f").expect("a path"),
-        offset: 0,
-        pieces,
-    };
+    let segment = Data::Segment { seq: Seq(1), file: 0, root: RootId(0), path: RelPath::new(*b"f").expect("a path"), offset: 0, pieces };
     assert!(matches!(sender.send(&segment, Payload::none()).await, Err(LinkError::Protocol(_))));
     sender.send(&batch(2, 1), Payload::plain(vec![9])).await.unwrap();
     let mut receiver = receiver.await.unwrap();

@@ -96,7 +96,7 @@ fn open_session(state: &State, mut record: ControlRecord) -> Result<(ControlReco
         Some(session) if record.continues(boot) => session,
         _ => {
             let session = Session { epoch: record.promised, id: SessionId(crate::init::random()?), opened_by: record.node };
-            tracing::warn!(session = %session.id, "the host went down uncleanly: a new session begins, everything is compared");
+            tracing::warn!(session = %session.id, "the host was restarted: a new session begins, everything is compared");
             session
         }
     };

@@ -56,9 +56,12 @@ fn list(root: &Path, below: &Path, exclude: &Exclude, out: &mut BTreeMap<PathBuf
         let entry = entry.map_err(fail)?;
         let name = below.join(entry.file_name());
         let meta = entry.metadata().map_err(fail)?;
+        if name == Path::new(".coldspare") {
+            continue;
+        }
         let is_dir = if meta.is_dir() { IsDir::Yes } else { IsDir::No };
         let path = RelPath::new(name.as_os_str().as_bytes()).map_err(Failure::usage)?;
-        if name == Path::new(".coldspare") || exclude.matches(&path, is_dir) {
+        if exclude.matches(&path, is_dir) {
             continue;
         }
         let found = Entry {
