@@ -199,9 +199,12 @@ fn check_equal(source: &Path, destination: &Path) -> Result<()> {
     }
 }
 
+/// What is measured: a key for JSON, words for the table, and how it is read from a run.
+type Row = (&'static str, &'static str, fn(&Run) -> f64);
+
 /// Prints the rows that are wanted and gives them back with every run's value.
 fn print_table(runs: &Runs, wants: impl Fn(&str) -> bool) -> Vec<Value> {
-    let rows: [(&str, &str, fn(&Run) -> f64); 9] = [
+    let rows: [Row; 9] = [
         ("seed", "seed, durable, s", |r| r.seed.seconds),
         ("seed", "seed, CPU of the sending side, s", |r| r.seed.client_cpu_seconds),
         ("seed", "seed, CPU of the receiving side, s", |r| r.seed.daemon_cpu_seconds),

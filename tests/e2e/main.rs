@@ -2,6 +2,8 @@
 //!
 //! Each test has a pair of its own ([`pair::Pair`]); waiting is looking again until a deadline.
 
+#![allow(clippy::unwrap_used)] // a test that can't go on has failed
+
 mod everything;
 mod follow;
 mod kills;

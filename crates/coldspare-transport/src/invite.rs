@@ -218,6 +218,5 @@ mod tests {
         assert!(!format!("{:?}", invitation("a:1")).contains("115"), "the bytes of the secret in debug output");
     }
 
-    const GOLDEN: &str = "coldspare1-bzqs4zlymfwxa3dfhi3timrqgaytemzugu3doobzmfrggzdfmztwq2lknnwg23tpobyxe43uov3aobyha4dqobyha\
-        4dqobyha4dqo43jpb2gkzloebwgk5dumvzhgildmyp24";
+    const GOLDEN: &str = "coldspare1-bzqs4zlymfwxa3dfhi3timrqgaytemzugu3doobzmfrggzdfmztwq2lknnwg23tpobyxe43uov3aobyha4dqobyha4dqobyha4dqoaltnf4hizlfnyqgyzluorsxe4zbjcshati";
 }

@@ -14,14 +14,17 @@ use tokio::sync::{mpsc, oneshot};
 /// LIMIT: frames that wait for a stream; with those in the streams' own windows this bounds the sender's memory.
 const QUEUE: usize = 8;
 
+/// Who waits for the answer to which question.
+type Waiting = HashMap<u32, oneshot::Sender<Vec<Have>>>;
+
 /// The sending half of an open session.
 #[derive(Clone)]
 pub(crate) struct Sending {
     pub(crate) link: Link,
     control: mpsc::Sender<ToStandby>,
     data: mpsc::Sender<(Data, Payload)>,
-    /// Who waits for which answer; `None` once the link is gone.
-    answers: Arc<Mutex<Option<HashMap<u32, oneshot::Sender<Vec<Have>>>>>>,
+    /// `None` once the link is gone.
+    answers: Arc<Mutex<Option<Waiting>>>,
     next_question: Arc<AtomicU32>,
 }
 
@@ -71,7 +74,7 @@ impl Sending {
         *self.answers() = None;
     }
 
-    fn answers(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u32, oneshot::Sender<Vec<Have>>>>> {
+    fn answers(&self) -> std::sync::MutexGuard<'_, Option<Waiting>> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
