@@ -185,8 +185,9 @@ impl Listener {
             .incoming_buffer_size(INCOMING_BYTES_MAX)
             .incoming_buffer_size_total(INCOMING_BYTES_MAX * INCOMING_MAX as u64);
         let runtime = Arc::new(TokioRuntime);
-        // The same after a restart, so that an active learns at once that its connection is gone.
-        let endpoint = EndpointConfig::new(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &identity.reset_key())));
+        let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &identity.reset_key());
+        let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
+        endpoint.cid_generator(|| Box::new(RandomCids));
         let endpoint = quinn::Endpoint::new(endpoint, Some(config), socket, runtime).map_err(io_error)?;
         let local_addr = endpoint.local_addr().map_err(io_error)?;
         Ok(Listener { endpoint, local_addr, receive_buffer_bytes })
@@ -338,6 +339,32 @@ const ADDRESSES_MAX: usize = 8;
 
 /// QUIC wants a name where keys are pinned; it isn't sent.
 const TLS_NAME: &str = "coldspare";
+
+/// Connection ids that say nothing about the endpoint that made them.
+///
+/// quinn's own can tell ids of an earlier run from its own, and drops packets of those in silence. Here they are
+/// answered with a stateless reset, whose key is the same after a restart: an active learns at once, and not by the idle
+/// timeout, that its connection is gone (RFC 9000, 10.3).
+#[derive(Debug)]
+struct RandomCids;
+
+const CID_BYTES: usize = 8;
+
+impl quinn::ConnectionIdGenerator for RandomCids {
+    fn generate_cid(&mut self) -> quinn::ConnectionId {
+        let mut bytes = [0; CID_BYTES];
+        aws_lc_rs::rand::fill(&mut bytes).expect("the system's source of randomness works");
+        quinn::ConnectionId::new(&bytes)
+    }
+
+    fn cid_len(&self) -> usize {
+        CID_BYTES
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
 
 #[cfg(test)]
 mod tests {
