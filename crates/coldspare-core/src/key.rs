@@ -28,7 +28,7 @@ pub fn decode(key: &[u8]) -> Result<(RootId, RelPath), PathError> {
     let (&root, rest) = key.split_first().ok_or(PathError::Empty)?;
     let at = rest.iter().position(|&b| b == 0).ok_or(PathError::Forbidden)?;
     let (parent, name) = (&rest[..at], &rest[at + 1..]);
-    let path = if parent.is_empty() { RelPath::new(name)? } else { RelPath::new(parent)?.join(name)? };
+    let path = if rest.len() == 1 { RelPath::root() } else { RelPath::new(parent)?.join(name)? };
     Ok((RootId(root), path))
 }
 
@@ -76,6 +76,16 @@ mod tests {
 
     fn path(s: &str) -> RelPath {
         RelPath::new(s.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_key_has_one_form() {
+        // Found by fuzzing: a slash in the name made a second key for a path.
+        assert_eq!(decode(b"\0\0a/b"), Err(PathError::Forbidden));
+        assert_eq!(decode(b"\0a\0"), Err(PathError::Empty));
+        assert_eq!(decode(b"\0"), Err(PathError::Forbidden));
+        assert_eq!(decode(b""), Err(PathError::Empty));
+        assert_eq!(decode(b"\0\0"), Ok((RootId(0), RelPath::root())));
     }
 
     #[test]
