@@ -312,7 +312,7 @@ impl Active {
         self.taken = Some(hints);
         match result {
             Ok(report) => {
-                self.tally.add(&report);
+                self.tally.add(cycle.work, &report);
                 if !has_begun {
                     self.as_of_ms = Some(report.as_of_ms);
                     if let Some(sending) = self.sending.clone() {
@@ -388,6 +388,7 @@ impl Active {
         let waiting = self.waiting.remove(&id)?;
         let (held, unlisted) = self.capture.held.list();
         let mut done = Done::new(seq, &self.tally_now(), &waiting.since, waiting.at.elapsed()).to_json();
+        done["special_skipped"] = self.tally.special.into();
         done["held_back"] = held.iter().map(problem).collect();
         match waiting.reply {
             Some(reply) => {

@@ -86,7 +86,10 @@ pub(crate) fn standby(init: Init, listen: Option<&str>, advertise: Option<&str>)
 pub(crate) fn active(init: Init, invite: &str) -> Outcome {
     let invitation: Invitation = invite.trim().parse().map_err(Failure::usage)?;
     if init.config.exists() {
-        return Err(Failure::usage(format!("{} exists; a host is initialised once", init.config.display())));
+        return Err(Failure::usage(format!(
+            "{} exists; a host is initialised once: to pair it anew, remove that file and its state folder first",
+            init.config.display()
+        )));
     }
     let config = new_config(&init, DEFAULT_LISTEN, Some(invitation.address.clone()))?;
     let state = State::at(&config.state);

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use coldspare_core::{Problem, Seq};
-use coldspare_scan::capture::Report;
+use coldspare_scan::capture::{Report, Work};
 use serde_json::{Value, json};
 
 /// Sums since the daemon's start.
@@ -16,10 +16,12 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn add(&mut self, report: &Report) {
+    pub(crate) fn add(&mut self, work: Work, report: &Report) {
         self.files_read += report.totals.files_read;
         self.bytes_read += report.totals.bytes_read;
-        self.special = report.special;
+        if work == Work::Everything {
+            self.special = report.special; // a look at some folders says nothing of the others
+        }
     }
 }
 
