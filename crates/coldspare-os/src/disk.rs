@@ -148,6 +148,9 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// A held regular file.
     type File: Send + Sync + 'static;
 
+    /// Milliseconds since 1970, by the clock that stamps what is changed on this disk.
+    fn now_ms(&self) -> u64;
+
     /// Opens a root by its configured path.
     ///
     /// Symlinks in `path` are resolved once, here; the directory stays the same one if they change later.

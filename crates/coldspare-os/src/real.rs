@@ -67,6 +67,11 @@ impl Disk for RealDisk {
     type Dir = RealDir;
     type File = RealFile;
 
+    fn now_ms(&self) -> u64 {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
     fn open_root(&self, path: &Path) -> io::Result<RealDir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(RealDir(retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?))

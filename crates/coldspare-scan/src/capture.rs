@@ -22,7 +22,7 @@ use coldspare_os::Disk;
 use crate::dirty::{Hints, Names};
 use crate::index::{Index, IndexError};
 use crate::visit::{Run, Visit, What};
-use crate::watch::{Watch, WatchError, now_ms};
+use crate::watch::{Watch, WatchError};
 use crate::writer::Writer;
 
 /// One root as capture sees it.
@@ -176,7 +176,7 @@ impl<D: Disk> Capture<D> {
     /// After `Ok` all rows are durable in the index, so that the changeset's end may be sent.
     /// Cost: looking at everything is one `getdents` pass, one `statx` an entry and no read of what is unchanged.
     pub fn run(&self, cycle: Cycle, outlet: &dyn Outlet) -> (Hints, Result<Report, CaptureError>) {
-        let as_of_ms = now_ms();
+        let as_of_ms = self.disk.now_ms();
         assert!(cycle.baseline != Baseline::Full || cycle.work == Work::Everything, "naming everything takes a look at everything");
         let mut taken = Hints { everything: cycle.work == Work::Everything, dirs: BTreeMap::new(), oldest_ms: None };
         let result = self.run_inner(cycle, outlet, as_of_ms, &mut taken);

@@ -115,11 +115,24 @@ impl Index {
     /// # Errors
     /// [`IndexError`]: in use, other format, store failure.
     pub fn open(path: &Path) -> Result<Index, IndexError> {
-        let fail = |e: redb::Error| store_error(path, e);
         let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(|e| match e {
             redb::DatabaseError::DatabaseAlreadyOpen => IndexError::InUse { path: path.into() },
-            e => fail(e.into()),
+            e => store_error(path, e.into()),
         })?;
+        Index::of(db, path)
+    }
+
+    /// Opens the index that `backend` holds, such as one in memory.
+    ///
+    /// # Errors
+    /// As [`Index::open`].
+    pub fn open_in(backend: impl redb::StorageBackend) -> Result<Index, IndexError> {
+        let path = Path::new("index");
+        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend).map_err(|e| store_error(path, e.into()))?;
+        Index::of(db, path)
+    }
+
+    fn of(db: Database, path: &Path) -> Result<Index, IndexError> {
         let index = Index { db, path: path.into() };
         let found = index.write(Durability::Immediate, |txn| {
             for table in [ROWS, CHUNKS, LINKS] {

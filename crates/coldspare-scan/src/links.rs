@@ -17,7 +17,6 @@ use crate::capture::{CaptureError, Work};
 use crate::index::{IndexError, Row};
 use crate::read::{Builder, Outcome};
 use crate::visit::{Candidate, Run, lock};
-use crate::watch::now_ms;
 use crate::writer::{Change, Chunks};
 
 /// One file of several names.
@@ -148,7 +147,7 @@ impl<D: Disk> Run<'_, D> {
     /// `path`, when it is a name of `inode` and wasn't handed over in this cycle.
     fn other_name(&self, inode: Inode, path: RelPath) -> Result<Option<Candidate>, CaptureError> {
         let root = inode.root;
-        let at_ms = now_ms();
+        let at_ms = self.capture.disk.now_ms();
         let Some(stat) = self.examine(root, &path).filter(|stat| (stat.dev, stat.ino) == (inode.dev, inode.ino)) else { return Ok(None) };
         if !self.claim(root, &path) {
             return Ok(None);

@@ -19,7 +19,6 @@ use coldspare_os::{Disk, FileKind, Stat};
 use crate::capture::{CaptureError, Certainty, FilePart};
 use crate::index::{Row, State, Witness};
 use crate::visit::{Candidate, Run, is_unchanged, is_vanished, lock};
-use crate::watch::now_ms;
 use crate::writer::{Change, Chunks};
 
 /// Files up to this many bytes travel whole inside a batch.
@@ -148,7 +147,7 @@ impl<D: Disk> Run<'_, D> {
     ) -> Result<Outcome, CaptureError> {
         for _ in 0..TRIES {
             let disk = &self.capture.disk;
-            let at_ms = now_ms();
+            let at_ms = self.capture.disk.now_ms();
             let opened = self.open_parent(root, &path).and_then(|dir| disk.open_file(&dir, path.name()));
             let examined = opened.and_then(|file| Ok((disk.stat_file(&file)?, disk.xattrs_of_file(&file)?, file)));
             let (before, xattrs, file) = match examined {
@@ -350,7 +349,7 @@ impl<D: Disk> Run<'_, D> {
             return self.push_inline(builder, root, path, row, entry, &content);
         }
         let disk = &self.capture.disk;
-        let at_ms = now_ms();
+        let at_ms = self.capture.disk.now_ms();
         let opened = self.open_parent(root, &path).and_then(|dir| disk.open_file(&dir, path.name()));
         let examined = opened.and_then(|file| Ok((disk.stat_file(&file)?, file)));
         let (before, file) = match examined {

@@ -22,7 +22,6 @@ use crate::dirty::Hint;
 use crate::index::{Row, Snapshot, State};
 use crate::links::is_linked;
 use crate::read::{Builder, Outcome};
-use crate::watch::now_ms;
 use crate::writer::{Change, Writer};
 
 /// A directory to look at.
@@ -224,7 +223,7 @@ impl<'a, D: Disk> Run<'a, D> {
     pub(crate) fn again(&self, root: RootId, path: &RelPath) {
         if let Some(watch) = &self.capture.watch {
             let dir = path.parent().unwrap_or_else(RelPath::root);
-            watch.dirty().add(root, dir, path.name(), Hint::Replaced, now_ms());
+            watch.dirty().add(root, dir, path.name(), Hint::Replaced, self.capture.disk.now_ms());
         }
     }
 
@@ -261,7 +260,7 @@ impl<'a, D: Disk> Run<'a, D> {
                 watch.catch_up();
             }
         }
-        let at_ms = now_ms();
+        let at_ms = self.capture.disk.now_ms();
         let dir = match disk.open_dir(&self.root(root).dir, path.as_bytes()) {
             Ok(dir) => dir,
             // Gone, or no directory any more: the directory above it, which changed with it, is looked at too.

@@ -53,6 +53,10 @@ impl Disk for FaultyDisk {
     type Dir = Dir;
     type File = File;
 
+    fn now_ms(&self) -> u64 {
+        self.real.now_ms()
+    }
+
     passed_on! {
         looks {
             fn open_root(path: &Path) -> Dir;

@@ -143,6 +143,11 @@ impl<D: Disk> Standby<D> {
         self.standing().applied
     }
 
+    /// Whether a changeset is committed and not yet the tree: files of it may be in place, others not.
+    pub fn is_applying(&self) -> bool {
+        self.standing().committed.is_some()
+    }
+
     /// The number of configured roots.
     pub fn root_count(&self) -> u8 {
         u8::try_from(self.roots.len()).expect("roots are few")

@@ -53,6 +53,20 @@ impl Store {
             redb::DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.into() },
             e => OpenError::Recovery(fail(path)(e)),
         })?;
+        Store::of(db, path)
+    }
+
+    /// Opens the store that `backend` holds, such as one in memory.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_in(backend: impl redb::StorageBackend) -> Result<Store, OpenError> {
+        let path = Path::new("manifest");
+        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend);
+        Store::of(db.map_err(|e| OpenError::Recovery(fail(path)(e)))?, path)
+    }
+
+    fn of(db: Database, path: &Path) -> Result<Store, OpenError> {
         let store = Store { db, path: path.into() };
         let found = store.write(|txn| {
             for table in [MANIFEST, PENDING, LEFT] {

@@ -490,6 +490,7 @@ impl Shared {
             "as_of_ms": (as_of > 0).then_some(as_of),
             // On two clocks; what the active says of itself is the better figure.
             "lag_ms": (as_of > 0).then(|| coldspare_scan::watch::now_ms().saturating_sub(as_of)),
+            "applying": copy.as_ref().is_some_and(|c| c.is_applying()),
             "connected": link.is_some(),
             "peer": link.as_ref().map(|l| json!({"address": l.remote_addr().to_string(), "build": *lock(&self.peer_build)})),
             "watch": {"backend": "none", "coverage": 0.0},
