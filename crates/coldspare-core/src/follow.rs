@@ -46,6 +46,8 @@ pub enum Input {
     Captured {
         /// Whether a changeset was sent.
         sent: Sent,
+        /// Whether all that the cycle covers is in it.
+        extent: Extent,
     },
     /// The cycle could not be finished, the link may be fine.
     CaptureFailed,
@@ -75,6 +77,15 @@ pub enum Sent {
     Changeset,
     /// Nothing differs from what the standby has.
     Nothing,
+}
+
+/// Whether a cycle brought all that it covers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// It did.
+    All,
+    /// Something changed while it was read: another cycle has to bring it, and confirms what this one would have.
+    Part,
 }
 
 /// What is to be done.
@@ -157,6 +168,7 @@ struct Cycle {
     seq: Seq,
     scope: Scope,
     phase: Phase,
+    extent: Extent,
     /// Checkpoints that this cycle's end confirms.
     covers: Vec<u64>,
 }
@@ -196,7 +208,12 @@ impl Follow {
             Input::Lost => self.lost(now),
             Input::Hints => self.want(Scope::Hinted),
             Input::Uncovered => self.want(Scope::Everything),
-            Input::Captured { sent } => self.capture_ended(now, Some(sent)),
+            Input::Captured { sent, extent } => {
+                if let Some(cycle) = &mut self.cycle {
+                    cycle.extent = extent;
+                }
+                self.capture_ended(now, Some(sent));
+            }
             Input::CaptureFailed => self.capture_ended(now, None),
             Input::Acked { seq } => self.acked(now, seq),
             Input::Refused { seq } => {
@@ -296,8 +313,11 @@ impl Follow {
             }
             (Phase::Capturing, Some(Sent::Changeset)) => cycle.phase = Phase::AwaitingAck,
             (Phase::Capturing, Some(Sent::Nothing)) => {
-                let seq = self.last_acked;
+                let (seq, extent) = (self.last_acked, cycle.extent);
                 self.end_cycle(now, seq);
+                if extent == Extent::Part {
+                    self.pause(now); // nothing came of it: the next try may as well find another moment
+                }
             }
             (Phase::Capturing, None) => {
                 cycle.phase = Phase::AwaitingAck;
@@ -328,6 +348,12 @@ impl Follow {
         self.pause = self.config.retry_min;
         if cycle.scope == Scope::Everything {
             self.full_scan_at = now + self.config.full_scan_every;
+        }
+        if cycle.extent == Extent::Part {
+            // What is left was hinted once more.
+            self.want(Scope::Hinted);
+            self.asked.extend(cycle.covers);
+            return;
         }
         self.effects.extend(cycle.covers.into_iter().map(|id| Effect::Confirm { id, seq }));
     }
@@ -365,7 +391,8 @@ impl Follow {
                 }
                 if let Some(scope) = self.pending.take() {
                     let seq = self.next_seq;
-                    self.cycle = Some(Cycle { seq, scope, phase: Phase::Capturing, covers: std::mem::take(&mut self.asked) });
+                    self.cycle =
+                        Some(Cycle { seq, scope, phase: Phase::Capturing, extent: Extent::All, covers: std::mem::take(&mut self.asked) });
                     self.effects.push_back(Effect::Capture { seq, baseline: self.baseline, scope });
                 }
             }
@@ -406,7 +433,7 @@ mod tests {
         let mut f = follow(8, Some(7));
         f.handle(T0, Input::Tick);
         f.handle(T0, Input::Opened { applied: applied(7) });
-        f.handle(T0, Input::Captured { sent: Sent::Nothing });
+        f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::All });
         effects(&mut f);
         assert!(f.is_idle());
         f
@@ -439,12 +466,29 @@ mod tests {
         f.handle(T0, Input::Hints);
         assert_eq!(effects(&mut f), [Effect::Capture { seq: Seq(8), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted }]);
         f.handle(T0, Input::Checkpoint { id: 1 });
-        f.handle(T0, Input::Captured { sent: Sent::Changeset });
+        f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
         f.handle(T0, Input::Acked { seq: Seq(8) });
         let next = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
         assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, next]);
-        f.handle(T0, Input::Captured { sent: Sent::Nothing });
+        f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::All });
         assert_eq!(effects(&mut f), [Effect::Confirm { id: 1, seq: Seq(8) }]);
+    }
+
+    #[test]
+    fn a_checkpoint_waits_for_what_a_cycle_left_to_the_next() {
+        let mut f = idle();
+        f.handle(T0, Input::Checkpoint { id: 1 });
+        f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::Part });
+        f.handle(T0, Input::Acked { seq: Seq(8) });
+        let capture = |seq, from| Effect::Capture { seq: Seq(seq), baseline: Baseline::Delta(Seq(from)), scope: Scope::Hinted };
+        assert_eq!(effects(&mut f), [capture(8, 7), Effect::RecordAcked { seq: Seq(8) }, capture(9, 8)]);
+        f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::Part });
+        assert_eq!(effects(&mut f), [], "a moment passes when nothing came of a try");
+        let at = f.poll_timeout().unwrap();
+        f.handle(at, Input::Tick);
+        f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+        f.handle(at, Input::Acked { seq: Seq(9) });
+        assert_eq!(effects(&mut f), [capture(9, 8), Effect::RecordAcked { seq: Seq(9) }, Effect::Confirm { id: 1, seq: Seq(9) }]);
     }
 
     #[test]
@@ -452,7 +496,7 @@ mod tests {
         let mut f = idle();
         f.handle(T0, Input::Checkpoint { id: 5 });
         effects(&mut f);
-        f.handle(T0, Input::Captured { sent: Sent::Changeset });
+        f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
         f.handle(T0, Input::Lost);
         assert_eq!(effects(&mut f), [Effect::RestoreHints]);
         f.handle(T0, Input::Acked { seq: Seq(8) }); // too late: ignored
@@ -463,7 +507,7 @@ mod tests {
         f.handle(at, Input::Opened { applied: applied(8) });
         let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
         assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, again]);
-        f.handle(at, Input::Captured { sent: Sent::Nothing });
+        f.handle(at, Input::Captured { sent: Sent::Nothing, extent: Extent::All });
         assert_eq!(effects(&mut f), [Effect::Confirm { id: 5, seq: Seq(8) }]);
     }
 
@@ -479,10 +523,10 @@ mod tests {
         f.handle(at, Input::Opened { applied: applied(7) });
         // The hints can't be put back before the capture that took them has ended.
         assert_eq!(effects(&mut f), [Effect::Connect]);
-        f.handle(at, Input::Captured { sent: Sent::Changeset });
+        f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
         let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted };
         assert_eq!(effects(&mut f), [Effect::RestoreHints, again]);
-        f.handle(at, Input::Captured { sent: Sent::Changeset });
+        f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
         f.handle(at, Input::Acked { seq: Seq(9) });
         assert!(effects(&mut f).contains(&Effect::Confirm { id: 3, seq: Seq(9) }));
     }
@@ -513,7 +557,7 @@ mod tests {
         f.handle(at, Input::Tick);
         let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted };
         assert_eq!(effects(&mut f), [again]);
-        f.handle(at, Input::Captured { sent: Sent::Changeset });
+        f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
         f.handle(at, Input::Refused { seq: Seq(9) });
         assert_eq!(f.poll_timeout().unwrap() - at, Duration::from_millis(400));
     }
@@ -660,7 +704,8 @@ mod tests {
             if lacking && self.machine.is_up() {
                 self.owed = Some(seq);
             }
-            self.input(Input::Captured { sent: if lacking { Sent::Changeset } else { Sent::Nothing } });
+            let sent = if lacking { Sent::Changeset } else { Sent::Nothing };
+            self.input(Input::Captured { sent, extent: Extent::All });
             if self.machine.cycle.as_ref().is_none_or(|c| c.seq != seq) {
                 self.owed = None; // the machine had given it up
             }

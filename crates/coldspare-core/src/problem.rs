@@ -13,6 +13,10 @@ pub enum ProblemKind {
     Unreadable,
     /// It kept changing while it was read.
     Unstable,
+    /// Its content is not what its name, or git, promises: damaged on the active.
+    Damaged,
+    /// A repository of which something that its references need can't be had.
+    Incomplete,
     /// Its name, depth or attributes are beyond what coldspare carries.
     Unsupported,
     /// In the manifest, not on disk.
@@ -45,6 +49,8 @@ impl ProblemKind {
         match self {
             ProblemKind::Unreadable => "unreadable",
             ProblemKind::Unstable => "unstable",
+            ProblemKind::Damaged => "damaged",
+            ProblemKind::Incomplete => "incomplete",
             ProblemKind::Unsupported => "unsupported",
             ProblemKind::Missing => "missing",
             ProblemKind::Extra => "extra",
@@ -62,7 +68,7 @@ impl ProblemKind {
 }
 
 /// Trouble with one path.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Problem {
     /// The root that holds it.
     pub root: RootId,

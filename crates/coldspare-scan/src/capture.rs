@@ -1,11 +1,12 @@
 //! One cycle of capture: looks at what may have changed, compares it with the index, hands over what did.
 //!
-//! The order is git's: references and everything else first, then, after a barrier of the watch, the folders of
-//! objects. git writes objects before the references that need them, so that all that a captured reference needs is
-//! on disk, and among the hints, when the objects are read (G2).
+//! The order is git's, over all repositories at once: references, then, after a barrier of the watch, loose objects,
+//! packs, what is derived from them, and everything else. git writes objects before the references that need them, so
+//! that all that a captured reference needs is on disk, and among the hints, when the objects are read (G2). A
+//! repository that changes under the capture is left, whole, to the next cycle.
 //!
-//! It decides nothing about the link and keeps nothing in memory that grows with the home, but one path per
-//! repository while everything is looked at.
+//! It decides nothing about the link and keeps nothing in memory that grows with the home, but one record a repository
+//! that is met, and one path a folder of objects while everything is looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -15,15 +16,20 @@ use std::time::Duration;
 
 use coldspare_core::changeset::{Ask, Have, Totals};
 use coldspare_core::exclude::Exclude;
-use coldspare_core::{Baseline, Op, Problem, RelPath, RootId, Seq};
+use coldspare_core::git::family::Repository;
+use coldspare_core::git::{self, CapturePass, Part};
+use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, Seq};
 use coldspare_delta::Packed;
 use coldspare_os::Disk;
 
-use crate::dirty::{Hints, Names};
+use crate::dirty::{Hint, Hints};
+use crate::discover::When;
 use crate::index::{Index, IndexError};
-use crate::visit::{Run, Visit, What};
+use crate::settle::Left;
+use crate::unit::Extent;
+use crate::visit::{Run, Visit};
 use crate::watch::{Watch, WatchError};
-use crate::writer::Writer;
+use crate::writer::{Change, Writer};
 
 /// One root as capture sees it.
 pub struct Root<D: Disk> {
@@ -137,6 +143,8 @@ pub struct Report {
     pub entries: u64,
     /// Sockets, pipes and devices that were skipped.
     pub special: u64,
+    /// Whether a repository changed while it was read: another cycle has to bring it.
+    pub is_left: bool,
 }
 
 /// A cycle that could not be finished; nothing of it may be committed.
@@ -168,7 +176,7 @@ impl From<Closed> for CaptureError {
 }
 
 /// How long the watch may take to answer.
-const BARRIER_LIMIT: Duration = Duration::from_secs(20);
+pub(crate) const BARRIER_LIMIT: Duration = Duration::from_secs(20);
 
 impl<D: Disk> Capture<D> {
     /// Runs one cycle; returns the hints that it took, to be put back should its changeset not be applied.
@@ -201,34 +209,112 @@ impl<D: Disk> Capture<D> {
         self.index.reserve(cycle.seq)?;
         self.held.begin();
         let snapshot = self.index.snapshot()?;
-        let report = std::thread::scope(|scope| {
+        let (report, left) = std::thread::scope(|scope| {
             let writer = Writer::start(scope, &self.index);
             let run = Run::new(self, &cycle, snapshot, &writer, outlet);
-            let first = match work {
-                Work::Everything => (0..self.roots.len()).map(|n| Visit::deep(root_id(n), RelPath::root())).collect(),
-                Work::Hinted => visits(&taken.dirs),
-            };
-            let result = run.pass(first).and_then(|()| {
-                // A look at everything reads all objects in the later passes anyway.
-                if let Some(watch) = &self.watch
-                    && work == Work::Hinted
-                {
-                    watch.barrier(BARRIER_LIMIT)?;
-                    let late = watch.dirty().take_where(crate::visit::is_objects);
-                    run.defer(visits(&late.dirs));
-                    merge(taken, late);
-                }
-                run.pass_deferred()
-            });
-            let report = run.finish(result);
+            let result = self.passes(&run, work, taken);
+            let finished = run.finish(result);
+            drop(run);
             // The rows of a cycle that failed may stay: their number is higher than what the standby acknowledged.
             writer.finish()?;
-            report
+            finished
         })?;
+        self.hint_again(&left, work, taken);
         if work == Work::Everything {
             self.held.forget_older();
         }
         Ok(Report { as_of_ms, ..report })
+    }
+
+    fn passes(&self, run: &Run<'_, D>, work: Work, taken: &mut Hints) -> Result<(), CaptureError> {
+        match work {
+            Work::Everything => {
+                self.pool.scope(|scope| {
+                    for number in 0..self.roots.len() {
+                        scope.spawn(move |scope| run.discover(scope, root_id(number), RelPath::root()));
+                    }
+                });
+                for number in 0..self.roots.len() {
+                    run.defer(CapturePass::Rest, Visit::deep(root_id(number), RelPath::root()));
+                }
+            }
+            Work::Hinted => run.route(&taken.dirs, When::First),
+        }
+        run.references(taken)?;
+        let watch = self.watch.as_ref().filter(|_| work == Work::Hinted && !run.units.is_empty());
+        if let Some(watch) = watch {
+            // The barrier behind the references brought every event that came before they were read.
+            let late = watch.dirty().take_where(is_no_reference);
+            run.route(&late.dirs, When::Late);
+            taken.merge(late);
+        }
+        run.objects_from_ms.store(self.disk.now_ms(), Ordering::Relaxed);
+        run.pass(CapturePass::LooseObjects)?;
+        run.pass(CapturePass::Packs)?;
+        if let Some(watch) = watch {
+            self.late_packs(run, watch, taken)?;
+        }
+        run.revisit_derived();
+        run.pass(CapturePass::Derived)?;
+        run.pass(CapturePass::Rest)?;
+        run.capture_linked()
+    }
+
+    /// Objects that moved to a pack, or to another pack, while they were to be read: that pack was hinted meanwhile.
+    fn late_packs(&self, run: &Run<'_, D>, watch: &Watch, taken: &mut Hints) -> Result<(), CaptureError> {
+        for _ in 0..LATE_PACKS_MAX {
+            watch.barrier(BARRIER_LIMIT)?;
+            let mut late = Hints { everything: false, dirs: BTreeMap::new(), oldest_ms: None };
+            for unit in run.units.all() {
+                late.merge(watch.dirty().take_names(unit.at.0, &unit.at.1, |inside| CapturePass::of(inside) == CapturePass::Packs));
+            }
+            if late.dirs.is_empty() {
+                return Ok(());
+            }
+            run.route(&late.dirs, When::Late);
+            taken.merge(late);
+            run.pass(CapturePass::Packs)?;
+        }
+        run.units.all().iter().for_each(|unit| unit.note_vanished());
+        Ok(())
+    }
+
+    /// What was left undone is hinted once more.
+    fn hint_again(&self, left: &Left, work: Work, taken: &Hints) {
+        let Some(watch) = &self.watch else { return };
+        let now_ms = self.disk.now_ms();
+        let mut dirty = watch.dirty();
+        for ((root, path), extent) in &left.again {
+            if work == Work::Hinted && *extent == Extent::Hinted {
+                dirty.restore(taken.within(*root, path));
+            } else {
+                dirty.add(*root, path.parent().unwrap_or_else(RelPath::root), path.name(), Hint::Replaced, now_ms);
+            }
+        }
+    }
+
+    /// Takes note that the standby did not take these repositories with the changeset that follows `acked`: something
+    /// that their references name was not there.
+    ///
+    /// They are asked for again as a whole, some times; then they count as held back until they change.
+    ///
+    /// # Errors
+    /// `Index`.
+    pub fn note_incomplete(&self, repositories: &[Repository], acked: Seq) -> Result<(), CaptureError> {
+        let changes: Vec<Change> =
+            repositories.iter().map(|(root, path)| Change::Unsent { root: *root, path: path.clone(), acked }).collect();
+        self.index.apply(changes)?;
+        for at in repositories {
+            let tries = self.held.note_again(at);
+            let detail = "a reference names an object that is not there; the repository stays as it is on the standby".to_string();
+            self.held.hold(Problem { root: at.0, path: at.1.clone(), kind: ProblemKind::Incomplete, detail });
+            self.held.repositories().insert(at.clone());
+            if let Some(watch) = self.watch.as_ref().filter(|_| tries <= INCOMPLETE_TRIES) {
+                let dir = at.1.parent().unwrap_or_else(RelPath::root);
+                watch.dirty().add(at.0, dir, at.1.name(), Hint::Replaced, self.disk.now_ms());
+            }
+        }
+        Ok(())
     }
 
     /// Refuses to capture from a root that lost its marker: an unmounted source looks like a mass deletion.
@@ -253,27 +339,19 @@ fn root_id(number: usize) -> RootId {
     RootId(u8::try_from(number).expect("roots are few"))
 }
 
-fn visits(dirs: &BTreeMap<(RootId, RelPath), Names>) -> Vec<Visit> {
-    let what = |names: &Names| match names {
-        Names::All => What::Deep,
-        Names::Some(set) => What::Names(set.clone()),
-    };
-    dirs.iter().map(|((root, path), names)| Visit { root: *root, path: path.clone(), what: what(names) }).collect()
-}
-
-fn merge(taken: &mut Hints, late: Hints) {
-    for (key, names) in late.dirs {
-        match (taken.dirs.get_mut(&key), names) {
-            (Some(Names::All), _) => {}
-            (Some(Names::Some(mine)), Names::Some(more)) => {
-                for (name, hint) in more {
-                    mine.entry(name).and_modify(|known| *known = hint.max(*known)).or_insert(hint);
-                }
-            }
-            (_, names) => drop(taken.dirs.insert(key, names)),
-        }
+/// Whether a hint, by its shape, tells of no reference.
+fn is_no_reference(dir: &RelPath, name: Option<&[u8]>) -> bool {
+    let is_reference = |path: &RelPath| matches!(git::part(path), Part::LooseRef | Part::PackedRefs | Part::Head);
+    match name {
+        None => !is_reference(dir),
+        Some(name) => dir.join(name).is_ok_and(|path| !is_reference(&path)),
     }
 }
+
+/// How often packs that came meanwhile are looked at before a repository counts as changing too fast.
+const LATE_PACKS_MAX: usize = 8;
+/// How often a repository is captured anew that the standby found incomplete.
+const INCOMPLETE_TRIES: u32 = 3;
 
 /// What is held back: not sent, the standby's copy kept, reported until it is captured after all.
 #[derive(Debug, Default)]
@@ -282,6 +360,10 @@ pub struct HeldBack {
     cycle: AtomicU64,
     /// Problems beyond the limit.
     unlisted: AtomicU64,
+    /// Repositories that are held back as a whole.
+    repositories: Mutex<BTreeSet<Repository>>,
+    /// How often in a row a repository could not be captured whole.
+    again: Mutex<BTreeMap<Repository, u32>>,
 }
 
 /// LIMIT: problems that are listed; more are counted.
@@ -311,6 +393,27 @@ impl HeldBack {
         if !problems.is_empty() {
             problems.remove(&(root, path.clone()));
         }
+    }
+
+    /// Repositories that are held back as a whole.
+    pub(crate) fn repositories(&self) -> std::sync::MutexGuard<'_, BTreeSet<Repository>> {
+        self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more try that failed.
+    pub(crate) fn note_again(&self, at: &Repository) -> u32 {
+        let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
+        let tries = again.entry(at.clone()).or_insert(0);
+        *tries += 1;
+        *tries
+    }
+
+    pub(crate) fn tries_of(&self, at: &Repository) -> u32 {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner).get(at).copied().unwrap_or(0)
+    }
+
+    pub(crate) fn forget_again(&self, at: &Repository) {
+        self.again.lock().unwrap_or_else(PoisonError::into_inner).remove(at);
     }
 
     fn begin(&self) {

@@ -2,7 +2,7 @@
 //!
 //! Invariants: what is put in stays until `take`; past the limit the whole is replaced by "everything", never by less.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use coldspare_core::{RelPath, RootId};
 
@@ -139,19 +139,94 @@ impl Dirty {
         Hints { everything, dirs: std::mem::take(&mut self.dirs), oldest_ms: self.oldest_ms.take() }
     }
 
-    /// Takes the hints for which `wanted` says so, leaving the others.
-    pub fn take_where(&mut self, wanted: impl Fn(&RelPath) -> bool) -> Hints {
-        let keys: BTreeSet<_> = self.dirs.keys().filter(|(_, dir)| wanted(dir)).cloned().collect();
-        let mut dirs = BTreeMap::new();
-        for key in keys {
-            if let Some(names) = self.dirs.remove(&key) {
-                self.names -= match &names {
-                    Names::Some(set) => set.len() + 1,
-                    Names::All => 1,
-                };
-                dirs.insert(key, names);
+    /// Takes the hints for which `wanted` says so, leaving the others: it is asked for each name in each folder, and
+    /// with no name for a folder itself.
+    pub fn take_where(&mut self, wanted: impl Fn(&RelPath, Option<&[u8]>) -> bool) -> Hints {
+        let keys: Vec<_> = self.dirs.keys().cloned().collect();
+        self.take_from(keys, wanted)
+    }
+
+    /// As [`Dirty::take_where`], of what is in `base` or is it; `wanted` is asked with paths below `base`.
+    pub fn take_names(&mut self, root: RootId, base: &RelPath, wanted: impl Fn(&[u8]) -> bool) -> Hints {
+        let keys = self.keys_within(root, base);
+        self.take_from(keys, |dir, name| {
+            let inside = dir.below(base).unwrap_or_default();
+            match name {
+                None => wanted(inside),
+                Some(name) => wanted(&crate::discover::join(inside, name)),
+            }
+        })
+    }
+
+    /// Calls `each` with every hinted path in `base`, as its folder and its name; without a name where all of a folder
+    /// is hinted.
+    pub fn for_each_within(&self, root: RootId, base: &RelPath, mut each: impl FnMut(&RelPath, Option<(&[u8], Hint)>)) {
+        for key in self.keys_within(root, base) {
+            match &self.dirs[&key] {
+                Names::All => each(&key.1, None),
+                Names::Some(set) => set.iter().for_each(|(name, hint)| each(&key.1, Some((name, *hint)))),
             }
         }
+    }
+
+    fn keys_within(&self, root: RootId, base: &RelPath) -> Vec<(RootId, RelPath)> {
+        let from = (root, base.clone());
+        let near = self.dirs.range(from..).map(|(key, _)| key);
+        let near = near.take_while(|(r, path)| *r == root && path.as_bytes().starts_with(base.as_bytes()));
+        near.filter(|(_, path)| path.is_within(base)).cloned().collect()
+    }
+
+    fn take_from(&mut self, keys: Vec<(RootId, RelPath)>, wanted: impl Fn(&RelPath, Option<&[u8]>) -> bool) -> Hints {
+        let mut dirs = BTreeMap::new();
+        for key in keys {
+            let Some(names) = self.dirs.remove(&key) else { continue };
+            let is_wanted = wanted(&key.1, None);
+            match names {
+                Names::Some(set) => {
+                    self.names -= set.len() + 1;
+                    let (mine, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                        set.into_iter().partition(|(name, _)| wanted(&key.1, Some(name)));
+                    if !others.is_empty() || (mine.is_empty() && !is_wanted) {
+                        self.names += others.len() + 1;
+                        self.dirs.insert(key.clone(), Names::Some(others));
+                    }
+                    if !mine.is_empty() || is_wanted {
+                        dirs.insert(key, Names::Some(mine));
+                    }
+                }
+                Names::All if is_wanted => {
+                    self.names -= 1;
+                    dirs.insert(key, Names::All);
+                }
+                Names::All => drop(self.dirs.insert(key, Names::All)),
+            }
+        }
+        Hints { everything: false, dirs, oldest_ms: self.oldest_ms }
+    }
+}
+
+impl Hints {
+    /// Adds the hints of `late`.
+    pub fn merge(&mut self, late: Hints) {
+        self.everything |= late.everything;
+        self.oldest_ms = self.oldest_ms.into_iter().chain(late.oldest_ms.filter(|_| !late.dirs.is_empty())).min();
+        for (key, names) in late.dirs {
+            match (self.dirs.get_mut(&key), names) {
+                (Some(Names::All), _) => {}
+                (Some(Names::Some(mine)), Names::Some(more)) => {
+                    for (name, hint) in more {
+                        mine.entry(name).and_modify(|known| *known = hint.max(*known)).or_insert(hint);
+                    }
+                }
+                (_, names) => drop(self.dirs.insert(key, names)),
+            }
+        }
+    }
+
+    /// Those of them that are in `base`, or are it.
+    pub fn within(&self, root: RootId, base: &RelPath) -> Hints {
+        let dirs = self.dirs.iter().filter(|((r, path), _)| *r == root && path.is_within(base));
+        let dirs = dirs.map(|(key, names)| (key.clone(), names.clone())).collect();
         Hints { everything: false, dirs, oldest_ms: self.oldest_ms }
     }
 }
@@ -219,8 +294,18 @@ mod tests {
         let mut dirty = Dirty::default();
         dirty.add(RootId(0), path("r/objects/ab"), b"c", Hint::Changed, 1);
         dirty.add(RootId(0), path("r/refs"), b"x", Hint::Changed, 2);
-        let taken = dirty.take_where(|p| p.as_bytes().starts_with(b"r/objects"));
+        dirty.add(RootId(0), path("r"), b"HEAD", Hint::Changed, 2);
+        dirty.add(RootId(0), path("r"), b"config", Hint::Changed, 2);
+        dirty.add(RootId(0), path("r-2/objects/ab"), b"c", Hint::Changed, 1);
+        let taken = dirty.take_names(RootId(0), &path("r"), |inside| inside.starts_with(b"objects") || inside == b"config");
+        let dirs: Vec<String> = taken.dirs.keys().map(|(_, p)| p.to_string()).collect();
+        assert_eq!(dirs, ["r", "r/objects/ab"]);
+        let taken = dirty.take_where(|dir, _| dir.as_bytes().starts_with(b"r-2"));
         assert_eq!(taken.dirs.len(), 1);
-        assert_eq!(dirty.take().dirs.len(), 1);
+        let left = dirty.take().dirs;
+        assert_eq!(left.len(), 2, "{left:?}");
+        let Names::Some(names) = &left[&(RootId(0), path("r"))] else { panic!("names are few") };
+        assert_eq!(names.keys().map(|n| &n[..]).collect::<Vec<_>>(), [b"HEAD"]);
+        assert_eq!(dirty.names, 0);
     }
 }

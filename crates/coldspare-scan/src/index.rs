@@ -229,6 +229,11 @@ impl Index {
         })
     }
 
+    /// Writes rows outside of a cycle, durably.
+    pub(crate) fn apply(&self, changes: Vec<crate::writer::Change>) -> Result<(), IndexError> {
+        self.write(Durability::Immediate, |txn| crate::writer::apply(txn, changes))
+    }
+
     pub(crate) fn write<T>(
         &self,
         durability: Durability,

@@ -11,10 +11,16 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+mod derived;
 pub mod dirty;
+mod discover;
 pub mod index;
+mod inspect;
 mod links;
 mod read;
+mod references;
+mod settle;
+mod unit;
 mod visit;
 pub mod watch;
 mod writer;

@@ -1,6 +1,6 @@
 //! Files with several names: one of them carries the content, the others are links to it.
 //!
-//! They are handled after both passes, in one thread, so that all names met in the cycle are known.
+//! They are handled after all passes, in one thread, so that all names met in the cycle are known.
 //!
 //! The kernel reports a change of such a file under one of its names only, and says nothing of the others when a name
 //! is added or removed: the others are found through the index.
@@ -149,7 +149,7 @@ impl<D: Disk> Run<'_, D> {
         let root = inode.root;
         let at_ms = self.capture.disk.now_ms();
         let Some(stat) = self.examine(root, &path).filter(|stat| (stat.dev, stat.ino) == (inode.dev, inode.ino)) else { return Ok(None) };
-        if !self.claim(root, &path) {
+        if !self.claim(root, &path, &mut Builder::default()) {
             return Ok(None);
         }
         let row = self.snapshot.row(root, &path)?;
@@ -170,6 +170,11 @@ impl<D: Disk> Run<'_, D> {
             candidate.row = None;
         }
         let outcome = self.capture_one(candidate, builder)?;
+        if outcome == Outcome::Vanished
+            && let Some(unit) = self.units.of(inode.root, &first)
+        {
+            unit.note_vanished();
+        }
         Ok(Some(Carried { inode, first, outcome, names }))
     }
 
@@ -193,6 +198,7 @@ impl<D: Disk> Run<'_, D> {
                 return Ok(());
             }
         };
+        names.keys().for_each(|path| self.tie(root, &first, path));
         let all = std::iter::once(&first).chain(names.keys()).map(|path| (root, path.clone())).collect();
         builder.change(Change::Names { dev, ino, names: all });
         for (path, Candidate { stat, at_ms, row, .. }) in names {

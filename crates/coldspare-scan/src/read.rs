@@ -18,6 +18,7 @@ use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::capture::{CaptureError, Certainty, FilePart};
 use crate::index::{Row, State, Witness};
+use crate::inspect::{Inspect, Inspection};
 use crate::visit::{Candidate, Run, is_unchanged, is_vanished, lock};
 use crate::writer::{Change, Chunks};
 
@@ -35,7 +36,7 @@ const TRIES: usize = 4;
 const WINDOW_BYTES: usize = 4 << 20;
 /// A change this shortly before the reading could be followed by another one with the same time stamp: above the
 /// clock tick of any kernel.
-const RACY_MS: i64 = 25;
+pub(crate) const RACY_MS: i64 = 25;
 
 /// Gathers operations of one thread.
 #[derive(Default)]
@@ -46,6 +47,8 @@ pub(crate) struct Builder {
     changes: Vec<Change>,
     unsure: Vec<Unsure>,
     unsure_bytes: usize,
+    /// While set, nothing leaves: what was claimed for it is given back when it is discarded.
+    held: Option<Vec<u64>>,
 }
 
 /// A file of which the standby may have the content.
@@ -73,6 +76,17 @@ pub(crate) enum Outcome {
 }
 
 impl Builder {
+    /// One that hands over nothing before [`Run::commit`].
+    pub(crate) fn held() -> Builder {
+        Builder { held: Some(Vec::new()), ..Builder::default() }
+    }
+
+    pub(crate) fn claimed(&mut self, claim: u64) {
+        if let Some(claims) = &mut self.held {
+            claims.push(claim);
+        }
+    }
+
     pub(crate) fn change(&mut self, change: Change) {
         self.changes.push(change);
     }
@@ -159,7 +173,8 @@ impl<D: Disk> Run<'_, D> {
                 self.again(root, &path);
                 return Ok(Outcome::Vanished);
             }
-            let file = Opened { root, path: &path, file, before, at_ms, meta: meta(&before, xattrs) };
+            let promise = self.promise(root, &path);
+            let file = Opened { root, path: &path, file, before, at_ms, meta: meta(&before, xattrs), promise };
             let taken =
                 if before.size <= SMALL_BYTES_MAX { self.read_small(&file, row, builder)? } else { self.read_large(&file, row, builder)? };
             if let Some(outcome) = taken {
@@ -185,7 +200,13 @@ impl<D: Disk> Run<'_, D> {
             return Ok(None);
         }
         self.count_read(read as u64);
+        let mut inspection = file.promise.begin();
+        inspection.update(&content);
         let digest = Digest(coldspare_delta::digest(&content));
+        if let Some(damage) = self.damage(file, inspection, row, digest) {
+            self.hold(file.root, file.path, ProblemKind::Damaged, damage);
+            return Ok(Some(Outcome::Held));
+        }
         let body = Body::File { size, digest, sparse: is_sparse(&file.before) };
         let Some(entry) = self.checked(file.root, file.path, Entry { meta: file.meta.clone(), body }) else {
             return Ok(Some(Outcome::Held));
@@ -201,11 +222,15 @@ impl<D: Disk> Run<'_, D> {
         let body = |digest| Body::File { size, digest, sparse: is_sparse(&file.before) };
         if looks_same || self.cycle.certainty == Certainty::Ask {
             // The standby may well have it: the digest first, the content only if not.
-            let digest = match self.digest_of(file) {
-                Ok(Some(digest)) => digest,
+            let (digest, inspection) = match self.digest_of(file) {
+                Ok(Some(found)) => found,
                 Ok(None) => return Ok(None),
                 Err(e) => return Ok(Some(self.not_read(file.root, file.path, &e))),
             };
+            if let Some(damage) = self.damage(file, inspection, row, digest) {
+                self.hold(file.root, file.path, ProblemKind::Damaged, damage);
+                return Ok(Some(Outcome::Held));
+            }
             let Some(entry) = self.checked(file.root, file.path, Entry { meta: file.meta.clone(), body: body(digest) }) else {
                 return Ok(Some(Outcome::Held));
             };
@@ -219,6 +244,11 @@ impl<D: Disk> Run<'_, D> {
             Ok(None) => return Ok(None),
             Err(e) => return Ok(Some(self.not_read(file.root, file.path, &e))),
         };
+        let (sent, inspection) = sent;
+        if let Some(damage) = self.damage(file, inspection, row, Digest(sent.encoded.digest)) {
+            self.hold(file.root, file.path, ProblemKind::Damaged, damage);
+            return Ok(Some(Outcome::Held));
+        }
         let entry = Entry { meta: file.meta.clone(), body: body(Digest(sent.encoded.digest)) };
         let Some(entry) = self.checked(file.root, file.path, entry) else { return Ok(Some(Outcome::Held)) };
         let meta = entry.meta.clone();
@@ -359,7 +389,7 @@ impl<D: Disk> Run<'_, D> {
                 return Ok(());
             }
         };
-        let file = Opened { root, path: &path, file, before, at_ms, meta: entry.meta.clone() };
+        let file = Opened { root, path: &path, file, before, at_ms, meta: entry.meta.clone(), promise: Inspect::Nothing };
         let (size, digest) = (entry.size(), entry.digest());
         if before.size == size && size <= SMALL_BYTES_MAX {
             let mut content = vec![0; usize::try_from(size).expect("small") + 1];
@@ -376,7 +406,7 @@ impl<D: Disk> Run<'_, D> {
             }
         } else if before.size == size {
             match self.send_segments(&file, None)? {
-                Ok(Some(sent)) if Some(Digest(sent.encoded.digest)) == digest => {
+                Ok(Some((sent, _))) if Some(Digest(sent.encoded.digest)) == digest => {
                     return self.push_segments(root, &path, Row { version: self.cycle.seq, ..row }, sent, builder);
                 }
                 Ok(_) => {}
@@ -399,7 +429,12 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Sends the content of a large file; `Ok(Ok(None))` when it changed meanwhile.
-    fn send_segments(&self, file: &Opened<'_, D>, row: Option<&Row>) -> Result<std::io::Result<Option<SentSegments>>, CaptureError> {
+    #[allow(clippy::type_complexity)] // two kinds of failure
+    fn send_segments(
+        &self,
+        file: &Opened<'_, D>,
+        row: Option<&Row>,
+    ) -> Result<std::io::Result<Option<(SentSegments, Inspection)>>, CaptureError> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let chunking = match git::part(file.path) {
             Part::Pack | Part::PackIndex | Part::LooseObject => Chunking::Whole,
@@ -407,7 +442,8 @@ impl<D: Disk> Run<'_, D> {
         };
         let mut encoder = FileEncoder::new(file.before.size, self.base(file, row)?, chunking);
         let mut failed = None;
-        let read = self.windows(file, |window, follows| {
+        let mut inspection = file.promise.begin();
+        let read = self.windows(file, &mut inspection, |window, follows| {
             encoder.push(window, follows, &mut |segment| {
                 if failed.is_none() {
                     failed = self.send_segment(file, number, segment).err();
@@ -425,7 +461,7 @@ impl<D: Disk> Run<'_, D> {
         if !self.is_stable(file, read) {
             return Ok(Ok(None));
         }
-        Ok(Ok(Some(SentSegments { file: number, encoded: encoder.finish() })))
+        Ok(Ok(Some((SentSegments { file: number, encoded: encoder.finish() }, inspection))))
     }
 
     fn send_segment(&self, file: &Opened<'_, D>, number: u32, segment: Segment) -> Result<(), CaptureError> {
@@ -446,23 +482,30 @@ impl<D: Disk> Run<'_, D> {
         Ok(ChunkList::decode(&bytes).ok().map(|list| Base::new(&list)))
     }
 
-    fn digest_of(&self, file: &Opened<'_, D>) -> std::io::Result<Option<Digest>> {
+    fn digest_of(&self, file: &Opened<'_, D>) -> std::io::Result<Option<(Digest, Inspection)>> {
         let mut hasher = Hasher::new();
-        let read = self.windows(file, |window, _| {
+        let mut inspection = file.promise.begin();
+        let read = self.windows(file, &mut inspection, |window, _| {
             hasher.update(window);
             window.len()
         })?;
         self.count_read(read);
-        Ok(self.is_stable(file, read).then(|| Digest(hasher.finish())))
+        Ok(self.is_stable(file, read).then(|| (Digest(hasher.finish()), inspection)))
     }
 
     /// Reads a file front to back, at most one byte beyond its size; `take` says how much of a window it consumed.
-    fn windows(&self, file: &Opened<'_, D>, mut take: impl FnMut(&[u8], Follows) -> usize) -> std::io::Result<u64> {
+    fn windows(
+        &self,
+        file: &Opened<'_, D>,
+        inspection: &mut Inspection,
+        mut take: impl FnMut(&[u8], Follows) -> usize,
+    ) -> std::io::Result<u64> {
         let end = file.before.size;
         let mut window = vec![0; WINDOW_BYTES.min(usize::try_from(end).unwrap_or(usize::MAX).saturating_add(1))];
         let (mut filled, mut offset) = (0, 0u64);
         loop {
             let read = self.capture.disk.read_at(&file.file, offset, &mut window[filled..])?;
+            inspection.update(&window[filled..filled + read]);
             offset += read as u64;
             filled += read;
             let at_end = filled < window.len() || offset > end;
@@ -486,6 +529,9 @@ impl<D: Disk> Run<'_, D> {
     pub(crate) fn push(&self, builder: &mut Builder, op: Op) -> Result<(), CaptureError> {
         builder.body_bytes += op_bytes(&op);
         builder.ops.push(op);
+        if builder.held.is_some() {
+            return Ok(());
+        }
         if builder.ops.len() >= BATCH_OPS || builder.body_bytes >= BATCH_BODY_BYTES || builder.payload.len() >= BATCH_BYTES {
             self.send_batch(builder)?;
         }
@@ -507,14 +553,34 @@ impl<D: Disk> Run<'_, D> {
         self.push(builder, Op::Put { root, path, entry, content: ContentRef::Inline })
     }
 
+    /// Hands over what a held builder has gathered.
+    pub(crate) fn commit(&self, mut builder: Builder) -> Result<(), CaptureError> {
+        builder.held = None;
+        self.flush(&mut builder)
+    }
+
+    /// Forgets what a held builder has gathered.
+    pub(crate) fn discard(&self, builder: Builder) {
+        let mut claims = lock(&self.claims);
+        for claim in builder.held.into_iter().flatten() {
+            claims.remove(&claim);
+        }
+    }
+
     fn send_batch(&self, builder: &mut Builder) -> Result<(), CaptureError> {
-        let ops = std::mem::take(&mut builder.ops);
-        let payload = std::mem::take(&mut builder.payload);
+        if builder.held.is_some() {
+            return Ok(());
+        }
+        let mut ops = std::mem::take(&mut builder.ops);
+        let mut payload = std::mem::take(&mut builder.payload);
         builder.body_bytes = 0;
-        if !ops.is_empty() {
-            self.counters.ops.fetch_add(ops.len() as u64, Ordering::Relaxed);
-            let raw_len = payload.len();
-            self.outlet.batch(ops, pack(payload, self.capture.zstd_level), raw_len)?;
+        while !ops.is_empty() {
+            // One batch, unless they were held back until now.
+            let (count, bytes) = first_batch(&ops);
+            let (later_ops, later_payload) = (ops.split_off(count), payload.split_off(bytes));
+            self.counters.ops.fetch_add(count as u64, Ordering::Relaxed);
+            self.outlet.batch(ops, pack(payload, self.capture.zstd_level), bytes)?;
+            (ops, payload) = (later_ops, later_payload);
         }
         self.writer.send(std::mem::take(&mut builder.changes));
         Ok(())
@@ -572,14 +638,16 @@ impl<D: Disk> Run<'_, D> {
 }
 
 /// A file that is being read.
-struct Opened<'a, D: Disk> {
-    root: RootId,
-    path: &'a RelPath,
+pub(crate) struct Opened<'a, D: Disk> {
+    pub(crate) root: RootId,
+    pub(crate) path: &'a RelPath,
     file: D::File,
-    before: Stat,
+    pub(crate) before: Stat,
     /// When it was opened, in milliseconds since 1970.
     at_ms: u64,
     meta: Meta,
+    /// What git, or the LFS store, promises of its content.
+    pub(crate) promise: Inspect,
 }
 
 enum Content {
@@ -617,6 +685,21 @@ fn is_sparse(stat: &Stat) -> bool {
 fn is_racy(ctime: (i64, u32), at_ms: u64) -> bool {
     let ctime_ms = ctime.0.saturating_mul(1000) + i64::from(ctime.1) / 1_000_000;
     i64::try_from(at_ms).unwrap_or(i64::MAX) - ctime_ms < RACY_MS
+}
+
+/// How many of the operations fit into one batch, and how many bytes of content they bring.
+fn first_batch(ops: &[Op]) -> (usize, usize) {
+    let (mut body_bytes, mut content_bytes) = (0, 0);
+    for (n, op) in ops.iter().enumerate() {
+        if n >= BATCH_OPS || body_bytes >= BATCH_BODY_BYTES || content_bytes >= BATCH_BYTES {
+            return (n, content_bytes);
+        }
+        body_bytes += op_bytes(op);
+        if let Op::Put { entry, content: ContentRef::Inline, .. } = op {
+            content_bytes += usize::try_from(entry.size()).expect("small");
+        }
+    }
+    (ops.len(), content_bytes)
 }
 
 /// About how many bytes an operation takes on the wire.

@@ -3,25 +3,27 @@
 //! Invariants:
 //! - a directory is watched before it is read;
 //! - a path is handed over at most once in a cycle: what is met twice is left to the next cycle;
+//! - what belongs to another pass is left to it;
 //! - what can't be read is never taken for gone.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use coldspare_core::changeset::Totals;
 use coldspare_core::exclude::IsDir;
-use coldspare_core::git::{self, CapturePass};
+use coldspare_core::git::{self, CapturePass, family::Repository};
 use coldspare_core::{Baseline, Body, Op, PathError, Problem, ProblemKind, RelPath, RootId, Seq};
 use coldspare_os::{Disk, FileKind, Stat};
 
-use crate::capture::{Capture, CaptureError, Cycle, Outlet, Report, Work};
-use crate::dirty::Hint;
+use crate::capture::{Capture, CaptureError, Cycle, Outlet, Work};
+use crate::dirty::{Hint, Names};
+use crate::discover::join;
 use crate::index::{Row, Snapshot, State};
 use crate::links::is_linked;
 use crate::read::{Builder, Outcome};
+use crate::unit::{Fate, Unit, Units};
 use crate::writer::{Change, Writer};
 
 /// A directory to look at.
@@ -71,18 +73,26 @@ pub(crate) struct Run<'a, D: Disk> {
     pub(crate) acked: Seq,
     pub(crate) counters: Counters,
     pub(crate) next_file: AtomicU32,
+    /// The repositories that were met.
+    pub(crate) units: Units,
     /// Files with several names.
     pub(crate) linked: Mutex<Vec<Candidate>>,
-    deferred: Mutex<BTreeMap<(RootId, RelPath), What>>,
+    /// Repositories that share a file.
+    pub(crate) ties: Mutex<BTreeSet<(Repository, Repository)>>,
+    deferred: Mutex<BTreeMap<(CapturePass, RootId, RelPath), What>>,
     /// What is held back in this cycle.
     pub(crate) kept: Mutex<BTreeSet<(RootId, RelPath)>>,
     /// What was to be handed over in this cycle, and wasn't in the end.
     pub(crate) untaken: Mutex<BTreeSet<(RootId, RelPath)>>,
-    builders: Mutex<Vec<Builder>>,
-    claims: Mutex<HashSet<u64>>,
+    pub(crate) builders: Mutex<Vec<Builder>>,
+    pub(crate) claims: Mutex<HashSet<u64>>,
+    /// Directories that were handed over as gone.
+    removed: Mutex<BTreeSet<(RootId, RelPath)>>,
     stopped: AtomicBool,
     failure: Mutex<Option<CaptureError>>,
     opened: AtomicU64,
+    /// When the first object was looked at, in milliseconds since 1970.
+    pub(crate) objects_from_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -90,20 +100,58 @@ pub(crate) struct Counters {
     pub(crate) ops: AtomicU64,
     pub(crate) files_read: AtomicU64,
     pub(crate) bytes_read: AtomicU64,
-    entries: AtomicU64,
-    special: AtomicU64,
+    pub(crate) entries: AtomicU64,
+    pub(crate) special: AtomicU64,
+}
+
+/// The directory that is being looked at.
+struct Place<'v> {
+    root: RootId,
+    path: &'v RelPath,
+    dev: u64,
+    at_ms: u64,
+    unit: Option<Arc<Unit>>,
+    /// Its path below the repository that it is in.
+    inside: Vec<u8>,
+    pass: CapturePass,
 }
 
 /// How many directories are opened before the watch is waited for.
 const PACE: u64 = 512;
-
-pub(crate) fn is_objects(dir: &RelPath) -> bool {
-    CapturePass::of(dir) != CapturePass::RefsAndRest
-}
+/// How often a folder of packs is listed before its repository is left to the next cycle.
+const PACK_LISTS: usize = 8;
 
 impl Visit {
     pub(crate) fn deep(root: RootId, path: RelPath) -> Visit {
         Visit { root, path, what: What::Deep }
+    }
+
+    pub(crate) fn hinted(root: RootId, path: RelPath, names: &Names) -> Visit {
+        let what = match names {
+            Names::All => What::Deep,
+            Names::Some(set) => What::Names(set.clone()),
+        };
+        Visit { root, path, what }
+    }
+}
+
+impl Place<'_> {
+    /// When an entry of this directory is captured.
+    fn pass_of(&self, name: &[u8]) -> CapturePass {
+        if self.unit.is_some() { CapturePass::of(&join(&self.inside, name)) } else { CapturePass::Rest }
+    }
+
+    fn is_of_objects(&self) -> bool {
+        matches!(self.pass, CapturePass::LooseObjects | CapturePass::Packs)
+    }
+
+    /// An entry that was seen, or hinted, is gone.
+    fn note_vanished(&self) {
+        if self.is_of_objects()
+            && let Some(unit) = &self.unit
+        {
+            unit.note_vanished();
+        }
     }
 }
 
@@ -128,95 +176,90 @@ impl<'a, D: Disk> Run<'a, D> {
             acked,
             counters: Counters::default(),
             next_file: AtomicU32::new(0),
+            units: Units::default(),
             linked: Mutex::default(),
+            ties: Mutex::default(),
             deferred: Mutex::default(),
             kept: Mutex::default(),
             untaken: Mutex::default(),
             builders: Mutex::default(),
             claims: Mutex::default(),
+            removed: Mutex::default(),
             stopped: AtomicBool::new(false),
             failure: Mutex::default(),
             opened: AtomicU64::new(0),
+            objects_from_ms: AtomicU64::new(0),
         }
     }
 
-    /// The first pass: looks at `visits` and what is below; directories of objects are kept for the later passes.
-    pub(crate) fn pass(&self, visits: Vec<Visit>) -> Result<(), CaptureError> {
-        let (later, now): (Vec<_>, Vec<_>) = visits.into_iter().partition(|v| is_objects(&v.path));
-        self.defer(later);
-        self.look_at_all(now, CapturePass::RefsAndRest)
-    }
-
-    /// The later passes: loose objects, then packs.
-    pub(crate) fn pass_deferred(&self) -> Result<(), CaptureError> {
-        for pass in [CapturePass::LooseObjects, CapturePass::Packs] {
-            let mut now = Vec::new();
-            lock(&self.deferred).retain(|(root, path), what| {
-                let is_due = CapturePass::of(path) <= pass;
-                if is_due {
-                    now.push(Visit { root: *root, path: path.clone(), what: what.clone() });
-                }
-                !is_due
-            });
-            self.look_at_all(now, pass)?;
-        }
-        self.capture_linked()
-    }
-
-    /// Leaves directories to a later pass; one that is found from above and by a hint is looked at once.
-    pub(crate) fn defer(&self, visits: Vec<Visit>) {
-        let mut deferred = lock(&self.deferred);
-        for Visit { root, path, what } in visits {
-            match (deferred.get_mut(&(root, path.clone())), what) {
-                (Some(What::Deep), _) => {}
-                (Some(What::Names(known)), What::Names(more)) => {
-                    for (name, hint) in more {
-                        known.entry(name).and_modify(|k| *k = hint.max(*k)).or_insert(hint);
-                    }
-                }
-                (_, what) => drop(deferred.insert((root, path), what)),
-            }
-        }
-    }
-
-    fn look_at_all(&self, visits: Vec<Visit>, pass: CapturePass) -> Result<(), CaptureError> {
+    /// Looks at what was left to `pass`, and at what is below.
+    pub(crate) fn pass(&self, pass: CapturePass) -> Result<(), CaptureError> {
+        let visits = self.take_deferred(pass);
         self.capture.pool.scope(|scope| {
             for visit in visits {
                 scope.spawn(move |scope| self.visit(scope, visit, pass));
             }
         });
+        self.outcome()?;
+        // Rows reach the index in the order of the passes: what goes in a later one buries what an earlier one met below.
+        lock(&self.builders).iter_mut().try_for_each(|builder| self.flush(builder))
+    }
+
+    /// Leaves a directory to a pass; one that is found from above and by a hint is looked at once.
+    pub(crate) fn defer(&self, pass: CapturePass, visit: Visit) {
+        let mut deferred = lock(&self.deferred);
+        let Visit { root, path, what } = visit;
+        match (deferred.get_mut(&(pass, root, path.clone())), what) {
+            (Some(What::Deep), _) => {}
+            (Some(What::Names(known)), What::Names(more)) => {
+                for (name, hint) in more {
+                    known.entry(name).and_modify(|k| *k = hint.max(*k)).or_insert(hint);
+                }
+            }
+            (_, what) => drop(deferred.insert((pass, root, path), what)),
+        }
+    }
+
+    pub(crate) fn take_deferred(&self, pass: CapturePass) -> Vec<Visit> {
+        let mut out = Vec::new();
+        lock(&self.deferred).retain(|(at, root, path), what| {
+            if *at == pass {
+                out.push(Visit { root: *root, path: path.clone(), what: what.clone() });
+            }
+            *at != pass
+        });
+        out
+    }
+
+    /// The first failure of the threads, if there was one.
+    pub(crate) fn outcome(&self) -> Result<(), CaptureError> {
         lock(&self.failure).take().map_or(Ok(()), Err)
     }
 
-    /// Hands over what is left and counts.
-    pub(crate) fn finish(&self, result: Result<(), CaptureError>) -> Result<Report, CaptureError> {
-        result?;
-        for mut builder in std::mem::take(&mut *lock(&self.builders)) {
-            self.flush(&mut builder)?;
-        }
-        // Only now is known all that is held back.
-        let mut last = Builder::default();
-        for (root, path) in std::mem::take(&mut *lock(&self.kept)) {
-            last.change(Change::Unsent { root, path: path.clone(), acked: self.acked });
-            if self.cycle.baseline == Baseline::Full {
-                self.push(&mut last, Op::Keep { root, path })?;
-            }
-        }
-        self.flush(&mut last)?;
-        let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
-        let c = &self.counters;
-        let totals = Totals { ops: count(&c.ops), files_read: count(&c.files_read), bytes_read: count(&c.bytes_read) };
-        Ok(Report { as_of_ms: 0, totals, entries: count(&c.entries), special: count(&c.special) })
+    pub(crate) fn fail(&self, e: CaptureError) {
+        self.stopped.store(true, Ordering::Relaxed);
+        lock(&self.failure).get_or_insert(e);
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped.load(Ordering::Relaxed)
     }
 
     /// Whether `path` may be handed over in this cycle: it wasn't yet.
-    pub(crate) fn claim(&self, root: RootId, path: &RelPath) -> bool {
-        if self.cycle.work == Work::Everything {
-            return true; // each directory is looked at once
-        }
+    pub(crate) fn claim(&self, root: RootId, path: &RelPath, builder: &mut Builder) -> bool {
         let mut hasher = DefaultHasher::new();
         (root, path).hash(&mut hasher);
-        lock(&self.claims).insert(hasher.finish())
+        let claim = hasher.finish();
+        let is_new = lock(&self.claims).insert(claim);
+        if is_new {
+            builder.claimed(claim);
+        }
+        is_new
+    }
+
+    /// As [`Run::claim`], for what isn't a directory: when everything is looked at, each entry is met once.
+    fn claim_entry(&self, root: RootId, path: &RelPath, builder: &mut Builder) -> bool {
+        self.cycle.work == Work::Everything || self.claim(root, path, builder)
     }
 
     /// Leaves `path` to the next cycle.
@@ -233,25 +276,41 @@ impl<'a, D: Disk> Run<'a, D> {
     }
 
     /// Holds `path` back with all below it: the standby's copy stays as it is.
+    ///
+    /// A repository that loses an object that way is held back as a whole, and one that loses a reference keeps its
+    /// objects: what the standby has stays complete.
     pub(crate) fn hold(&self, root: RootId, path: &RelPath, kind: ProblemKind, detail: String) {
         self.keep(root, path);
+        if let Some(unit) = self.units.of(root, path) {
+            match CapturePass::of(path.below(&unit.at.1).unwrap_or_default()) {
+                CapturePass::References => unit.hold_reference(),
+                CapturePass::LooseObjects | CapturePass::Packs => unit.hold(&format!("{path}: {detail}")),
+                CapturePass::Derived | CapturePass::Rest => {}
+            }
+        }
         self.capture.held.hold(Problem { root, path: path.clone(), kind, detail });
     }
 
     fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit, pass: CapturePass) {
-        if self.stopped.load(Ordering::Relaxed) {
+        if self.is_stopped() {
             return;
         }
         let mut builder = lock(&self.builders).pop().unwrap_or_default();
-        let result = self.look(scope, visit, &mut builder, pass);
+        let result = self.look(visit, pass, &mut builder, &mut |more| scope.spawn(move |scope| self.visit(scope, more, pass)));
         lock(&self.builders).push(builder);
         if let Err(e) = result {
-            self.stopped.store(true, Ordering::Relaxed);
-            lock(&self.failure).get_or_insert(e);
+            self.fail(e);
         }
     }
 
-    fn look<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit, builder: &mut Builder, pass: CapturePass) -> Result<(), CaptureError> {
+    /// Looks at one directory in a pass; `more` is called with directories below it that belong to the same pass.
+    pub(crate) fn look(
+        &self,
+        visit: Visit,
+        pass: CapturePass,
+        builder: &mut Builder,
+        more: &mut dyn FnMut(Visit),
+    ) -> Result<(), CaptureError> {
         let Visit { root, path, what } = visit;
         let disk = &self.capture.disk;
         if let Some(watch) = &self.capture.watch {
@@ -260,7 +319,7 @@ impl<'a, D: Disk> Run<'a, D> {
                 watch.catch_up();
             }
         }
-        let at_ms = self.capture.disk.now_ms();
+        let at_ms = disk.now_ms();
         let dir = match disk.open_dir(&self.root(root).dir, path.as_bytes()) {
             Ok(dir) => dir,
             // Gone, or no directory any more: the directory above it, which changed with it, is looked at too.
@@ -270,80 +329,178 @@ impl<'a, D: Disk> Run<'a, D> {
                 return Ok(());
             }
         };
-        let stat = match disk.stat_dir(&dir) {
-            Ok(stat) => stat,
+        let examined = disk.stat_dir(&dir).and_then(|stat| match what {
+            What::Names(_) => Ok((stat, Vec::new())),
+            What::Deep => Ok((stat, disk.list_stat(&dir)?)),
+        });
+        let (stat, listed) = match examined {
+            Ok(all) => all,
             Err(e) => {
                 self.hold(root, &path, ProblemKind::Unreadable, format!("the folder can't be examined: {e}"));
                 return Ok(());
             }
         };
-        let listed = match what {
-            What::Names(_) => Ok(Vec::new()),
-            What::Deep => disk.list_stat(&dir),
-        };
-        let listed = match listed {
-            Ok(listed) => listed,
-            Err(e) => {
-                self.hold(root, &path, ProblemKind::Unreadable, format!("the folder can't be listed: {e}"));
-                return Ok(());
-            }
-        };
+        let unit = self.units.of(root, &path);
+        if unit.is_none() && git::is_repository(listed.iter().map(|(name, _)| &name[..])) {
+            // RACE: a repository that appeared since they were looked for; its references were not read before its
+            // objects. Worst case: it comes with the next changeset.
+            self.keep(root, &path);
+            self.again(root, &path);
+            return Ok(());
+        }
+        let inside = unit.as_ref().and_then(|u| path.below(&u.at.1)).unwrap_or_default().to_vec();
+        let place = Place { root, path: &path, dev: stat.dev, at_ms, unit, inside, pass };
+        if self.is_removed(root, &path) {
+            // RACE: it came back since it was met as gone. Worst case: it comes with the next changeset.
+            self.again(root, &path);
+            return Ok(());
+        }
         let row = self.snapshot.row(root, &path)?;
         let own = Candidate { root, path: path.clone(), stat, at_ms, row };
-        if self.consider_dir(own, builder)? == Standing::Unknown {
+        if self.consider_dir(own, place.unit.as_deref(), builder)? == Standing::Unknown {
             return Ok(()); // what is below has no place on the standby
         }
-        let (found, known) = match &what {
+        match what {
             What::Names(names) => {
-                let mut found = Vec::new();
-                let mut known = Vec::new();
-                for name in names.keys() {
-                    match disk.stat(&dir, name) {
-                        Ok(stat) => found.push((name.clone(), stat)),
-                        Err(e) if is_vanished(&e) => {}
-                        Err(e) => {
-                            self.hold_name(root, &path, name, format!("can't be examined: {e}"));
-                            continue;
-                        }
-                    }
-                    if let Ok(below) = path.join(name)
-                        && let Some(row) = self.snapshot.row(root, &below)?
-                    {
-                        known.push((name.clone(), row));
+                let (found, known) = self.hinted_entries(&dir, &place, &names)?;
+                self.look_at_entries(&place, found, known, Some(&names), builder, more)
+            }
+            What::Deep if place.inside == b"objects/pack" => self.look_at_packs(&dir, &place, listed, builder, more),
+            What::Deep => {
+                let known = self.snapshot.children(root, &path)?.into_iter().collect();
+                self.look_at_entries(&place, listed, known, None, builder, more)
+            }
+        }
+    }
+
+    /// What is there of the hinted entries, and what the index knows of them.
+    #[allow(clippy::type_complexity)] // names with what is known of each
+    fn hinted_entries(
+        &self,
+        dir: &D::Dir,
+        place: &Place<'_>,
+        names: &BTreeMap<Box<[u8]>, Hint>,
+    ) -> Result<(Vec<(Box<[u8]>, Stat)>, BTreeMap<Box<[u8]>, Row>), CaptureError> {
+        let (mut found, mut known) = (Vec::new(), BTreeMap::new());
+        for name in names.keys() {
+            match self.capture.disk.stat(dir, name) {
+                Ok(stat) => found.push((name.clone(), stat)),
+                Err(e) if is_vanished(&e) => {
+                    if !git::looks_transient(name) {
+                        place.note_vanished();
                     }
                 }
-                (found, known)
+                Err(e) => {
+                    self.hold_name(place.root, place.path, name, format!("can't be examined: {e}"));
+                    continue;
+                }
             }
-            What::Deep => {
-                let mut found = listed;
-                found.sort_by(|a, b| a.0.cmp(&b.0));
-                (found, self.snapshot.children(root, &path)?)
+            if let Ok(below) = place.path.join(name)
+                && let Some(row) = self.snapshot.row(place.root, &below)?
+            {
+                known.insert(name.clone(), row);
             }
-        };
+        }
+        Ok((found, known))
+    }
+
+    /// A folder of packs is listed until nothing changes: a repack may put a pack where the listing has passed and
+    /// remove another before it gets there.
+    fn look_at_packs(
+        &self,
+        dir: &D::Dir,
+        place: &Place<'_>,
+        listed: Vec<(Box<[u8]>, Stat)>,
+        builder: &mut Builder,
+        more: &mut dyn FnMut(Visit),
+    ) -> Result<(), CaptureError> {
+        let mut known: BTreeMap<_, _> = self.snapshot.children(place.root, place.path)?.into_iter().collect();
+        let mut seen = BTreeSet::new();
+        let mut found = listed;
+        for _ in 0..PACK_LISTS {
+            seen.extend(found.iter().map(|(name, _)| name.clone()));
+            let mine = found.iter().filter_map(|(name, _)| known.remove_entry(name)).collect();
+            self.look_at_entries(place, found, mine, None, builder, more)?;
+            found = match self.capture.disk.list_stat(dir) {
+                Ok(again) => again,
+                Err(e) if is_vanished(&e) => break,
+                Err(e) => {
+                    self.hold(place.root, place.path, ProblemKind::Unreadable, format!("the folder can't be examined: {e}"));
+                    return Ok(());
+                }
+            };
+            found.retain(|(name, _)| !seen.contains(name));
+            if found.is_empty() {
+                // What the index knows and no listing had is gone.
+                return self.look_at_entries(place, Vec::new(), known, None, builder, more);
+            }
+        }
+        if let Some(unit) = &place.unit {
+            unit.again("its packs kept changing while they were read");
+        }
+        Ok(())
+    }
+
+    /// Compares entries of a directory with what the index knows of them; `known` that isn't found is gone.
+    fn look_at_entries(
+        &self,
+        place: &Place<'_>,
+        mut found: Vec<(Box<[u8]>, Stat)>,
+        mut known: BTreeMap<Box<[u8]>, Row>,
+        hints: Option<&BTreeMap<Box<[u8]>, Hint>>,
+        builder: &mut Builder,
+        more: &mut dyn FnMut(Visit),
+    ) -> Result<(), CaptureError> {
+        let (root, path) = (place.root, place.path);
         self.counters.entries.fetch_add(found.len() as u64, Ordering::Relaxed);
-        let dev = stat.dev;
-        let mut known = known.into_iter().peekable();
-        for (name, stat) in found {
-            while let Some((gone, row)) = known.next_if(|(k, _)| *k < name) {
-                self.gone((root, dev), &path, &gone, row, builder)?;
+        // A pack's index comes after all that belongs to the pack.
+        found.sort_by(|a, b| (is_pack_index(&a.0), &a.0).cmp(&(is_pack_index(&b.0), &b.0)));
+        let mut missing_packs = BTreeSet::new();
+        let mut later: BTreeMap<CapturePass, BTreeMap<Box<[u8]>, Hint>> = BTreeMap::new();
+        let mut is_mine = |name: &Box<[u8]>| {
+            let pass = place.pass_of(name);
+            if pass > place.pass {
+                let hint = hints.and_then(|h| h.get(name)).copied().unwrap_or(Hint::Replaced);
+                later.entry(pass).or_default().insert(name.clone(), hint);
             }
-            let row = known.next_if(|(k, _)| *k == name).map(|(_, row)| row);
-            let Some(child) = self.carried(root, &path, &name, &stat) else {
+            pass == place.pass
+        };
+        for (name, stat) in found {
+            let row = known.remove(&name);
+            if !is_mine(&name) {
+                continue;
+            }
+            let Some(child) = self.carried(root, path, &name, &stat) else {
                 if let Some(row) = row {
-                    self.gone((root, dev), &path, &name, row, builder)?;
+                    self.gone(place, &name, row, builder)?;
                 }
                 continue;
             };
-            let candidate = Candidate { root, path: child, stat, at_ms, row };
-            self.leave_links(dev, &candidate)?;
+            let candidate = Candidate { root, path: child, stat, at_ms: place.at_ms, row };
+            self.leave_links(place.dev, &candidate)?;
             if stat.kind == FileKind::Dir {
-                self.descend(scope, candidate, &what, &name, pass);
-            } else {
-                self.consider(candidate, builder)?;
+                more(self.below(candidate, hints, &name));
+                continue;
+            }
+            if is_pack_index(&name) && missing_packs.contains(stem(&name)) {
+                self.keep(root, &candidate.path); // without its pack it would be no use, and harm
+                continue;
+            }
+            let outcome = self.consider(candidate, place.unit.as_deref(), builder)?;
+            if outcome == Some(Outcome::Vanished) {
+                place.note_vanished();
+            }
+            if matches!(outcome, Some(Outcome::Held | Outcome::Vanished)) && name.ends_with(b".pack") {
+                missing_packs.insert(stem(&name).to_vec());
             }
         }
-        for (gone, row) in known {
-            self.gone((root, dev), &path, &gone, row, builder)?;
+        for (name, row) in known {
+            if is_mine(&name) {
+                self.gone(place, &name, row, builder)?;
+            }
+        }
+        for (pass, names) in later {
+            self.defer(pass, Visit { root, path: path.clone(), what: What::Names(names) });
         }
         Ok(())
     }
@@ -376,43 +533,57 @@ impl<'a, D: Disk> Run<'a, D> {
 
     /// Whether git never means `path` to last: asks which of the directories above it is a repository.
     fn is_transient(&self, root: RootId, path: &RelPath) -> bool {
-        let disk = &self.capture.disk;
-        let is_repository = |base: &RelPath| {
-            let Ok(dir) = disk.open_dir(&self.root(root).dir, base.as_bytes()) else { return false };
-            git::is_repository([&b"HEAD"[..], b"objects", b"refs"].into_iter().filter(|name| disk.stat(&dir, name).is_ok()))
-        };
         let ancestors: Vec<_> = path.ancestors().collect();
-        ancestors.iter().rev().find(|base| is_repository(base)).is_some_and(|base| path.below(base).is_some_and(git::never_carried))
+        let repository = ancestors.iter().rev().find(|base| self.is_repository(root, base));
+        repository.is_some_and(|base| path.below(base).is_some_and(git::never_carried))
     }
 
-    fn descend<'s>(&'s self, scope: &rayon::Scope<'s>, child: Candidate, what: &What, name: &[u8], pass: CapturePass) {
+    /// What to look at in a directory that was found.
+    fn below(&self, child: Candidate, hints: Option<&BTreeMap<Box<[u8]>, Hint>>, name: &[u8]) -> Visit {
         let Candidate { root, path, stat, row, .. } = child;
         let known = row.is_some_and(|row| row.is_dir() && row.ino() == Some(stat.ino));
-        let what = match what {
-            What::Names(names) if known && names.get(name) != Some(&Hint::Replaced) => What::Names(BTreeMap::new()), // itself
-            What::Names(_) | What::Deep => What::Deep,
+        let what = match hints {
+            Some(names) if known && names.get(name) != Some(&Hint::Replaced) => What::Names(BTreeMap::new()), // itself
+            Some(_) | None => What::Deep,
         };
-        let visit = Visit { root, path, what };
-        if CapturePass::of(&visit.path) > pass {
-            self.defer(vec![visit]);
-        } else {
-            scope.spawn(move |scope| self.visit(scope, visit, pass));
-        }
+        Visit { root, path, what }
     }
 
     /// An entry that the index has and the directory doesn't.
-    fn gone(&self, (root, dev): (RootId, u64), dir: &RelPath, name: &[u8], row: Row, builder: &mut Builder) -> Result<(), CaptureError> {
-        let Ok(path) = dir.join(name) else { return Ok(()) };
+    fn gone(&self, place: &Place<'_>, name: &[u8], row: Row, builder: &mut Builder) -> Result<(), CaptureError> {
+        let (root, unit) = (place.root, place.unit.as_deref());
+        let Ok(path) = place.path.join(name) else { return Ok(()) };
         let is_news = matches!(row.state, State::Present { .. }) || row.version == Row::UNSENT;
         if !is_news && row.version <= self.acked {
             return Ok(());
         }
-        if !self.claim(root, &path) {
+        if place.is_of_objects() && unit.is_some_and(|unit| unit.fate() == Fate::ReferenceHeld) {
+            self.keep(root, &path); // the reference that is held back may need it
+            return Ok(());
+        }
+        if !self.claim_entry(root, &path, builder) {
             self.again(root, &path);
             return Ok(());
         }
-        self.leave_links_of(root, dev, &path, &row)?;
+        self.leave_links_of(root, place.dev, &path, &row)?;
         self.capture.held.release(root, &path);
+        if row.is_dir() {
+            lock(&self.removed).insert((root, path.clone()));
+        }
+        if let Some(unit) = unit {
+            unit.count_op();
+            unit.removals.fetch_add(u64::from(place.is_of_objects()), Ordering::Relaxed);
+        }
+        self.remove(root, path, is_news, builder)
+    }
+
+    fn is_removed(&self, root: RootId, path: &RelPath) -> bool {
+        let removed = lock(&self.removed);
+        !removed.is_empty() && path.ancestors().chain([path.clone()]).any(|above| removed.contains(&(root, above)))
+    }
+
+    /// Hands over that `path` is gone on the standby.
+    pub(crate) fn remove(&self, root: RootId, path: RelPath, is_news: bool, builder: &mut Builder) -> Result<(), CaptureError> {
         if is_news {
             builder.change(Change::Gone { root, path: path.clone(), version: self.cycle.seq });
         }
@@ -424,7 +595,7 @@ impl<'a, D: Disk> Run<'a, D> {
     }
 
     /// A directory that is looked at: whether the standby has it, or will have it with this changeset.
-    fn consider_dir(&self, own: Candidate, builder: &mut Builder) -> Result<Standing, CaptureError> {
+    fn consider_dir(&self, own: Candidate, unit: Option<&Unit>, builder: &mut Builder) -> Result<Standing, CaptureError> {
         let key = (own.root, own.path.clone());
         if let Some(row) = &own.row
             && row.version <= self.acked
@@ -432,7 +603,8 @@ impl<'a, D: Disk> Run<'a, D> {
         {
             return Ok(Standing::Known);
         }
-        let is_held = if self.claim(own.root, &own.path) {
+        let is_held = if self.claim(own.root, &own.path, builder) {
+            unit.inspect(|unit| unit.count_op());
             matches!(self.capture_one(own, builder)?, Outcome::Held | Outcome::Vanished)
         } else {
             lock(&self.kept).contains(&key)
@@ -440,23 +612,31 @@ impl<'a, D: Disk> Run<'a, D> {
         Ok(if is_held { Standing::Unknown } else { Standing::Known })
     }
 
-    /// An entry that is there: nothing to do, or it is captured.
-    fn consider(&self, candidate: Candidate, builder: &mut Builder) -> Result<(), CaptureError> {
+    /// An entry that is there: nothing to do, or it is captured; `None` for nothing to do, or later.
+    fn consider(&self, candidate: Candidate, unit: Option<&Unit>, builder: &mut Builder) -> Result<Option<Outcome>, CaptureError> {
+        let derived_from =
+            unit.filter(|unit| CapturePass::of(candidate.path.below(&unit.at.1).unwrap_or_default()) == CapturePass::Derived);
+        let must_look = derived_from.is_some_and(|unit| unit.removals.load(Ordering::Relaxed) > 0);
         if let Some(row) = &candidate.row
             && row.version <= self.acked
             && is_unchanged(row, &candidate.stat)
+            && !must_look
         {
-            return Ok(());
+            return Ok(None);
         }
-        if !self.claim(candidate.root, &candidate.path) {
+        if !self.claim_entry(candidate.root, &candidate.path, builder) {
             self.again(candidate.root, &candidate.path);
-            return Ok(());
+            return Ok(None);
         }
+        unit.inspect(|unit| unit.count_op());
         if is_linked(&candidate.stat, candidate.row.as_ref()) {
             lock(&self.linked).push(candidate);
-            return Ok(());
+            return Ok(None);
         }
-        self.capture_one(candidate, builder).map(drop)
+        if let Some(unit) = derived_from {
+            return self.capture_derived(unit, candidate, builder).map(Some);
+        }
+        self.capture_one(candidate, builder).map(Some)
     }
 
     fn hold_name(&self, root: RootId, dir: &RelPath, name: &[u8], detail: String) {
@@ -473,6 +653,15 @@ impl<'a, D: Disk> Run<'a, D> {
     pub(crate) fn root(&self, root: RootId) -> &crate::capture::Root<D> {
         &self.capture.roots[usize::from(root.0)]
     }
+}
+
+fn is_pack_index(name: &[u8]) -> bool {
+    name.ends_with(b".idx")
+}
+
+/// `pack-1` of `pack-1.idx`.
+fn stem(name: &[u8]) -> &[u8] {
+    name.iter().rposition(|&b| b == b'.').map_or(name, |at| &name[..at])
 }
 
 /// Whether an error says that the path is no longer what the caller saw.

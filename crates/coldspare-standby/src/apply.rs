@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 
 use coldspare_core::control::Applied;
-use coldspare_core::{RelPath, RootId, git::ApplyRank};
+use coldspare_core::{Entry, RelPath, RootId, git::ApplyRank};
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::error::{StandbyError, io};
@@ -24,6 +24,8 @@ const TOUCHED_MAX: usize = 64;
 struct Touched {
     paths: BTreeSet<(RootId, RelPath)>,
     is_many: bool,
+    /// Set for the first changeset of a session: what leaves the tree is kept.
+    quarantine: Option<Applied>,
     /// Folders that were missing, and those above them: what somebody else changed.
     remade: BTreeSet<(RootId, RelPath)>,
 }
@@ -43,9 +45,13 @@ impl<D: Disk> Standby<D> {
         let _the_tree_changes = self.tree_lock.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let pending = self.store.view(PENDING)?;
         let manifest = self.store.view(MANIFEST)?;
-        let mut touched = Touched::default();
+        let quarantine = self.is_first_of_session(committed).then_some(committed);
+        // What goes to quarantine touches folders there, too.
+        let mut touched = Touched { is_many: quarantine.is_some(), quarantine, ..Touched::default() };
         self.store.for_each_key(ORDER, |k| {
-            let (&rank, k) = k.split_first().ok_or_else(|| self.store.damaged("an empty order key"))?;
+            let Some((&[rank, _wave], k)) = k.split_first_chunk::<2>() else {
+                return Err(self.store.damaged("an order key that is too short"));
+            };
             let (root, path) = pending.path_of(k)?;
             let row = pending.pending(root, &path)?;
             if rank == ApplyRank::DirAttributes as u8 {
@@ -60,7 +66,7 @@ impl<D: Disk> Standby<D> {
             let row = pending.pending(root, &path)?;
             self.set_dir_attributes(&manifest, root, &path, row, &mut touched)?;
         }
-        self.sync_touched(&touched)?;
+        self.synced(self.sync_touched(&touched))?;
         drop((pending, manifest));
         self.record_applied(committed)?;
         self.sweep();
@@ -69,7 +75,10 @@ impl<D: Disk> Standby<D> {
 
     fn perform(&self, manifest: &View, root: RootId, path: &RelPath, row: PendingRow, touched: &mut Touched) -> Result<(), StandbyError> {
         match &row.action {
-            Action::Place { from } => self.place(manifest, root, path, from, touched),
+            Action::Place { from } => {
+                let Some(entry) = &row.entry else { return Ok(()) };
+                self.place(manifest, (root, path), entry, from, touched)
+            }
             Action::Remove => self.remove(manifest, root, path, touched),
             Action::Attributes => {
                 let Some(entry) = &row.entry else { return Ok(()) };
@@ -87,7 +96,14 @@ impl<D: Disk> Standby<D> {
         }
     }
 
-    fn place(&self, manifest: &View, root: RootId, path: &RelPath, from: &Staged, touched: &mut Touched) -> Result<(), StandbyError> {
+    fn place(
+        &self,
+        manifest: &View,
+        (root, path): (RootId, &RelPath),
+        entry: &Entry,
+        from: &Staged,
+        touched: &mut Touched,
+    ) -> Result<(), StandbyError> {
         let (stage, name) = self.staged_dir(root, from)?;
         let new = match self.disk.stat(&stage, &name) {
             Ok(stat) => stat,
@@ -100,12 +116,38 @@ impl<D: Disk> Standby<D> {
         };
         let dir = self.parent_of(root, path, touched)?;
         let row = manifest.manifest(root, path)?;
+        let has_left = |kind: FileKind| (kind == FileKind::Dir) != entry.is_dir();
+        if has_left(new.kind) {
+            // Exchanged before the crash: what is staged is what was in the tree.
+            self.discard_staged(root, (&stage, &name), path, touched)?;
+            touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+            return self.purge(manifest, root, path);
+        }
         match self.disk.stat(&dir, path.name()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
             Ok(old) if !is_own(row.as_ref(), &old) && old.ino != new.ino => self.quarantine(root, &dir, path.name(), path)?,
-            Ok(old) if old.kind == FileKind::Dir || new.kind == FileKind::Dir => self.discard(root, &dir, path)?,
-            Ok(_) => {} // a rename replaces it atomically
+            Ok(old) if has_left(old.kind) => {
+                // One step for a reader: a branch that becomes a folder of branches, or the reverse.
+                match self.disk.exchange(&stage, &name, &dir, path.name()) {
+                    Ok(()) => {
+                        self.discard_staged(root, (&stage, &name), path, touched)?;
+                        touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+                        return self.purge(manifest, root, path);
+                    }
+                    // Not every filesystem can.
+                    Err(e) if e.kind() == ErrorKind::InvalidInput => self.leave(root, &dir, path, touched)?,
+                    Err(e) => return Err(io("putting in place", path.as_bytes())(e)),
+                }
+            }
+            Ok(old) if old.kind == FileKind::Dir => self.leave(root, &dir, path, touched)?,
+            // A rename replaces it atomically.
+            Ok(old) => {
+                let is_same = row.is_some_and(|row| row.entry.body == entry.body) || old.ino == new.ino;
+                if let Some(committed) = touched.quarantine.filter(|_| !is_same) {
+                    self.keep_aside(committed, root, &dir, path)?;
+                }
+            }
         }
         self.disk.rename(&stage, &name, &dir, path.name()).map_err(io("putting in place", path.as_bytes()))?;
         // Two names of one file: the kernel renames nothing and says it did.
@@ -119,6 +161,19 @@ impl<D: Disk> Standby<D> {
         self.purge(manifest, root, path)
     }
 
+    /// What was exchanged with the new tree, and stands where that was staged, leaves.
+    fn discard_staged(&self, root: RootId, staged: (&D::Dir, &[u8]), path: &RelPath, touched: &Touched) -> Result<(), StandbyError> {
+        match touched.quarantine {
+            Some(committed) => self.set_aside(committed, root, staged, path),
+            None => self.discard(root, staged, path),
+        }
+    }
+
+    /// What the manifest knows at `path` leaves the tree.
+    fn leave(&self, root: RootId, dir: &D::Dir, path: &RelPath, touched: &Touched) -> Result<(), StandbyError> {
+        self.discard_staged(root, (dir, path.name()), path, touched)
+    }
+
     fn remove(&self, manifest: &View, root: RootId, path: &RelPath, touched: &mut Touched) -> Result<(), StandbyError> {
         let dir = match self.disk.open_dir(&self.root(root).dir, path.parent_bytes()) {
             Ok(dir) => dir,
@@ -129,8 +184,9 @@ impl<D: Disk> Standby<D> {
         match self.disk.stat(&dir, path.name()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
-            Ok(stat) if stat.kind == FileKind::Dir => self.discard(root, &dir, path)?,
+            Ok(stat) if stat.kind == FileKind::Dir => self.leave(root, &dir, path, touched)?,
             Ok(stat) if !is_own(manifest.manifest(root, path)?.as_ref(), &stat) => self.quarantine(root, &dir, path.name(), path)?,
+            Ok(_) if touched.quarantine.is_some() => self.leave(root, &dir, path, touched)?,
             Ok(_) => self.disk.remove_file(&dir, path.name()).map_err(io("removing", path.as_bytes()))?,
         }
         touched.add(root, path.parent().unwrap_or_else(RelPath::root));

@@ -184,7 +184,7 @@ impl<D: Disk> Standby<D> {
         if let Some(at) = action.staged() {
             staged.few.add(root, at);
         }
-        staged.rows.push((root, path.clone(), PendingRow { entry: Some(entry), action, ino }));
+        staged.rows.push((root, path.clone(), PendingRow::new(Some(entry), action, ino)));
         self.note(changeset, staged)
     }
 }

@@ -3,20 +3,23 @@
 //! Invariants: nothing is committed before all its content is durable; after the commit nothing may fail but for
 //! trouble with the disk, and then the same steps are taken again at the next start.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coldspare_core::changeset::Totals;
 use coldspare_core::control::Applied;
+use coldspare_core::git::FIRST_WAVE;
+use coldspare_core::git::family::{Alternate, Repository, alternates};
 use coldspare_core::{Baseline, Body, Entry, RelPath, RootId, Seq, codec, key};
 use coldspare_os::Disk;
 
 use crate::error::{StandbyError, io};
 use crate::place::Places;
 use crate::row::{Action, ManifestRow, PendingRow};
-use crate::stage::{attributes, create, insert_rows, xattrs};
+use crate::stage::{attributes, create, insert_rows, order_of, xattrs};
 use crate::standby::{Changeset, Standby, Unrecorded, lock};
-use crate::store::{LINKS, PENDING, Store, View};
+use crate::store::{INCOMPLETE, LINKS, ORDER, PENDING, Store, View};
 
 /// Rows that are written to the store at once.
 const ROWS_AT_ONCE: usize = 10_000;
@@ -31,7 +34,7 @@ impl<D: Disk> Standby<D> {
     ///
     /// # Errors
     /// `Protocol` when something is missing; `OutOfSpace`, `Io`, `Store`.
-    pub fn finish(&self, seq: Seq, as_of_ms: u64, totals: Totals) -> Result<Applied, StandbyError> {
+    pub fn finish(&self, seq: Seq, as_of_ms: u64, totals: Totals) -> Result<Finished, StandbyError> {
         let changeset = self.current_as(seq)?;
         let ops = changeset.ops.load(Ordering::Relaxed);
         if ops != totals.ops {
@@ -42,21 +45,114 @@ impl<D: Disk> Standby<D> {
         let staged = std::mem::take(&mut *lock(&changeset.unrecorded));
         let mut sync = Unrecorded { few: staged.few, ..Unrecorded::default() };
         self.store.write_lazily(|txn| insert_rows(txn, staged.rows))?;
+        self.take_back_kept(&changeset)?;
+        let incomplete = self.take_back_incomplete(&changeset)?;
         if changeset.baseline == Baseline::Full {
             self.remove_unnamed(&changeset)?;
         }
         self.make_links(&changeset, &mut sync)?;
         self.finish_trees(&mut sync)?;
-        self.sync_staged(&sync)?;
+        self.order_forks(&changeset)?;
         let committed = Applied { session: changeset.session, seq, as_of_ms };
+        if self.is_first_of_session(committed) {
+            self.list_divergence(&changeset, committed)?;
+        }
+        self.sync_staged(&sync)?;
         let mut standing = self.standing();
         standing.committed = Some(committed);
-        self.store.write(|txn| Store::set_standing(txn, &standing))?;
+        let still_incomplete = self.still_incomplete(&changeset, &incomplete)?;
+        self.store.write(|txn| {
+            txn.delete_table(INCOMPLETE)?;
+            let mut table = txn.open_table(INCOMPLETE)?;
+            for (root, path) in &still_incomplete {
+                table.insert(key::encode(*root, path).as_slice(), ())?;
+            }
+            drop(table);
+            Store::set_standing(txn, &standing)
+        })?;
         self.set_standing(standing);
         self.end_changeset();
         drop::<Arc<Changeset<D>>>(changeset);
         self.apply(committed)?;
-        Ok(committed)
+        Ok(Finished { applied: committed, incomplete })
+    }
+
+    /// The repositories that stay incomplete: those found now, and those of before of which nothing came.
+    fn still_incomplete(&self, changeset: &Changeset<D>, found: &[Repository]) -> Result<BTreeSet<Repository>, StandbyError> {
+        let mut still: BTreeSet<Repository> = found.iter().cloned().collect();
+        if changeset.baseline == Baseline::Full {
+            return Ok(still);
+        }
+        let pending = self.store.view(PENDING)?;
+        for (root, path) in self.incomplete()? {
+            let mut came = pending.pending(root, &path)?.is_some();
+            pending.for_each_below(root, &path, &mut |_, _, _: PendingRow| {
+                came = true;
+                Ok(false)
+            })?;
+            if !came {
+                still.insert((root, path));
+            }
+        }
+        Ok(still)
+    }
+
+    /// Puts forks behind the repositories that they borrow objects from, and before them when they go, so that no
+    /// reader meets one without the other.
+    fn order_forks(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
+        let pending = self.store.view(PENDING)?;
+        let roots: Vec<&[u8]> = self.roots.iter().map(|root| root.path.as_os_str().as_encoded_bytes()).collect();
+        let mut parents: BTreeMap<Repository, Vec<Repository>> = BTreeMap::new();
+        let mut moved = Vec::new();
+        pending.for_each_reversed(|root, path, row: PendingRow| {
+            if let (Action::Carried { at }, Some(repository)) = (&row.action, path.as_bytes().strip_suffix(ALTERNATES)) {
+                let repository = RelPath::new(repository).map_err(|e| self.store.damaged(e.to_string()))?;
+                let (dir, name) = self.staged_dir(root, at)?;
+                let mut content = vec![0; 64 << 10];
+                let read = self.disk.open_file(&dir, &name).and_then(|file| self.disk.read_at(&file, 0, &mut content));
+                content.truncate(read.unwrap_or(0));
+                let at = (root, repository);
+                let found = alternates(&content, &at, &roots).into_iter().filter_map(|alternate| match alternate {
+                    Alternate::Replicated(parent) => Some(parent),
+                    Alternate::Elsewhere => None,
+                });
+                parents.insert(at.clone(), found.collect());
+            }
+            if row.action == Action::Remove
+                && let Ok(alternates) = RelPath::new([path.as_bytes(), ALTERNATES].concat())
+                && changeset.manifest.manifest(root, &alternates)?.is_some()
+            {
+                moved.push((root, path, PendingRow { wave: FIRST_WAVE - 1, ..row }));
+            }
+            Ok(())
+        })?;
+        for at in parents.keys() {
+            let depth = depth_of(at, &parents, 0);
+            // The new tree that the fork comes with.
+            let tops = at.1.ancestors().chain([at.1.clone()]);
+            for top in tops {
+                if let Some(row) = pending.pending(at.0, &top)?
+                    && matches!(row.action, Action::Place { .. })
+                {
+                    moved.push((at.0, top, PendingRow { wave: FIRST_WAVE + depth, ..row }));
+                    break;
+                }
+            }
+        }
+        if moved.is_empty() {
+            return Ok(());
+        }
+        self.store.write_lazily(|txn| {
+            let mut order = txn.open_table(ORDER)?;
+            for (root, path, row) in &moved {
+                let k = key::encode(*root, path);
+                if let Some(old) = order_of(path, &PendingRow { wave: FIRST_WAVE, ..row.clone() }, &k) {
+                    order.remove(old.as_slice())?;
+                }
+            }
+            drop(order);
+            insert_rows(txn, moved)
+        })
     }
 
     /// A changeset that names everything: what the tree has beyond it goes.
@@ -71,7 +167,7 @@ impl<D: Disk> Standby<D> {
                     let path = dir.join(&name).map_err(|e| self.store.damaged(e.to_string()))?;
                     let named = pending.pending(root, &path)?;
                     match named {
-                        None => rows.push((root, path, PendingRow { entry: None, action: Action::Remove, ino: 0 })),
+                        None => rows.push((root, path, PendingRow::new(None, Action::Remove, 0))),
                         // What is kept is kept with all below it.
                         Some(PendingRow { entry: Some(entry), action, .. })
                             if row.entry.is_dir() && entry.is_dir() && action != Action::Record =>
@@ -103,7 +199,7 @@ impl<D: Disk> Standby<D> {
             if let Some(at) = action.staged() {
                 sync.few.add(root, at);
             }
-            rows.push((root, path, PendingRow { entry: Some(entry), action, ino }));
+            rows.push((root, path, PendingRow::new(Some(entry), action, ino)));
             if rows.len() >= ROWS_AT_ONCE {
                 let some = std::mem::take(&mut rows);
                 self.store.write_lazily(|txn| insert_rows(txn, some))?;
@@ -202,6 +298,25 @@ impl<D: Disk> Standby<D> {
         self.set_standing(standing);
         Ok(())
     }
+}
+
+/// How many new forks stand between a fork and what is there already.
+fn depth_of(at: &Repository, parents: &BTreeMap<Repository, Vec<Repository>>, depth: u8) -> u8 {
+    let Some(above) = parents.get(at).filter(|_| depth < FORK_DEPTH_MAX) else { return depth };
+    above.iter().map(|parent| depth_of(parent, parents, depth + 1)).max().unwrap_or(depth)
+}
+
+/// LIMIT: forks of forks that are told apart, as in git.
+const FORK_DEPTH_MAX: u8 = 5;
+const ALTERNATES: &[u8] = b"/objects/info/alternates";
+
+/// What became of a changeset.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finished {
+    /// It is the tree now, durably.
+    pub applied: Applied,
+    /// Repositories that it left as they were, since a reference named an object that was neither sent nor there.
+    pub incomplete: Vec<Repository>,
 }
 
 fn is_manifest_dir(bytes: &[u8]) -> bool {

@@ -23,6 +23,10 @@ pub enum StandbyError {
         /// Why it failed.
         source: std::io::Error,
     },
+    /// A sync failed, so that nobody knows what of the content staged since the last one is on the disk. It is never
+    /// tried again: the changeset is lost and the standby has to be opened anew.
+    #[error("a sync failed before: what was staged can't be relied on; the standby has to be opened anew")]
+    SyncFailed,
     /// The store failed.
     #[error("the standby's store {path}: {source}")]
     Store {

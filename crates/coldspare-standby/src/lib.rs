@@ -14,7 +14,10 @@
 mod apply;
 mod assemble;
 mod commit;
+mod complete;
+mod divergence;
 mod error;
+mod keep;
 mod place;
 mod purge;
 mod row;
@@ -23,6 +26,7 @@ mod standby;
 mod store;
 mod verify;
 
+pub use commit::Finished;
 pub use error::{OpenError, StandbyError};
 pub use row::{ManifestRow, PendingRow};
 pub use standby::{RootSetup, Standby};

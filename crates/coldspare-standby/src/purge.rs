@@ -12,18 +12,18 @@ use crate::row::ManifestRow;
 use crate::standby::Standby;
 use crate::store::View;
 
-const QUARANTINE: &[u8] = b"quarantine";
+pub(crate) const QUARANTINE: &[u8] = b"quarantine";
 
 impl<D: Disk> Standby<D> {
     /// Moves a folder, or what stands where one is to be, into the trash.
-    pub(crate) fn discard(&self, root: RootId, dir: &D::Dir, path: &RelPath) -> Result<(), StandbyError> {
+    pub(crate) fn discard(&self, root: RootId, (dir, from): (&D::Dir, &[u8]), path: &RelPath) -> Result<(), StandbyError> {
         let trash = &self.root(root).trash;
         let name = trash_name(root, path);
         if self.disk.stat(trash, &name).is_ok() {
             // From before a crash; the same path can't be discarded twice in one changeset.
             self.quarantine(root, trash, &name, path)?;
         }
-        self.disk.rename(dir, path.name(), trash, &name).map_err(io("removing", path.as_bytes()))
+        self.disk.rename(dir, from, trash, &name).map_err(io("removing", path.as_bytes()))
     }
 
     /// Removes from the trash what the manifest knows of `path`; the rest goes to quarantine.
@@ -72,12 +72,7 @@ impl<D: Disk> Standby<D> {
 
     /// Moves something that coldspare didn't put there out of the way, and says so.
     pub(crate) fn quarantine(&self, root: RootId, dir: &D::Dir, name: &[u8], path: &RelPath) -> Result<(), StandbyError> {
-        let control = &self.root(root).control;
-        match self.disk.create_dir(control, QUARANTINE) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(io("making the quarantine for", path.as_bytes())(e)),
-            _ => {}
-        }
-        let quarantine = self.disk.open_dir(control, QUARANTINE).map_err(io("opening the quarantine for", path.as_bytes()))?;
+        let quarantine = self.open_quarantine(root)?;
         let mut last = path.name().to_vec();
         last.truncate(200);
         let to = [&self.fresh_name(), b"-".as_slice(), &last].concat();
@@ -88,6 +83,16 @@ impl<D: Disk> Standby<D> {
             "something in the standby's tree was not put there by coldspare; it was moved to .coldspare/quarantine"
         );
         Ok(())
+    }
+
+    /// The folder of quarantines, made when it isn't there.
+    pub(crate) fn open_quarantine(&self, root: RootId) -> Result<D::Dir, StandbyError> {
+        let control = &self.root(root).control;
+        match self.disk.create_dir(control, QUARANTINE) {
+            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(io("making the folder", QUARANTINE)(e)),
+            _ => {}
+        }
+        self.disk.open_dir(control, QUARANTINE).map_err(io("opening the folder", QUARANTINE))
     }
 
     /// Removes a staged thing with all below it.

@@ -2,6 +2,7 @@
 
 use coldspare_core::Entry;
 use coldspare_core::control::Applied;
+use coldspare_core::git::FIRST_WAVE;
 use serde::{Deserialize, Serialize};
 
 /// One path of the manifest: what the standby's tree holds.
@@ -22,6 +23,15 @@ pub struct PendingRow {
     pub action: Action,
     /// The inode that holds it, as far as it is known.
     pub ino: u64,
+    /// When, among actions of one rank: forks after the repositories that they borrow from, and before them when they go.
+    pub wave: u8,
+}
+
+impl PendingRow {
+    /// A row of the first wave.
+    pub fn new(entry: Option<Entry>, action: Action, ino: u64) -> PendingRow {
+        PendingRow { entry, action, ino, wave: FIRST_WAVE }
+    }
 }
 
 /// How a path of a changeset gets to be what it is to be.
@@ -79,8 +89,8 @@ mod tests {
         let file = format!("fba40101020604000105{}", "06".repeat(32));
         check(ManifestRow { entry: entry.clone(), ino: 7 }, &format!("{file}0107"));
         let place = Action::Place { from: Staged(b"f/1".to_vec()) };
-        check(PendingRow { entry: Some(entry), action: place, ino: 7 }, &format!("01{file}010003662f3107"));
-        check(PendingRow { entry: None, action: Action::Remove, ino: 0 }, "000400");
+        check(PendingRow { wave: 3, ..PendingRow::new(Some(entry), place, 7) }, &format!("01{file}010003662f310703"));
+        check(PendingRow::new(None, Action::Remove, 0), "00040001");
         let applied = Applied { session: SessionId([1; 16]), seq: Seq(2), as_of_ms: 3 };
         let ones = "01".repeat(16);
         check(Standing { applied: Some(applied), committed: None, generation: 9 }, &format!("01{ones}02030009"));

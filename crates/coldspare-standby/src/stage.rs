@@ -14,7 +14,7 @@ use crate::error::{StandbyError, io};
 use crate::place::Places;
 use crate::row::{Action, PendingRow, Staged};
 use crate::standby::{Changeset, Standby, Unrecorded, left_key, lock};
-use crate::store::{LEFT, LINKS, ORDER, PENDING};
+use crate::store::{KEPT, LEFT, LINKS, ORDER, PENDING};
 
 /// LIMIT: rows that wait for their content to be durable, in memory.
 const UNRECORDED_ROWS: usize = 20_000;
@@ -36,19 +36,16 @@ impl<D: Disk> Standby<D> {
         let mut rest = payload;
         let mut staged = Unrecorded::default();
         let count = ops.len() as u64;
+        let mut kept = Vec::new();
         for op in ops {
             op.check(self.root_count()).map_err(|e| StandbyError::Protocol(format!("{}: {e}", op.path())))?;
             match op {
                 Op::Delete { root, path } => {
                     if changeset.manifest.manifest(root, &path)?.is_some() {
-                        staged.rows.push((root, path, PendingRow { entry: None, action: Action::Remove, ino: 0 }));
+                        staged.rows.push((root, path, PendingRow::new(None, Action::Remove, 0)));
                     }
                 }
-                Op::Keep { root, path } => {
-                    if let Some(row) = changeset.manifest.manifest(root, &path)? {
-                        staged.rows.push((root, path, PendingRow { entry: Some(row.entry), action: Action::Record, ino: row.ino }));
-                    }
-                }
+                Op::Keep { root, path } => kept.push(key::encode(root, &path)),
                 Op::Put { root, path, entry, content } => {
                     let mut inline = &[][..];
                     if content == ContentRef::Inline {
@@ -64,6 +61,13 @@ impl<D: Disk> Standby<D> {
         }
         if !rest.is_empty() {
             return Err(StandbyError::Protocol(format!("{} bytes of content belong to no file", rest.len())));
+        }
+        if !kept.is_empty() {
+            self.store.write_lazily(|txn| {
+                let mut table = txn.open_table(KEPT)?;
+                kept.iter().try_for_each(|k| table.insert(k.as_slice(), ()).map(drop))?;
+                Ok(())
+            })?;
         }
         changeset.ops.fetch_add(count, Ordering::Relaxed);
         self.note(&changeset, staged)
@@ -132,7 +136,7 @@ impl<D: Disk> Standby<D> {
         if let Some(at) = action.staged() {
             staged.few.add(root, at);
         }
-        staged.rows.push((root, path, PendingRow { entry: Some(entry), action, ino }));
+        staged.rows.push((root, path, PendingRow::new(Some(entry), action, ino)));
         Ok(())
     }
 
@@ -252,6 +256,10 @@ impl<D: Disk> Standby<D> {
 
     /// Makes staged content durable: one by one when it's few, else as a whole.
     pub(crate) fn sync_staged(&self, staged: &Unrecorded) -> Result<(), StandbyError> {
+        self.synced(self.try_sync_staged(staged))
+    }
+
+    fn try_sync_staged(&self, staged: &Unrecorded) -> Result<(), StandbyError> {
         let Some(few) = &staged.few.0 else {
             for root in &self.roots {
                 self.disk.sync_fs(&root.dir).map_err(io("syncing the filesystem of", root.path.as_os_str().as_encoded_bytes()))?;
@@ -299,12 +307,12 @@ pub(crate) fn insert_rows(txn: &redb::WriteTransaction, rows: Vec<(RootId, RelPa
         if is_link && row.action == Action::Record && row.ino == 0 {
             links.insert(k.as_slice(), ())?;
         }
-        if let Some(rank) = rank(&path, &row) {
-            order.insert(order_key(rank, &k).as_slice(), ())?;
-            if rank != git::ApplyRank::DirAttributes {
+        if let Some(at) = order_of(&path, &row, &k) {
+            order.insert(at.as_slice(), ())?;
+            if at[0] != git::ApplyRank::DirAttributes as u8 {
                 // Work in a folder changes its times: they are set again at the end.
                 let dir = key::encode(root, &path.parent().unwrap_or_else(RelPath::root));
-                order.insert(order_key(git::ApplyRank::DirAttributes, &dir).as_slice(), ())?;
+                order.insert(order_key(git::ApplyRank::DirAttributes, git::FIRST_WAVE, &dir).as_slice(), ())?;
             }
         }
         pending.insert(k.as_slice(), codec::encode(&row).as_slice())?;
@@ -325,9 +333,15 @@ fn rank(path: &RelPath, row: &PendingRow) -> Option<git::ApplyRank> {
     }
 }
 
-pub(crate) fn order_key(rank: git::ApplyRank, key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(key.len() + 1);
+/// Where a row's action stands in the order; `None` when there is nothing to perform.
+pub(crate) fn order_of(path: &RelPath, row: &PendingRow, key: &[u8]) -> Option<Vec<u8>> {
+    rank(path, row).map(|rank| order_key(rank, row.wave, key))
+}
+
+fn order_key(rank: git::ApplyRank, wave: u8, key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(key.len() + 2);
     out.push(rank as u8);
+    out.push(wave);
     out.extend_from_slice(key);
     out
 }

@@ -1,19 +1,20 @@
 //! The standby as a whole: its roots, its store, and the changeset under way.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::control::Applied;
 use coldspare_core::exclude::Exclude;
-use coldspare_core::{Baseline, Digest, RelPath, RootId, Seq, SessionId, codec, path::CONTROL_DIR};
+use coldspare_core::git::family::Repository;
+use coldspare_core::{Baseline, Digest, Problem, RelPath, RootId, Seq, SessionId, codec, key, path::CONTROL_DIR};
 use coldspare_os::Disk;
 
 use crate::assemble::Assemblies;
 use crate::error::{OpenError, StandbyError};
 use crate::row::{PendingRow, Staged, Standing};
-use crate::store::{LEFT, LINKS, MANIFEST, ORDER, PENDING, Store, View};
+use crate::store::{HELD, INCOMPLETE, KEPT, LEFT, LINKS, MANIFEST, ORDER, PENDING, Store, View};
 
 /// One root as the configuration gives it.
 #[derive(Debug, Clone)]
@@ -33,6 +34,8 @@ pub struct Standby<D: Disk> {
     pub(crate) next_name: AtomicU64,
     standing: Mutex<Standing>,
     changeset: Mutex<Option<Arc<Changeset<D>>>>,
+    /// Set for good when a sync failed.
+    sync_failed: AtomicBool,
     /// Held while the tree changes, and shared by those who must see it between two changesets.
     pub(crate) tree_lock: RwLock<()>,
 }
@@ -129,6 +132,7 @@ impl<D: Disk> Standby<D> {
             next_name: AtomicU64::new(0),
             standing: Mutex::new(standing),
             changeset: Mutex::new(None),
+            sync_failed: AtomicBool::new(false),
             tree_lock: RwLock::new(()),
         };
         if let Some(committed) = standing.committed {
@@ -177,6 +181,9 @@ impl<D: Disk> Standby<D> {
     /// `Sequence` when it doesn't follow the last one (R5); `Store`, `OutOfSpace`; `Io` when a committed changeset still
     /// can't be finished.
     pub fn begin(&self, session: SessionId, seq: Seq, baseline: Baseline) -> Result<(), StandbyError> {
+        if self.sync_failed.load(Ordering::Relaxed) {
+            return Err(StandbyError::SyncFailed);
+        }
         if let Some(committed) = self.standing().committed {
             // Its rows must not be taken for what an unfinished changeset left.
             self.apply(committed)?;
@@ -224,7 +231,74 @@ impl<D: Disk> Standby<D> {
     pub fn abandon(&self) -> Result<(), StandbyError> {
         let Some(changeset) = lock(&self.changeset).take() else { return Ok(()) };
         self.remove_unfinished(&changeset);
+        if self.sync_failed.load(Ordering::Relaxed) {
+            return Ok(()); // a second sync would succeed, and prove nothing
+        }
         self.record_durably(&changeset)
+    }
+
+    /// Passes on the outcome of a sync; when it failed, all that is staged is forgotten, and the standby does no more.
+    ///
+    /// On ext4, XFS and btrfs a second sync succeeds although the disk still holds the old bytes: what one sync could
+    /// not write is never recorded as durable (G3).
+    pub(crate) fn synced(&self, outcome: Result<(), StandbyError>) -> Result<(), StandbyError> {
+        if outcome.is_err() && !self.sync_failed.swap(true, Ordering::Relaxed) && self.standing().committed.is_none() {
+            let forgotten = self.store.write(|txn| {
+                clear(txn)?;
+                txn.delete_table(LEFT)?;
+                txn.open_table(LEFT)?;
+                Ok(())
+            });
+            if let Err(e) = forgotten {
+                tracing::error!(error = %e, "what was staged can't be forgotten");
+            }
+        }
+        outcome
+    }
+
+    /// Repositories that the active has to send again: a reference named an object that was not there.
+    ///
+    /// # Errors
+    /// `Store`, `Damaged`.
+    pub fn incomplete(&self) -> Result<Vec<Repository>, StandbyError> {
+        let view = self.store.view(PENDING)?;
+        let mut out = Vec::new();
+        self.store.for_each_key(INCOMPLETE, |k| {
+            out.push(view.path_of(k)?);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// Takes note of what the active holds back; with `is_first` what was noted before is over.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn note_held_back(&self, is_first: bool, problems: &[Problem]) -> Result<(), StandbyError> {
+        self.store.write(|txn| {
+            if is_first {
+                txn.delete_table(HELD)?;
+            }
+            let mut held = txn.open_table(HELD)?;
+            for problem in problems {
+                held.insert(key::encode(problem.root, &problem.path).as_slice(), codec::encode(problem).as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    /// What the active held back when it last said so.
+    ///
+    /// # Errors
+    /// `Store`, `Damaged`.
+    pub fn held_back(&self) -> Result<Vec<Problem>, StandbyError> {
+        let mut out = Vec::new();
+        self.store.view(HELD)?.for_each_reversed(|_, _, problem: Problem| {
+            out.push(problem);
+            Ok(())
+        })?;
+        out.reverse();
+        Ok(out)
     }
 
     /// Removes all that is staged.
@@ -332,7 +406,7 @@ const FREE_INODES_MIN: u64 = 256;
 pub(crate) fn clear(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
     txn.delete_table(PENDING)?;
     txn.open_table(PENDING)?;
-    for table in [ORDER, LINKS] {
+    for table in [ORDER, LINKS, KEPT] {
         txn.delete_table(table)?;
         txn.open_table(table)?;
     }

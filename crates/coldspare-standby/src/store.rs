@@ -16,7 +16,7 @@ use crate::row::{ManifestRow, PendingRow, Standing};
 
 /// LIMIT: bytes of store pages held in memory.
 const CACHE_BYTES: usize = 24 << 20;
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 type Bytes = &'static [u8];
 pub(crate) const MANIFEST: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("manifest");
@@ -27,6 +27,12 @@ pub(crate) const ORDER: TableDefinition<'static, Bytes, ()> = TableDefinition::n
 pub(crate) const LINKS: TableDefinition<'static, Bytes, ()> = TableDefinition::new("links");
 /// Content left by an interrupted changeset: digest to root, place and size.
 pub(crate) const LEFT: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("left");
+/// Paths of the changeset that stay as the tree has them.
+pub(crate) const KEPT: TableDefinition<'static, Bytes, ()> = TableDefinition::new("kept");
+/// Repositories that the active has to send again.
+pub(crate) const INCOMPLETE: TableDefinition<'static, Bytes, ()> = TableDefinition::new("incomplete");
+/// What the active holds back.
+pub(crate) const HELD: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("held");
 const STANDING: TableDefinition<'static, &str, Bytes> = TableDefinition::new("standing");
 const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
@@ -69,10 +75,10 @@ impl Store {
     fn of(db: Database, path: &Path) -> Result<Store, OpenError> {
         let store = Store { db, path: path.into() };
         let found = store.write(|txn| {
-            for table in [MANIFEST, PENDING, LEFT] {
+            for table in [MANIFEST, PENDING, LEFT, HELD] {
                 txn.open_table(table)?;
             }
-            for table in [ORDER, LINKS] {
+            for table in [ORDER, LINKS, KEPT, INCOMPLETE] {
                 txn.open_table(table)?;
             }
             txn.open_table(STANDING)?;
@@ -203,6 +209,35 @@ impl View {
             let (k, v) = row.map_err(fail(&self.path))?;
             let (root, path) = self.path_of(k.value())?;
             each(root, path, self.decode(v.value())?)?;
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with the rows of a range, until it says `false`.
+    pub(crate) fn for_each_in<T: DeserializeOwned>(
+        &self,
+        range: std::ops::Range<Vec<u8>>,
+        mut each: impl FnMut(RootId, RelPath, T) -> Result<bool, StandbyError>,
+    ) -> Result<(), StandbyError> {
+        for row in self.rows.range(range.start.as_slice()..range.end.as_slice()).map_err(fail(&self.path))? {
+            let (k, v) = row.map_err(fail(&self.path))?;
+            let (root, path) = self.path_of(k.value())?;
+            if !each(root, path, self.decode(v.value())?)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every row below a folder, until it says `false`.
+    pub(crate) fn for_each_below<T: DeserializeOwned>(
+        &self,
+        root: RootId,
+        path: &RelPath,
+        each: &mut dyn FnMut(RootId, RelPath, T) -> Result<bool, StandbyError>,
+    ) -> Result<(), StandbyError> {
+        for range in [key::children(root, path), key::deeper(root, path)] {
+            self.for_each_in(range, &mut *each)?;
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use coldspare_core::changeset::{Ask, Have, OpError, Totals};
 use coldspare_core::codec::{self, DecodeError};
 use coldspare_core::control::{Applied, Refusal, Session};
 use coldspare_core::path::escape;
-use coldspare_core::{Baseline, ClusterId, ContentRef, Entry, Epoch, NodeId, Op, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, ClusterId, ContentRef, Entry, Epoch, NodeId, Op, Problem, RelPath, RootId, Seq};
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -31,6 +31,15 @@ pub const ROOT_NAME_BYTES_MAX: usize = 64;
 
 /// LIMIT: questions in one `Ask`, answers in one `Answer`.
 pub const ASK_ITEMS_MAX: usize = 1024;
+
+/// LIMIT: problems in one `HeldBack`: with the longest paths and texts they fit into one message.
+pub const HELD_ITEMS_MAX: usize = 100;
+
+/// LIMIT: bytes of a problem's text.
+pub const DETAIL_BYTES_MAX: usize = 4096;
+
+/// LIMIT: repositories in one `Incomplete`.
+pub const REPOSITORIES_MAX: usize = 200;
 
 /// LIMIT: operations of one batch; the limit of a body usually comes first.
 pub const BATCH_OPS_MAX: usize = 65_536;
@@ -82,6 +91,14 @@ pub enum ToStandby {
     Idle {
         /// Milliseconds since 1970 on the active's clock.
         as_of_ms: u64,
+    },
+    /// What the active holds back at present; what was said before is over with the first part.
+    HeldBack {
+        /// Whether this is the first part of the list.
+        is_first: bool,
+        /// At most [`HELD_ITEMS_MAX`].
+        #[serde(deserialize_with = "capped::<_, _, HELD_ITEMS_MAX>")]
+        problems: Vec<Problem>,
     },
 }
 
@@ -159,6 +176,15 @@ pub enum ToActive {
     Waiting {
         /// For what.
         reason: String,
+    },
+    /// Repositories that a changeset left as they were, since a reference named an object that was neither sent nor
+    /// there; said before its `Acked`, and again at each connection until they are taken.
+    Incomplete {
+        /// The changeset.
+        seq: Seq,
+        /// At most [`REPOSITORIES_MAX`].
+        #[serde(deserialize_with = "capped::<_, _, REPOSITORIES_MAX>")]
+        repositories: Vec<(RootId, RelPath)>,
     },
 }
 
@@ -322,6 +348,11 @@ impl Control for ToStandby {
         match self {
             ToStandby::Open(open) => open.check(),
             ToStandby::Ask { items, .. } => check_count("questions", items.len(), ASK_ITEMS_MAX),
+            ToStandby::HeldBack { problems, .. } => {
+                check_count("problems", problems.len(), HELD_ITEMS_MAX)?;
+                let too_long = problems.iter().map(|p| p.detail.len()).find(|&len| len > DETAIL_BYTES_MAX);
+                too_long.map_or(Ok(()), |len| Err(MessageError::Text(len)))
+            }
             ToStandby::Begin { .. } | ToStandby::End { .. } | ToStandby::Abandon { .. } | ToStandby::Idle { .. } => Ok(()),
         }
     }
@@ -336,6 +367,7 @@ impl Control for ToActive {
             ToActive::Refused(Refusal::Role(text) | Refusal::Roots(text) | Refusal::Unable(text)) => check_text(text),
             ToActive::Answer { have, .. } => check_count("answers", have.len(), ASK_ITEMS_MAX),
             ToActive::Failed { failure: Failure::OutOfSpace(text) | Failure::Io(text) | Failure::Protocol(text), .. } => check_text(text),
+            ToActive::Incomplete { repositories, .. } => check_count("repositories", repositories.len(), REPOSITORIES_MAX),
             ToActive::Waiting { reason } => check_text(reason),
             ToActive::Refused(_) | ToActive::Acked { .. } | ToActive::Failed { .. } => Ok(()),
         }

@@ -7,10 +7,10 @@ use std::ops::Range;
 
 use super::{Damage, SHA1_BYTES, SHA256_BYTES};
 
-/// The names of the packs' indexes (`pack-….idx`) in a multi-pack index, from its whole content.
+/// The names of the packs' indexes (`pack-….idx`) in a multi-pack index, from its first bytes, which hold them.
 ///
 /// # Errors
-/// [`Damage`]: not understood.
+/// [`Damage`]: not understood, or the names are farther behind.
 pub fn multi_pack_index_names(content: &[u8]) -> Result<Vec<Vec<u8>>, Damage> {
     let unknown = || Damage::new("the multi-pack index isn't understood");
     let head = content.get(..12).filter(|h| h.starts_with(b"MIDX") && h[4] == 1).ok_or_else(unknown)?;
@@ -19,7 +19,8 @@ pub fn multi_pack_index_names(content: &[u8]) -> Result<Vec<Vec<u8>>, Damage> {
     }
     let packs = u32::from_be_bytes([head[8], head[9], head[10], head[11]]) as usize;
     let range = chunk(content, 12, head[6], b"PNAM").ok_or_else(unknown)?;
-    let names = content.get(range).ok_or_else(unknown)?;
+    let within = |at| usize::try_from(at).unwrap_or(usize::MAX);
+    let names = content.get(within(range.start)..within(range.end)).ok_or_else(unknown)?;
     let names: Vec<Vec<u8>> = names.split(|&b| b == 0).filter(|n| !n.is_empty()).map(<[u8]>::to_vec).collect();
     if names.len() == packs { Ok(names) } else { Err(unknown()) }
 }
@@ -28,18 +29,21 @@ pub fn multi_pack_index_names(content: &[u8]) -> Result<Vec<Vec<u8>>, Damage> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommitGraph {
     /// Where in the file the ids of its commits are, sorted.
-    pub ids: Range<usize>,
+    pub ids: Range<u64>,
     /// Bytes of one id.
     pub hash_bytes: usize,
     /// How many layers lie below it.
     pub layers_below: u8,
 }
 
-/// Reads what a commit graph names, from its whole content.
+/// Bytes of the head of a commit graph that hold its table of chunks.
+pub const COMMIT_GRAPH_HEAD_BYTES: usize = 8 + 12 * 256;
+
+/// Reads what a commit graph names, from its first [`COMMIT_GRAPH_HEAD_BYTES`] and its size.
 ///
 /// # Errors
 /// [`Damage`]: not understood.
-pub fn commit_graph(content: &[u8]) -> Result<CommitGraph, Damage> {
+pub fn commit_graph(content: &[u8], size: u64) -> Result<CommitGraph, Damage> {
     let unknown = || Damage::new("the commit graph isn't understood");
     let head = content.get(..8).filter(|h| h.starts_with(b"CGPH") && h[4] == 1).ok_or_else(unknown)?;
     let hash_bytes = match head[5] {
@@ -48,21 +52,21 @@ pub fn commit_graph(content: &[u8]) -> Result<CommitGraph, Damage> {
         _ => return Err(unknown()),
     };
     let ids = chunk(content, 8, head[6], b"OIDL").ok_or_else(unknown)?;
-    if !ids.len().is_multiple_of(hash_bytes) || content.get(ids.clone()).is_none() {
+    if !(ids.end - ids.start).is_multiple_of(hash_bytes as u64) || ids.end > size {
         return Err(unknown());
     }
     Ok(CommitGraph { ids, hash_bytes, layers_below: head[7] })
 }
 
 /// Where the chunk `id` is, by the table of `count` chunks at `at`.
-fn chunk(content: &[u8], at: usize, count: u8, id: &[u8; 4]) -> Option<Range<usize>> {
+fn chunk(content: &[u8], at: usize, count: u8, id: &[u8; 4]) -> Option<Range<u64>> {
     let entry = |n: usize| content.get(at + n * 12..at + n * 12 + 12);
-    let offset = |e: &[u8]| usize::try_from(u64::from_be_bytes(e[4..12].try_into().ok()?)).ok();
+    let offset = |e: &[u8]| e[4..12].try_into().ok().map(u64::from_be_bytes);
     for n in 0..usize::from(count) {
         let this = entry(n)?;
         if this[..4] == *id {
             let (start, end) = (offset(this)?, offset(entry(n + 1)?)?);
-            return (start <= end && end <= content.len()).then_some(start..end);
+            return (start <= end).then_some(start..end);
         }
     }
     None
@@ -102,8 +106,11 @@ mod tests {
     fn a_commit_graph_names_its_commits() {
         let ids: Vec<u8> = [[3u8; 20], [4; 20]].concat();
         let graph = chunked(b"CGPH\x01\x01\x02\x01", &[(b"OIDF", &[0; 8]), (b"OIDL", &ids)]);
-        let found = commit_graph(&graph).unwrap();
-        assert_eq!((&graph[found.ids.clone()], found.hash_bytes, found.layers_below), (&ids[..], 20, 1));
-        assert!(commit_graph(&graph[..40]).is_err() && commit_graph(b"").is_err());
+        let size = graph.len() as u64;
+        let found = commit_graph(&graph, size).unwrap();
+        let named = &graph[found.ids.start as usize..found.ids.end as usize];
+        assert_eq!((named, found.hash_bytes, found.layers_below), (&ids[..], 20, 1));
+        assert!(commit_graph(&graph[..40], size).is_err() && commit_graph(b"", 0).is_err());
+        assert!(commit_graph(&graph, found.ids.end - 1).is_err());
     }
 }

@@ -1,9 +1,7 @@
 //! The layout of a bare git repository and the order in which its parts may change.
 //!
 //! Decides, from the shape of a path alone, which part of a repository it is, when it is captured and when it is
-//! applied. A path that only looks like git costs nothing but its place in the order. It never opens a repository.
-//!
-//! Sources: git's `Documentation/technical`, `gitrepository-layout(5)`, `docs/git.md`.
+//! applied. A path that only looks like git costs nothing but its place in the order.
 //!
 //! Invariants: objects are applied before the references that may need them, and removed after; a pack's index is
 //! applied after the pack and removed before it (G1).
@@ -75,16 +73,22 @@ pub enum ApplyRank {
     DirAttributes = 40,
 }
 
-/// When a directory is captured.
+/// The place of most operations among those of one rank: what borrows comes in a later one, and goes in an earlier one.
+pub const FIRST_WAVE: u8 = 1;
+
+/// When a path of a repository is captured; all repositories of a cycle pass one stage before any enters the next (G2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CapturePass {
-    /// References, configuration, and all that is not git's.
-    RefsAndRest,
-    /// Loose objects, after the references were read: all that those need is on disk by then (G2).
+    /// References of both namespaces, and `HEAD`.
+    References,
+    /// Loose objects, after the references were read: all that those need is on disk by then.
     LooseObjects,
-    /// Packs and what is derived from them, after the loose objects: an object that moves from there to a pack
-    /// meanwhile is met in one of the two.
+    /// Packs, after the loose objects: an object that moves from there to a pack meanwhile is met in one of the two.
     Packs,
+    /// What is derived from objects, after all that it may name.
+    Derived,
+    /// Everything else, in a repository or not.
+    Rest,
 }
 
 /// The part that a path is, by its shape.
@@ -159,16 +163,39 @@ impl ApplyRank {
 }
 
 impl CapturePass {
-    /// When the directory at `path` is read.
-    pub fn of(path: &RelPath) -> CapturePass {
-        let mut rest = path.components().skip_while(|c| !matches!(*c, b"objects" | b"refs" | b"stash-refs" | b"reftable"));
-        match (rest.next(), rest.next()) {
-            (Some(b"objects"), Some(b"pack" | b"info")) => CapturePass::Packs,
-            (Some(b"objects"), _) => CapturePass::LooseObjects,
-            _ => CapturePass::RefsAndRest,
+    /// All of them, in their order.
+    pub const ALL: [CapturePass; 5] =
+        [CapturePass::References, CapturePass::LooseObjects, CapturePass::Packs, CapturePass::Derived, CapturePass::Rest];
+
+    /// When a path is captured; `inside` is the path below a repository, empty for the repository's own folder.
+    pub fn of(inside: &[u8]) -> CapturePass {
+        let mut parts = inside.split(|&b| b == b'/');
+        let (first, second, third) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
+        match (first, second, third) {
+            (b"refs" | b"stash-refs" | b"reftable", _, _) => CapturePass::References,
+            (b"HEAD" | b"packed-refs" | b"stash-packed-refs", None, _) => CapturePass::References,
+            (b"objects", Some(b"pack"), Some(name)) if name.starts_with(b"multi-pack-index") => CapturePass::Derived,
+            (b"objects", Some(b"pack"), _) => CapturePass::Packs,
+            (b"objects", Some(b"info"), None | Some(b"commit-graph" | b"commit-graphs")) => CapturePass::Derived,
+            (b"objects", Some(b"info"), _) => CapturePass::Rest,
+            (b"objects", _, _) => CapturePass::LooseObjects,
+            _ => CapturePass::Rest,
         }
     }
 }
+
+/// The folders above, or at, `path` that could be a repository by the shape of what follows, the outermost first.
+pub fn possible_repositories(path: &RelPath) -> Vec<RelPath> {
+    let mut out: Vec<RelPath> = path.ancestors().collect();
+    out.push(path.clone());
+    let is_mark = |c: &[u8]| matches!(c, b"objects" | b"refs" | b"stash-refs" | b"reftable");
+    let next_is_mark = |base: &RelPath| path.below(base).and_then(|below| below.split(|&b| b == b'/').next()).is_some_and(is_mark);
+    out.retain(|base| base == path || next_is_mark(base));
+    out
+}
+
+/// Entries of a repository's own folder that hold references.
+pub const REFERENCE_NAMES: [&[u8]; 6] = [b"HEAD", b"packed-refs", b"stash-packed-refs", b"refs", b"stash-refs", b"reftable"];
 
 /// Whether a directory that holds these names is a repository: `HEAD`, `objects` and `refs`.
 pub fn is_repository<'a>(names: impl Iterator<Item = &'a [u8]>) -> bool {
@@ -273,14 +300,45 @@ mod tests {
 
     #[test]
     fn objects_are_captured_after_references() {
-        let pass = |p: &str| CapturePass::of(&path(p));
-        assert_eq!(pass("r/refs/heads/objects"), CapturePass::RefsAndRest);
-        assert_eq!(pass("r/objects"), CapturePass::LooseObjects);
-        assert_eq!(pass("r/objects/ab"), CapturePass::LooseObjects);
-        assert_eq!(pass("r/objects/pack"), CapturePass::Packs);
-        assert_eq!(pass("r/objects/info/commit-graphs"), CapturePass::Packs);
-        assert!(CapturePass::RefsAndRest < CapturePass::LooseObjects && CapturePass::LooseObjects < CapturePass::Packs);
-        assert_eq!(pass("r"), CapturePass::RefsAndRest);
+        let check = |inside: &str, expected| assert_eq!(CapturePass::of(inside.as_bytes()), expected, "{inside}");
+        for inside in [
+            "refs",
+            "refs/heads/objects",
+            "stash-refs/pull-requests/1/from",
+            "packed-refs",
+            "stash-packed-refs",
+            "HEAD",
+            "reftable/tables.list",
+        ] {
+            check(inside, CapturePass::References);
+        }
+        for inside in ["objects", "objects/ab", "objects/ab/cdef"] {
+            check(inside, CapturePass::LooseObjects);
+        }
+        for inside in ["objects/pack", "objects/pack/pack-1.idx", "objects/pack/pack-1.bitmap"] {
+            check(inside, CapturePass::Packs);
+        }
+        for inside in
+            ["objects/pack/multi-pack-index", "objects/info", "objects/info/commit-graphs/graph-1.graph", "objects/info/commit-graph"]
+        {
+            check(inside, CapturePass::Derived);
+        }
+        for inside in ["", "config", "hooks/HEAD", "objects/info/alternates", "logs/refs/heads/main"] {
+            check(inside, CapturePass::Rest);
+        }
+        assert!(CapturePass::ALL.is_sorted());
+    }
+
+    #[test]
+    fn a_repository_is_looked_for_above_what_only_it_has() {
+        let check = |p: &str, expected: &[&str]| {
+            let found: Vec<String> = possible_repositories(&path(p)).iter().map(|p| p.to_string()).collect();
+            assert_eq!(found, expected, "{p}");
+        };
+        check("a/1/refs/heads", &["a/1", "a/1/refs/heads"]);
+        check("a/objects/1/refs", &["a", "a/objects/1", "a/objects/1/refs"]);
+        check("a/b", &["a/b"]);
+        check("objects/pack", &["", "objects/pack"]);
     }
 
     #[test]

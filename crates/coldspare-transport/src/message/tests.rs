@@ -72,6 +72,8 @@ fn golden_to_standby() {
     );
     golden(ToStandby::Abandon { seq: Seq(5) }, "0405");
     golden(ToStandby::Idle { as_of_ms: 1_700_000_000_000 }, "05fd0068e5cf8b010000");
+    let problem = Problem { root: RootId(1), path: path("a"), kind: coldspare_core::ProblemKind::Damaged, detail: "why".into() };
+    golden(ToStandby::HeldBack { is_first: true, problems: vec![problem] }, "0601010101610203776879");
 }
 
 #[test]
@@ -93,6 +95,7 @@ fn golden_to_active() {
     golden(ToActive::Answer { no: 7, have: vec![Have::Missing, Have::AtPath, Have::Staged] }, "020703000102");
     golden(ToActive::Acked { seq: Seq(5), as_of_ms: 1_700_000_000_000 }, "0305fd0068e5cf8b010000");
     golden(ToActive::Waiting { reason: "why".into() }, "0503776879");
+    golden(ToActive::Incomplete { seq: Seq(5), repositories: vec![(RootId(1), path("a"))] }, "060501010161");
 }
 
 #[test]

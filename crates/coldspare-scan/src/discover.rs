@@ -1,0 +1,153 @@
+//! Finds the repositories that a cycle has to look at: below whole folders, and around hints.
+//!
+//! It says which repositories there are and nothing else: what it lists is no truth about any entry. A repository that
+//! appears after it looked is left to the next cycle.
+
+use std::collections::BTreeMap;
+
+use coldspare_core::exclude::IsDir;
+use coldspare_core::git::{self, CapturePass, family::Repository};
+use coldspare_core::{RelPath, RootId};
+use coldspare_os::{Disk, FileKind, Listed};
+
+use crate::dirty::{Hint, Names};
+use crate::unit::{Extent, IsMore};
+use crate::visit::{Run, Visit, What};
+
+impl<D: Disk> Run<'_, D> {
+    /// Registers every repository below `dir`, or at it.
+    ///
+    /// Cost: one `getdents` pass over what is outside of repositories.
+    pub(crate) fn discover<'s>(&'s self, scope: &rayon::Scope<'s>, root: RootId, dir: RelPath) {
+        let disk = &self.capture.disk;
+        // What can't be listed is reported by the pass that has to read it.
+        let Ok(listed) = disk.open_dir(&self.root(root).dir, dir.as_bytes()).and_then(|open| disk.list(&open)) else { return };
+        if git::is_repository(listed.iter().map(|l| &l.name[..])) {
+            return self.register_full((root, dir));
+        }
+        for Listed { name, kind } in listed {
+            let Ok(child) = dir.join(&name) else { continue };
+            let is_dir = match kind {
+                FileKind::Dir => true,
+                FileKind::Unknown => self.is_dir(root, &child),
+                _ => false,
+            };
+            if is_dir && !self.root(root).exclude.matches(&child, IsDir::Yes) {
+                scope.spawn(move |scope| self.discover(scope, root, child));
+            }
+        }
+    }
+
+    /// Registers a repository of which everything is looked at.
+    pub(crate) fn register_full(&self, at: Repository) {
+        let (unit, is_more) = self.units.add(at, Extent::Full);
+        if is_more == IsMore::No {
+            return;
+        }
+        let (root, path) = unit.at.clone();
+        let names = git::REFERENCE_NAMES.iter().map(|name| ((*name).into(), Hint::Replaced)).collect();
+        let references = Visit { root, path: path.clone(), what: What::Names(names) };
+        self.defer(CapturePass::References, references);
+        if let Ok(objects) = path.join(b"objects") {
+            self.defer(CapturePass::LooseObjects, Visit { root, path: objects, what: What::Deep });
+        }
+    }
+
+    /// Brings hints to their passes and registers the repositories that they are in.
+    ///
+    /// Late ones, which come after references were read, hold none; a repository that only they know of is left to the
+    /// next cycle by whoever meets it.
+    pub(crate) fn route(&self, hints: &BTreeMap<(RootId, RelPath), Names>, when: When) {
+        for ((root, dir), names) in hints {
+            let unit = self.units.of(*root, dir).map(|u| u.at.1.clone()).or_else(|| self.repository_around(*root, dir));
+            let visit = Visit::hinted(*root, dir.clone(), names);
+            let Some(unit) = unit else {
+                if when == When::First {
+                    self.discover_new(&visit);
+                }
+                self.defer(CapturePass::Rest, visit);
+                continue;
+            };
+            let at = (*root, unit);
+            if when == When::First && self.capture.held.repositories().contains(&at) {
+                // What was held back with it is found only by looking at all of it.
+                self.register_full(at.clone());
+                self.defer(CapturePass::Rest, Visit::deep(*root, at.1.clone()));
+            } else {
+                self.units.add(at.clone(), Extent::Hinted);
+            }
+            self.route_inside(&at, visit, when);
+        }
+    }
+
+    /// A hinted folder of a repository: each of its entries has a pass of its own.
+    fn route_inside(&self, at: &Repository, visit: Visit, when: When) {
+        let inside = visit.path.below(&at.1).unwrap_or_default().to_vec();
+        let What::Names(names) = &visit.what else {
+            let pass = CapturePass::of(&inside);
+            if inside.is_empty() && when == When::First {
+                self.register_full(at.clone());
+            }
+            return self.defer(pass, visit);
+        };
+        let mut by_pass: BTreeMap<CapturePass, BTreeMap<Box<[u8]>, Hint>> = BTreeMap::new();
+        by_pass.insert(CapturePass::of(&inside), BTreeMap::new()); // the folder itself
+        for (name, hint) in names {
+            by_pass.entry(CapturePass::of(&join(&inside, name))).or_default().insert(name.clone(), *hint);
+        }
+        for (pass, names) in by_pass {
+            self.defer(pass, Visit { what: What::Names(names), ..visit.clone() });
+        }
+    }
+
+    /// The repository that `dir` is in, or is; asks the disk whether what looks like one is one.
+    fn repository_around(&self, root: RootId, dir: &RelPath) -> Option<RelPath> {
+        git::possible_repositories(dir).into_iter().find(|base| self.is_repository(root, base))
+    }
+
+    pub(crate) fn is_repository(&self, root: RootId, base: &RelPath) -> bool {
+        let disk = &self.capture.disk;
+        let Ok(dir) = disk.open_dir(&self.root(root).dir, base.as_bytes()) else { return false };
+        git::is_repository([&b"HEAD"[..], b"objects", b"refs"].into_iter().filter(|name| disk.stat(&dir, name).is_ok()))
+    }
+
+    /// Folders that may have come with a hint hold repositories that nobody was told of.
+    fn discover_new(&self, visit: &Visit) {
+        let Visit { root, path, what } = visit;
+        let new: Vec<RelPath> = match what {
+            What::Deep => vec![path.clone()],
+            What::Names(names) => {
+                let joined = names.iter().filter_map(|(name, hint)| Some((path.join(name).ok()?, *hint)));
+                let is_new = |child: &RelPath, hint| hint == Hint::Replaced || !matches!(self.snapshot.row(*root, child), Ok(Some(_)));
+                joined.filter(|(child, hint)| is_new(child, *hint) && self.is_dir(*root, child)).map(|(child, _)| child).collect()
+            }
+        };
+        if !new.is_empty() {
+            self.capture.pool.scope(|scope| {
+                for dir in new {
+                    scope.spawn(move |scope| self.discover(scope, *root, dir));
+                }
+            });
+        }
+    }
+
+    fn is_dir(&self, root: RootId, path: &RelPath) -> bool {
+        let disk = &self.capture.disk;
+        let dir = disk.open_dir(&self.root(root).dir, path.parent_bytes());
+        dir.and_then(|dir| disk.stat(&dir, path.name())).is_ok_and(|stat| stat.kind == FileKind::Dir)
+    }
+}
+
+/// When in a cycle hints are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// Before references are read.
+    First,
+    /// After that.
+    Late,
+}
+
+/// `inside` with `name` below it.
+pub(crate) fn join(inside: &[u8], name: &[u8]) -> Vec<u8> {
+    if inside.is_empty() { name.to_vec() } else { [inside, b"/", name].concat() }
+}

@@ -1,0 +1,174 @@
+//! Damage stays at the source: looks at what is read for what git, or the LFS store, promises of it.
+//!
+//! git doesn't sync loose objects and references by default: after a power cut they may be empty or zeros. Such a file
+//! must never replace a good one.
+//!
+//! Invariants: what is found damaged is never handed over.
+
+use coldspare_core::git::object::{Check, PackSeal, Promise, pack_seal};
+use coldspare_core::git::reference::{PackedRefs, parse_loose};
+use coldspare_core::git::{CapturePass, Damage};
+use coldspare_core::{Digest, RelPath, RootId};
+use coldspare_os::Disk;
+
+use crate::index::Row;
+use crate::read::Opened;
+use crate::visit::Run;
+
+/// What a file's content has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inspect {
+    /// Anything.
+    Nothing,
+    /// An object, by its name.
+    Object(Promise),
+    /// A loose reference, or `HEAD`.
+    Reference,
+    /// Packed references.
+    PackedReferences,
+    /// Something that is never empty.
+    NotEmpty,
+}
+
+/// An inspection under way.
+pub(crate) enum Inspection {
+    Nothing,
+    Object(Box<Check>),
+    Reference(Vec<u8>),
+    PackedReferences { reader: PackedRefs, damage: Option<Damage>, bytes: u64 },
+    NotEmpty(u64),
+}
+
+/// Bytes of a loose reference that are looked at; a real one is shorter.
+const REFERENCE_BYTES_MAX: usize = 4096;
+
+impl Inspect {
+    pub(crate) fn begin(self) -> Inspection {
+        match self {
+            Inspect::Nothing => Inspection::Nothing,
+            Inspect::Object(promise) => Inspection::Object(Box::new(Check::new(promise))),
+            Inspect::Reference => Inspection::Reference(Vec::new()),
+            Inspect::PackedReferences => Inspection::PackedReferences { reader: PackedRefs::default(), damage: None, bytes: 0 },
+            Inspect::NotEmpty => Inspection::NotEmpty(0),
+        }
+    }
+}
+
+impl Inspection {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
+        match self {
+            Inspection::Nothing => {}
+            Inspection::Object(check) => check.update(bytes),
+            Inspection::Reference(content) => {
+                let wanted = REFERENCE_BYTES_MAX.saturating_sub(content.len()).min(bytes.len());
+                content.extend_from_slice(&bytes[..wanted]);
+            }
+            Inspection::PackedReferences { reader, damage, bytes: count } => {
+                *count += bytes.len() as u64;
+                if damage.is_none() {
+                    *damage = reader.push(bytes, &mut |_, _| ()).err();
+                }
+            }
+            Inspection::NotEmpty(count) => *count += bytes.len() as u64,
+        }
+    }
+
+    fn finish(self) -> Result<Option<PackSeal>, Damage> {
+        match self {
+            Inspection::Nothing => Ok(None),
+            Inspection::Object(check) => check.finish(),
+            Inspection::Reference(content) => parse_loose(&content).map(|_| None),
+            Inspection::PackedReferences { damage: Some(damage), .. } => Err(damage),
+            Inspection::PackedReferences { reader, .. } => reader.finish().map(|()| None),
+            Inspection::NotEmpty(0) => Err(Damage("the file is empty".into())),
+            Inspection::NotEmpty(_) => Ok(None),
+        }
+    }
+}
+
+impl<D: Disk> Run<'_, D> {
+    /// What the content of `path` has to be.
+    pub(crate) fn promise(&self, root: RootId, path: &RelPath) -> Inspect {
+        if let Some(promise) = Promise::of_lfs(path) {
+            return Inspect::Object(promise);
+        }
+        let Some(unit) = self.units.of(root, path) else { return Inspect::Nothing };
+        let inside = path.below(&unit.at.1).unwrap_or_default();
+        match CapturePass::of(inside) {
+            CapturePass::References if inside.starts_with(b"reftable/") => Inspect::NotEmpty,
+            CapturePass::References if inside.ends_with(b"packed-refs") && !inside.contains(&b'/') => Inspect::PackedReferences,
+            CapturePass::References => Inspect::Reference,
+            CapturePass::LooseObjects | CapturePass::Packs => {
+                let promise = inside.strip_prefix(b"objects/").and_then(Promise::of_object);
+                promise.map_or(Inspect::Nothing, Inspect::Object)
+            }
+            CapturePass::Derived | CapturePass::Rest => Inspect::Nothing,
+        }
+    }
+
+    /// What is wrong with the content of a file that was read, in words; `None` when nothing is.
+    pub(crate) fn damage(&self, file: &Opened<'_, D>, inspection: Inspection, row: Option<&Row>, digest: Digest) -> Option<String> {
+        let known = row.filter(|row| row.version <= self.acked).and_then(|row| Some((row.entry()?.digest()?, row.entry()?.size())));
+        let advice = "the standby keeps what it has";
+        if let Inspection::PackedReferences { bytes: 0, .. } = inspection
+            && known.is_some_and(|(_, size)| size > 0)
+        {
+            return Some(format!("packed-refs was emptied; {advice}"));
+        }
+        let seal = match inspection.finish() {
+            Err(damage) => return Some(format!("{damage}; {advice}")),
+            Ok(seal) => seal,
+        };
+        let changed = known.is_some_and(|(known, _)| known != digest);
+        match (file.promise, seal) {
+            // A pack is called by the hash of what is in it.
+            (Inspect::Object(Promise::Pack), _) if changed => Some(format!("the pack's content changed under its name; {advice}")),
+            (Inspect::Object(Promise::PackIndex), Some(seal)) => match self.seal_of_pack(file.root, file.path) {
+                Some(pack) if pack == seal => None,
+                Some(_) => Some(format!("the pack index is not that of its pack; {advice}")),
+                None => None, // the pack itself is reported, or was removed meanwhile
+            },
+            _ => None,
+        }
+    }
+
+    /// What the pack beside an index says of itself.
+    fn seal_of_pack(&self, root: RootId, index: &RelPath) -> Option<PackSeal> {
+        let disk = &self.capture.disk;
+        let stem = index.name().strip_suffix(b".idx")?;
+        let dir = disk.open_dir(&self.root(root).dir, index.parent_bytes()).ok()?;
+        let file = disk.open_file(&dir, &[stem, b".pack"].concat()).ok()?;
+        let size = disk.stat_file(&file).ok()?.size;
+        let (mut head, mut tail) = ([0; 12], [0; 20]);
+        disk.read_at(&file, 0, &mut head).ok()?;
+        disk.read_at(&file, size.checked_sub(20)?, &mut tail).ok()?;
+        pack_seal(&head, &tail, size).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(inspect: Inspect, content: &[u8], is_fine: bool) {
+        for piece in [1, 3, 1000] {
+            let mut inspection = inspect.begin();
+            content.chunks(piece).for_each(|bytes| inspection.update(bytes));
+            assert_eq!(inspection.finish().is_ok(), is_fine, "{inspect:?} {content:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_power_cut_leaves_is_damage() {
+        let id = "a".repeat(40);
+        check(Inspect::Reference, format!("{id}\n").as_bytes(), true);
+        check(Inspect::Reference, b"ref: refs/heads/main\n", true);
+        check(Inspect::Reference, b"", false);
+        check(Inspect::Reference, &[0; 41], false);
+        check(Inspect::PackedReferences, format!("# pack-refs\n{id} refs/heads/main\n").as_bytes(), true);
+        check(Inspect::PackedReferences, &[0; 100], false);
+        check(Inspect::NotEmpty, b"", false);
+        check(Inspect::NotEmpty, b"x", true);
+        check(Inspect::Nothing, b"", true);
+    }
+}

@@ -1,0 +1,207 @@
+//! The first pass: the references of each repository, as they stood at one instant (G2).
+//!
+//! When everything is looked at, all references of a repository are examined before and after they were read; what
+//! differs is read anew. When hints are followed only those references are read; a barrier of the watch then tells
+//! whether any other came meanwhile.
+//!
+//! Invariants: nothing of a repository's references is handed over before they are known to be of one instant.
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use coldspare_core::git::{self, CapturePass};
+use coldspare_core::{RelPath, RootId};
+use coldspare_os::{Disk, FileKind, Stat};
+
+use crate::capture::{BARRIER_LIMIT, CaptureError, Work};
+use crate::dirty::Hints;
+use crate::read::Builder;
+use crate::unit::{Extent, Unit};
+use crate::visit::{Run, Visit, lock};
+
+/// How often the references of a repository are read before it is left to the next cycle.
+const TRIES: usize = 8;
+/// LIMIT: depth of folders of references; deeper ones can't be named.
+const DEPTH_MAX: usize = 256;
+
+type Pending = BTreeMap<(RootId, RelPath), (Arc<Unit>, Vec<Visit>)>;
+
+impl<D: Disk> Run<'_, D> {
+    /// Captures the references of every registered repository.
+    ///
+    /// `taken` grows by the hints that came meanwhile for those repositories' references.
+    pub(crate) fn references(&self, taken: &mut Hints) -> Result<(), CaptureError> {
+        let pending = self.pending_references();
+        if self.cycle.work == Work::Everything {
+            return self.for_each_unit(pending.into_values().collect(), |unit, visits| {
+                let builder = self.read_whole(&unit, &visits)?;
+                self.commit(builder)
+            });
+        }
+        let mut pending = pending;
+        let read = std::sync::Mutex::new(BTreeMap::new());
+        for _ in 0..TRIES {
+            self.for_each_unit(pending.into_values().collect(), |unit, visits| {
+                let builder = match *lock(&unit.extent) {
+                    Extent::Full => None,
+                    Extent::Hinted => Some(self.read_references(&visits)?),
+                };
+                let builder = match builder {
+                    Some(builder) => builder,
+                    None => self.read_whole(&unit, &visits)?,
+                };
+                lock(&read).insert(unit.at.clone(), (unit, visits, builder));
+                Ok(())
+            })?;
+            pending = self.changed_meanwhile(taken, &mut lock(&read))?;
+            if pending.is_empty() {
+                break;
+            }
+        }
+        for (unit, _) in pending.into_values() {
+            unit.again("its references kept changing while they were read");
+        }
+        for (_, _, builder) in read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_values() {
+            self.commit(builder)?;
+        }
+        Ok(())
+    }
+
+    fn pending_references(&self) -> Pending {
+        let mut pending = Pending::new();
+        for visit in self.take_deferred(CapturePass::References) {
+            if let Some(unit) = self.units.of(visit.root, &visit.path) {
+                pending.entry(unit.at.clone()).or_insert_with(|| (unit, Vec::new())).1.push(visit);
+            }
+        }
+        pending
+    }
+
+    fn for_each_unit(
+        &self,
+        work: Vec<(Arc<Unit>, Vec<Visit>)>,
+        body: impl Fn(Arc<Unit>, Vec<Visit>) -> Result<(), CaptureError> + Sync,
+    ) -> Result<(), CaptureError> {
+        let body = &body;
+        self.capture.pool.scope(|scope| {
+            for (unit, visits) in work {
+                scope.spawn(move |_| {
+                    if !self.is_stopped()
+                        && let Err(e) = body(unit, visits)
+                    {
+                        self.fail(e);
+                    }
+                });
+            }
+        });
+        self.outcome()
+    }
+
+    /// Reads the references in `visits`, one repository's, in one thread.
+    fn read_references(&self, visits: &[Visit]) -> Result<Builder, CaptureError> {
+        let mut builder = Builder::held();
+        let mut left = visits.to_vec();
+        while let Some(visit) = left.pop() {
+            self.look(visit, CapturePass::References, &mut builder, &mut |more| left.push(more))?;
+        }
+        self.resolve_unsure(&mut builder)?;
+        Ok(builder)
+    }
+
+    /// Reads all references of a repository, until they were the same before and after.
+    fn read_whole(&self, unit: &Unit, visits: &[Visit]) -> Result<Builder, CaptureError> {
+        let mut builder = Builder::held();
+        for _ in 0..TRIES {
+            self.discard(builder);
+            let before = self.stamp_references(unit);
+            builder = self.read_references(visits)?;
+            if self.stamp_references(unit) == before {
+                unit.references.store(before, Ordering::Relaxed);
+                return Ok(builder);
+            }
+        }
+        unit.again("its references kept changing while they were read");
+        Ok(builder)
+    }
+
+    /// Waits for the watch and returns the repositories whose references changed since they were read, which are to be
+    /// read again; their hints move to `taken`.
+    fn changed_meanwhile(
+        &self,
+        taken: &mut Hints,
+        read: &mut BTreeMap<(RootId, RelPath), (Arc<Unit>, Vec<Visit>, Builder)>,
+    ) -> Result<Pending, CaptureError> {
+        let mut pending = Pending::new();
+        let Some(watch) = &self.capture.watch else { return Ok(pending) };
+        if read.is_empty() {
+            return Ok(pending);
+        }
+        watch.barrier(BARRIER_LIMIT)?;
+        let mut dirty = watch.dirty();
+        if dirty.is_everything() {
+            for (unit, _, _) in read.values() {
+                unit.again("the watch lost events while it was read");
+            }
+            return Ok(pending);
+        }
+        let mut changed = Vec::new();
+        for (at, (unit, visits, _)) in read.iter_mut() {
+            let late = dirty.take_names(at.0, &at.1, |inside| CapturePass::of(inside) == CapturePass::References);
+            if late.dirs.is_empty() {
+                continue;
+            }
+            for ((root, path), names) in &late.dirs {
+                visits.push(Visit::hinted(*root, path.clone(), names));
+            }
+            taken.merge(late);
+            changed.push(at.clone());
+            pending.insert(at.clone(), (unit.clone(), std::mem::take(visits)));
+        }
+        drop(dirty);
+        for at in changed {
+            if let Some((_, _, builder)) = read.remove(&at) {
+                self.discard(builder);
+            }
+        }
+        Ok(pending)
+    }
+
+    /// A number that stands for all references of a repository as they are now: every file's identity, not the times of
+    /// folders, which locks change too.
+    pub(crate) fn stamp_references(&self, unit: &Unit) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        let (root, path) = &unit.at;
+        let disk = &self.capture.disk;
+        let Ok(dir) = disk.open_dir(&self.root(*root).dir, path.as_bytes()) else { return 1 };
+        for name in git::REFERENCE_NAMES {
+            match disk.stat(&dir, name) {
+                Ok(stat) if stat.kind == FileKind::Dir => self.stamp_below(&dir, name, 0, &mut hasher),
+                Ok(stat) => stamp(name, &stat, &mut hasher),
+                Err(e) => e.raw_os_error().hash(&mut hasher),
+            }
+        }
+        hasher.finish().max(1)
+    }
+
+    fn stamp_below(&self, dir: &D::Dir, name: &[u8], depth: usize, hasher: &mut DefaultHasher) {
+        let disk = &self.capture.disk;
+        let listed = disk.open_dir(dir, name).and_then(|own| Ok((disk.list_stat(&own)?, own)));
+        let Ok((mut listed, own)) = listed else { return name.hash(hasher) };
+        listed.sort_by(|a, b| a.0.cmp(&b.0));
+        name.hash(hasher);
+        for (name, stat) in listed {
+            if stat.kind == FileKind::Dir && depth < DEPTH_MAX {
+                self.stamp_below(&own, &name, depth + 1, hasher);
+            } else if !git::looks_transient(&name) {
+                stamp(&name, &stat, hasher);
+            }
+        }
+        0xffu8.hash(hasher);
+    }
+}
+
+fn stamp(name: &[u8], stat: &Stat, hasher: &mut DefaultHasher) {
+    (name, stat.ino, stat.ctime, stat.mtime, stat.size).hash(hasher);
+}

@@ -1,0 +1,220 @@
+//! The end of a cycle: which repositories changed under the capture, and what is kept on the standby because of it.
+//!
+//! References were read before objects, so that all they need was on disk then; only a removal since can have taken
+//! some of it away unread, and git removes only what no reference needs any more. So a repository was captured whole
+//! unless its references changed *and* objects of it went in the meantime.
+//!
+//! Invariants: what is kept is kept with all below it, and with the family of a kept repository.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use coldspare_core::changeset::Totals;
+use coldspare_core::git::family::{Alternate, Repository, closure};
+use coldspare_core::git::{self, CapturePass};
+use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId};
+use coldspare_os::Disk;
+
+use crate::capture::{BARRIER_LIMIT, CaptureError, Certainty, Report};
+use crate::dirty::Hint;
+use crate::index::{Row, State};
+use crate::read::Builder;
+use crate::unit::{Extent, Fate, Unit};
+use crate::visit::{Run, lock};
+use crate::writer::Change;
+
+/// After so many cycles in a row in which a repository changed while it was read, it is reported as held back.
+const AGAIN_MAX: u32 = 20;
+
+/// What a cycle left undone.
+#[derive(Debug, Default)]
+pub(crate) struct Left {
+    /// Repositories that the next cycle has to capture.
+    pub(crate) again: BTreeMap<Repository, Extent>,
+}
+
+impl<D: Disk> Run<'_, D> {
+    /// Finds the repositories that changed under the capture.
+    pub(crate) fn validate(&self) -> Result<(), CaptureError> {
+        let touched: Vec<Arc<Unit>> = self.units.all().into_iter().filter(|unit| unit.has_ops()).collect();
+        if touched.is_empty() {
+            return Ok(());
+        }
+        if let Some(watch) = &self.capture.watch {
+            watch.barrier(BARRIER_LIMIT)?;
+            if !watch.dirty().is_everything() {
+                touched.iter().filter(|unit| self.changed_by_hints(unit)).for_each(|unit| unit.again(MOVED));
+                return Ok(());
+            }
+        }
+        for unit in touched {
+            let before = unit.references.load(Ordering::Relaxed);
+            // Only hinted references were read, and the hints are lost: nothing is known of the others.
+            if before == 0 || (self.stamp_references(&unit) != before && self.has_lost_objects(&unit)?) {
+                unit.again(MOVED);
+            }
+        }
+        Ok(())
+    }
+
+    fn changed_by_hints(&self, unit: &Unit) -> bool {
+        let Some(watch) = &self.capture.watch else { return false };
+        let (root, path) = &unit.at;
+        let (mut references, mut suspects, mut is_lost) = (false, Vec::new(), unit.has_vanished());
+        watch.dirty().for_each_within(*root, path, |dir, name| {
+            let inside = dir.below(path).unwrap_or_default();
+            let (inside, hint) = match name {
+                Some((name, hint)) => (crate::discover::join(inside, name), hint),
+                None => (inside.to_vec(), Hint::Replaced),
+            };
+            match CapturePass::of(&inside) {
+                CapturePass::References => references |= !git::looks_transient(name.map_or(&[], |(name, _)| name)),
+                CapturePass::LooseObjects | CapturePass::Packs if hint == Hint::Replaced => match name {
+                    Some((name, _)) => suspects.extend(dir.join(name).ok()),
+                    None => is_lost = true,
+                },
+                _ => {}
+            }
+        });
+        let is_transient = |path: &RelPath| git::looks_transient(path.name());
+        references && (is_lost || suspects.iter().any(|path| !is_transient(path) && self.stat_of(*root, path).is_none()))
+    }
+
+    /// Whether anything that the index has of a repository's objects is no longer on disk.
+    ///
+    /// Cost: a `stat` an object that is known.
+    fn has_lost_objects(&self, unit: &Unit) -> Result<bool, CaptureError> {
+        if unit.has_vanished() {
+            return Ok(true);
+        }
+        let (root, path) = &unit.at;
+        let Ok(objects) = path.join(b"objects") else { return Ok(false) };
+        self.writer.wait()?;
+        let now = self.capture.index.snapshot()?;
+        let mut is_lost = false;
+        now.for_each_below(*root, &objects, |path, row| {
+            let is_there = matches!(row.state, State::Present { .. });
+            is_lost |= is_there && !is_lost && self.stat_of(*root, &path).is_none();
+            Ok(())
+        })?;
+        Ok(is_lost)
+    }
+
+    /// Hands over what is left, keeps what has to be kept, and counts.
+    pub(crate) fn finish(&self, result: Result<(), CaptureError>) -> Result<(Report, Left), CaptureError> {
+        result?;
+        for mut builder in std::mem::take(&mut *lock(&self.builders)) {
+            self.flush(&mut builder)?;
+        }
+        self.validate()?;
+        let left = self.keep_families();
+        let kept = std::mem::take(&mut *lock(&self.kept));
+        let mut last = Builder::default();
+        let has_ops = self.counters.ops.load(Ordering::Relaxed) > 0;
+        for (root, path) in kept {
+            last.change(Change::Unsent { root, path: path.clone(), acked: self.acked });
+            // An operation for it, or below it, may have been handed over; without any there is nothing to take back.
+            if self.cycle.baseline == Baseline::Full || has_ops {
+                self.push(&mut last, Op::Keep { root, path })?;
+            }
+        }
+        self.flush(&mut last)?;
+        let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
+        let c = &self.counters;
+        let totals = Totals { ops: count(&c.ops), files_read: count(&c.files_read), bytes_read: count(&c.bytes_read) };
+        let is_left = !left.again.is_empty();
+        Ok((Report { as_of_ms: 0, totals, entries: count(&c.entries), special: count(&c.special), is_left }, left))
+    }
+
+    /// Keeps every repository that can't be shipped as it was captured, with its family.
+    fn keep_families(&self) -> Left {
+        let units = self.units.all();
+        let mut changed = BTreeSet::new();
+        let mut left = Left::default();
+        for unit in &units {
+            let (root, path) = &unit.at;
+            match self.fate_of(unit) {
+                Fate::Whole | Fate::ReferenceHeld => continue,
+                Fate::Again(why) => {
+                    tracing::debug!(repository = %path, why, "left to the next changeset");
+                    let tries = self.capture.held.note_again(&unit.at);
+                    if tries > AGAIN_MAX {
+                        let detail = format!("{why}; {tries} times in a row");
+                        self.capture.held.hold(Problem { root: *root, path: path.clone(), kind: ProblemKind::Unstable, detail });
+                    }
+                }
+                Fate::Held(why) => {
+                    let detail = format!("the repository stays as it is on the standby: {why}");
+                    self.capture.held.hold(Problem { root: *root, path: path.clone(), kind: ProblemKind::Incomplete, detail });
+                    self.capture.held.repositories().insert(unit.at.clone());
+                }
+            }
+            changed.insert(unit.at.clone());
+        }
+        let family = if changed.is_empty() { changed.clone() } else { closure(&changed, &self.ties(&units)) };
+        for unit in &units {
+            let is_held = matches!(unit.fate(), Fate::Held(_)) && changed.contains(&unit.at);
+            if family.contains(&unit.at) {
+                self.keep(unit.at.0, &unit.at.1);
+                if !is_held && self.capture.held.tries_of(&unit.at) <= AGAIN_MAX {
+                    left.again.insert(unit.at.clone(), *lock(&unit.extent));
+                }
+            } else if unit.has_ops() {
+                self.capture.held.forget_again(&unit.at);
+                if self.capture.held.repositories().remove(&unit.at) {
+                    self.capture.held.release(unit.at.0, &unit.at.1);
+                }
+            }
+        }
+        left
+    }
+
+    /// What becomes of a repository, all considered.
+    fn fate_of(&self, unit: &Unit) -> Fate {
+        match unit.fate() {
+            // Nothing that the standby has could be harmed: a repository with a broken object is better than none.
+            Fate::Held(_) if !self.may_have(&unit.at) => Fate::Whole,
+            // A changeset that names everything would remove what the reference on the standby needs.
+            Fate::ReferenceHeld if self.cycle.baseline == Baseline::Full && self.may_have(&unit.at) => {
+                Fate::Again("a reference is held back".into())
+            }
+            fate => fate,
+        }
+    }
+
+    /// Whether the standby may have something of a repository.
+    fn may_have(&self, (root, path): &Repository) -> bool {
+        match self.cycle.baseline {
+            Baseline::Full => self.cycle.certainty == Certainty::Ask,
+            Baseline::Delta(acked) => {
+                let row = self.snapshot.row(*root, path).ok().flatten();
+                row.is_some_and(|row| row.version <= acked || row.version == Row::UNSENT)
+            }
+        }
+    }
+
+    /// Which of the repositories that changed borrow objects of each other, or share files.
+    fn ties(&self, units: &[Arc<Unit>]) -> Vec<(Repository, Repository)> {
+        let mut ties: Vec<_> = lock(&self.ties).iter().cloned().collect();
+        for unit in units.iter().filter(|unit| unit.has_ops() || unit.fate() != Fate::Whole) {
+            let parents = self.alternates_of(&unit.at).into_iter().filter_map(|alternate| match alternate {
+                Alternate::Replicated(parent) => Some(parent),
+                Alternate::Elsewhere => None,
+            });
+            ties.extend(parents.map(|parent| (unit.at.clone(), parent)));
+        }
+        ties
+    }
+
+    /// Notes that two paths are one file: their repositories can't be shipped one without the other.
+    pub(crate) fn tie(&self, root: RootId, a: &RelPath, b: &RelPath) {
+        if let (Some(a), Some(b)) = (self.units.of(root, a), self.units.of(root, b))
+            && a.at != b.at
+        {
+            lock(&self.ties).insert((a.at.clone(), b.at.clone()));
+        }
+    }
+}
+
+const MOVED: &str = "references changed and objects went while it was read";

@@ -1,0 +1,174 @@
+//! What a changeset leaves as it is: paths that the active holds back, repositories that would be incomplete.
+//!
+//! Operations for such a path, or below it, may have been staged in any order before it is known that they don't count.
+//!
+//! Invariants: after this nothing of the changeset is at or below a kept path, and nothing below a removed folder.
+
+use std::collections::BTreeSet;
+
+use coldspare_core::{Body, Entry, RelPath, RootId, key};
+use coldspare_os::Disk;
+
+use crate::error::StandbyError;
+use crate::row::{Action, PendingRow};
+use crate::stage::{insert_rows, order_of};
+use crate::standby::{Changeset, Standby};
+use crate::store::{KEPT, LINKS, ORDER, PENDING, View};
+
+/// Rows that are taken back in one transaction.
+const ROWS_AT_ONCE: usize = 10_000;
+
+type Path = (RootId, RelPath);
+
+impl<D: Disk> Standby<D> {
+    /// Takes back what was staged at or below the paths that the active keeps.
+    pub(crate) fn take_back_kept(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
+        let mut kept = BTreeSet::new();
+        let view = self.store.view(PENDING)?;
+        self.store.for_each_key(KEPT, |k| {
+            kept.insert(view.path_of(k)?);
+            Ok(())
+        })?;
+        drop(view);
+        self.take_back(changeset, kept)?;
+        self.drop_below_removed()
+    }
+
+    /// Leaves all of `kept` as the tree has it, and what is tied to it by hard links.
+    pub(crate) fn take_back(&self, changeset: &Changeset<D>, mut kept: BTreeSet<Path>) -> Result<(), StandbyError> {
+        if kept.is_empty() {
+            return Ok(());
+        }
+        self.add_linked(&mut kept)?;
+        for (root, path) in kept {
+            self.forget_rows(root, &path, Including::Itself)?;
+            // In a changeset that names everything, what isn't named would go.
+            if let Some(row) = changeset.manifest.manifest(root, &path)? {
+                let kept = PendingRow::new(Some(row.entry), Action::Record, row.ino);
+                self.store.write_lazily(|txn| insert_rows(txn, vec![(root, path, kept)]))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A link and the file that it names are kept together: they are one file.
+    fn add_linked(&self, kept: &mut BTreeSet<Path>) -> Result<(), StandbyError> {
+        let pending = self.store.view(PENDING)?;
+        let mut links: Vec<(RootId, RelPath, RelPath)> = Vec::new();
+        self.store.for_each_key(LINKS, |k| {
+            let (root, path) = pending.path_of(k)?;
+            if let Some(PendingRow { entry: Some(Entry { body: Body::Hardlink { to }, .. }), .. }) = pending.pending(root, &path)? {
+                links.push((root, path, to));
+            }
+            Ok(())
+        })?;
+        let is_kept =
+            |kept: &BTreeSet<Path>, root: RootId, path: &RelPath| path.ancestors().chain([path.clone()]).any(|p| kept.contains(&(root, p)));
+        loop {
+            let before = kept.len();
+            for (root, path, to) in &links {
+                match (is_kept(kept, *root, path), is_kept(kept, *root, to)) {
+                    (true, false) => drop(kept.insert((*root, to.clone()))),
+                    (false, true) => drop(kept.insert((*root, path.clone()))),
+                    _ => {}
+                }
+            }
+            if kept.len() == before {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What was met before its folder went is gone with it.
+    fn drop_below_removed(&self) -> Result<(), StandbyError> {
+        let pending = self.store.view(PENDING)?;
+        let mut removed = Vec::new();
+        pending.for_each_reversed(|root, path, row: PendingRow| {
+            if row.action == Action::Remove {
+                removed.push((root, path));
+            }
+            Ok(())
+        })?;
+        for (root, path) in removed {
+            if !pending.is_empty_below(root, &path)? {
+                self.forget_rows(root, &path, Including::Below)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the rows of a path and of all below it, with what is staged inside of new trees for them; what is staged
+    /// by itself is swept later.
+    fn forget_rows(&self, root: RootId, path: &RelPath, including: Including) -> Result<(), StandbyError> {
+        loop {
+            let pending: View = self.store.view(PENDING)?;
+            let mut rows = pending.some_below(root, path, ROWS_AT_ONCE)?;
+            let is_last = rows.len() < ROWS_AT_ONCE;
+            if is_last
+                && including == Including::Itself
+                && let Some(row) = pending.pending(root, path)?
+            {
+                rows.push((root, path.clone(), row));
+            }
+            // What is deepest comes last in the order of keys of one folder after the other; folders go once they are empty.
+            rows.sort_by_key(|(_, path, _)| std::cmp::Reverse(path.components().count()));
+            for (root, path, row) in &rows {
+                if let Action::Carried { at } | Action::Place { from: at } = &row.action
+                    && at.0.starts_with(b"t/")
+                {
+                    let gone = self.staged_dir(*root, at).ok().map(|(dir, name)| self.remove_all(&dir, &name));
+                    if let Some(Err(e)) = gone {
+                        return Err(crate::error::io("taking back the staged", path.as_bytes())(e));
+                    }
+                }
+            }
+            self.store.write_lazily(|txn| {
+                let mut pending = txn.open_table(PENDING)?;
+                let mut order = txn.open_table(ORDER)?;
+                let mut links = txn.open_table(LINKS)?;
+                for (root, path, row) in &rows {
+                    let k = key::encode(*root, path);
+                    pending.remove(k.as_slice())?;
+                    links.remove(k.as_slice())?;
+                    if let Some(at) = order_of(path, row, &k) {
+                        order.remove(at.as_slice())?;
+                    }
+                }
+                Ok(())
+            })?;
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Whether a path itself is meant too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Including {
+    /// It and all below it.
+    Itself,
+    /// All below it.
+    Below,
+}
+
+impl View {
+    /// Up to `limit` rows below a folder.
+    fn some_below(&self, root: RootId, path: &RelPath, limit: usize) -> Result<Vec<(RootId, RelPath, PendingRow)>, StandbyError> {
+        let mut out = Vec::new();
+        for range in [key::children(root, path), key::deeper(root, path)] {
+            self.for_each_in(range, |root, path, row| {
+                out.push((root, path, row));
+                Ok(out.len() < limit)
+            })?;
+            if out.len() >= limit {
+                break;
+            }
+        }
+        Ok(out)
+    }
+
+    fn is_empty_below(&self, root: RootId, path: &RelPath) -> Result<bool, StandbyError> {
+        Ok(self.some_below(root, path, 1)?.is_empty())
+    }
+}
