@@ -1,308 +1,93 @@
-//! The layout of a bare git repository and the order in which its parts may change.
+//! What coldspare knows of git: the layout of a bare repository, the order of its parts, and what its files say.
 //!
-//! Decides, from the shape of a path alone, which part of a repository it is, when it is captured and when it is
-//! applied. A path that only looks like git costs nothing but its place in the order. It never opens a repository.
+//! - [`layout`](self): parts by the shape of a path, when they are captured and applied, names that are never carried.
+//! - [`reference`]: what a reference file and `packed-refs` say.
+//! - [`object`]: whether a loose object, a pack or an LFS file is what its name says.
+//! - [`pack`]: object ids in a pack index.
+//! - [`derived`]: what a multi-pack index and a commit graph name.
+//! - [`family`]: repositories tied by alternates.
 //!
-//! Sources: git's `Documentation/technical`, `gitrepository-layout(5)`, `docs/git.md`.
-//!
-//! Invariants: objects are applied before the references that may need them, and removed after; a pack's index is
-//! applied after the pack and removed before it (G1).
+//! It never opens a repository: bytes and paths are arguments. Sources: git's `Documentation/technical`,
+//! `gitrepository-layout(5)`, `docs/git.md`.
 
-use serde::{Deserialize, Serialize};
+pub mod derived;
+pub mod family;
+mod layout;
+pub mod object;
+pub mod pack;
+pub mod reference;
 
-use crate::path::RelPath;
+use std::fmt;
 
-/// A part of a repository.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// `objects/<2 hex>/…`.
-    LooseObject,
-    /// `objects/pack/*` except `.idx` and what is derived.
-    Pack,
-    /// `objects/pack/*.idx`: what makes a pack visible.
-    PackIndex,
-    /// Layers of a commit graph: rebuildable, named by the top.
-    DerivedLayer,
-    /// Multi-pack index, commit graph and its chain: rebuildable, name packs and layers.
-    DerivedTop,
-    /// A reference of its own file, in either namespace; tables of the reftable format.
-    LooseRef,
-    /// `packed-refs`, `stash-packed-refs`, the list of the reftable format.
-    PackedRefs,
-    /// `HEAD`.
-    Head,
-    /// Everything else, in a repository or not.
-    Other,
+pub use layout::*;
+
+/// Bytes of a SHA-1 object id.
+pub const SHA1_BYTES: usize = 20;
+/// Bytes of a SHA-256 object id.
+pub const SHA256_BYTES: usize = 32;
+
+/// The name of an object: SHA-1 or SHA-256, by its length.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ObjectId {
+    bytes: [u8; SHA256_BYTES],
+    len: u8,
 }
 
-/// When an operation is performed on the standby; lower first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[repr(u8)]
-pub enum ApplyRank {
-    /// Loose objects, and new folders of them.
-    Object = 10,
-    /// Packs and their side files.
-    Pack = 11,
-    /// Pack indexes.
-    PackIndex = 12,
-    /// Folders that are wholly new, among them whole repositories.
-    NewTree = 13,
-    /// Files that are not git's, configuration, hooks, alternates.
-    Rest = 14,
-    /// Commit-graph layers.
-    DerivedLayer = 15,
-    /// Multi-pack index, commit graphs.
-    DerivedTop = 16,
-    /// Loose references.
-    Ref = 17,
-    /// Packed references.
-    PackedRefs = 18,
-    /// `HEAD`.
-    Head = 19,
-    /// Removal of loose references, after the packed ones are there.
-    DeleteRef = 30,
-    /// Removal of what names packs and layers.
-    DeleteDerivedTop = 31,
-    /// Removal of commit-graph layers.
-    DeleteDerivedLayer = 32,
-    /// Removal of pack indexes.
-    DeletePackIndex = 33,
-    /// Removal of packs and loose objects.
-    DeleteObject = 34,
-    /// Removal of everything else.
-    DeleteRest = 35,
-    /// Attributes of directories, changed by the work above.
-    DirAttributes = 40,
-}
-
-/// When a directory is captured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum CapturePass {
-    /// References, configuration, and all that is not git's.
-    RefsAndRest,
-    /// Loose objects, after the references were read: all that those need is on disk by then (G2).
-    LooseObjects,
-    /// Packs and what is derived from them, after the loose objects: an object that moves from there to a pack
-    /// meanwhile is met in one of the two.
-    Packs,
-}
-
-/// The part that a path is, by its shape.
-pub fn part(path: &RelPath) -> Part {
-    let components: Vec<&[u8]> = path.components().collect();
-    // The first folder of git's own decides: a branch may well be called `objects`.
-    let mark = components.iter().position(|c| matches!(*c, b"objects" | b"refs" | b"stash-refs" | b"reftable"));
-    if let Some(at) = mark {
-        let inside = &components[at + 1..];
-        return match components[at] {
-            b"objects" => part_of_objects(inside),
-            b"reftable" if inside == [b"tables.list"] => Part::PackedRefs,
-            _ => Part::LooseRef,
-        };
-    }
-    match path.name() {
-        b"packed-refs" | b"stash-packed-refs" => Part::PackedRefs,
-        b"HEAD" => Part::Head,
-        _ => Part::Other,
-    }
-}
-
-fn part_of_objects(inside: &[&[u8]]) -> Part {
-    match inside {
-        [dir] | [dir, _] if dir.len() == 2 && dir.iter().all(u8::is_ascii_hexdigit) => Part::LooseObject,
-        [b"pack"] => Part::Pack,
-        [b"pack", name] if name.starts_with(b"multi-pack-index") => Part::DerivedTop,
-        [b"pack", b"multi-pack-index.d", ..] => Part::DerivedTop,
-        [b"pack", name] if name.ends_with(b".idx") => Part::PackIndex,
-        [b"pack", ..] => Part::Pack,
-        [b"info", b"commit-graph"] | [b"info", b"commit-graphs", b"commit-graph-chain"] => Part::DerivedTop,
-        [b"info", b"commit-graphs", ..] => Part::DerivedLayer,
-        _ => Part::Other,
-    }
-}
-
-impl ApplyRank {
-    /// When a file, or a link, is put in place.
-    pub fn of_put(path: &RelPath) -> ApplyRank {
-        match part(path) {
-            Part::LooseObject => ApplyRank::Object,
-            Part::Pack => ApplyRank::Pack,
-            Part::PackIndex => ApplyRank::PackIndex,
-            Part::DerivedLayer => ApplyRank::DerivedLayer,
-            Part::DerivedTop => ApplyRank::DerivedTop,
-            Part::LooseRef => ApplyRank::Ref,
-            Part::PackedRefs => ApplyRank::PackedRefs,
-            Part::Head => ApplyRank::Head,
-            Part::Other => ApplyRank::Rest,
+impl ObjectId {
+    /// An id of 20 or 32 raw bytes; `None` for any other length.
+    pub fn new(raw: &[u8]) -> Option<ObjectId> {
+        if raw.len() != SHA1_BYTES && raw.len() != SHA256_BYTES {
+            return None;
         }
+        let mut bytes = [0; SHA256_BYTES];
+        bytes[..raw.len()].copy_from_slice(raw);
+        Some(ObjectId { bytes, len: raw.len() as u8 })
     }
 
-    /// When a folder that is wholly new is put in place.
-    pub fn of_new_tree(path: &RelPath) -> ApplyRank {
-        match ApplyRank::of_put(path) {
-            ApplyRank::Rest => ApplyRank::NewTree,
-            rank => rank,
+    /// Reads 40 or 64 hexadecimal digits, lower case as git writes them; `None` for anything else.
+    pub fn parse(hex: &[u8]) -> Option<ObjectId> {
+        if hex.len() != 2 * SHA1_BYTES && hex.len() != 2 * SHA256_BYTES {
+            return None;
         }
+        data_encoding::HEXLOWER_PERMISSIVE.decode(hex).ok().and_then(|raw| ObjectId::new(&raw))
     }
 
-    /// When a path is removed.
-    pub fn of_delete(path: &RelPath) -> ApplyRank {
-        match part(path) {
-            Part::LooseRef => ApplyRank::DeleteRef,
-            Part::DerivedTop => ApplyRank::DeleteDerivedTop,
-            Part::DerivedLayer => ApplyRank::DeleteDerivedLayer,
-            Part::PackIndex => ApplyRank::DeletePackIndex,
-            Part::LooseObject | Part::Pack => ApplyRank::DeleteObject,
-            Part::PackedRefs | Part::Head | Part::Other => ApplyRank::DeleteRest,
-        }
+    /// The raw bytes, 20 or 32.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..usize::from(self.len)]
+    }
+
+    /// Whether all bytes are zero, git's way to say "none".
+    pub fn is_null(&self) -> bool {
+        self.bytes == [0; SHA256_BYTES]
+    }
+
+    /// Where a loose object of this name is, below `objects/`.
+    pub fn loose_path(&self) -> String {
+        let hex = self.to_string();
+        format!("{}/{}", &hex[..2], &hex[2..])
     }
 }
 
-impl CapturePass {
-    /// When the directory at `path` is read.
-    pub fn of(path: &RelPath) -> CapturePass {
-        let mut rest = path.components().skip_while(|c| !matches!(*c, b"objects" | b"refs" | b"stash-refs" | b"reftable"));
-        match (rest.next(), rest.next()) {
-            (Some(b"objects"), Some(b"pack" | b"info")) => CapturePass::Packs,
-            (Some(b"objects"), _) => CapturePass::LooseObjects,
-            _ => CapturePass::RefsAndRest,
-        }
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&data_encoding::HEXLOWER.encode(self.as_bytes()))
     }
 }
 
-/// Whether a directory that holds these names is a repository: `HEAD`, `objects` and `refs`.
-pub fn is_repository<'a>(names: impl Iterator<Item = &'a [u8]>) -> bool {
-    let mut found = 0u8;
-    for name in names {
-        found |= match name {
-            b"HEAD" => 1,
-            b"objects" => 2,
-            b"refs" => 4,
-            _ => 0,
-        };
+impl fmt::Debug for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
-    found == 7
 }
 
-/// Whether git never means this path to outlive the writing process: locks, temporary files, quarantines.
-///
-/// `inside` is the path below a repository. Copying one of these would make the next push fail.
-pub fn never_carried(inside: &[u8]) -> bool {
-    let name = inside.rsplit(|&b| b == b'/').next().unwrap_or(inside);
-    if name.ends_with(b".lock") || inside == b"gc.pid" || inside == b"packed-refs.new" || inside == b"stash-packed-refs.new" {
-        return true;
-    }
-    let Some(in_objects) = inside.strip_prefix(b"objects/") else {
-        return false;
-    };
-    let transient = |c: &[u8]| [&b"tmp_"[..], b"incoming-", b".tmp-"].iter().any(|p| c.starts_with(p));
-    in_objects.split(|&b| b == b'/').any(transient)
-}
+/// A file that can't be what git wrote, in words.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Damage(pub String);
 
-/// Whether a name could be one of [`never_carried`], for a cheap first look.
-pub fn looks_transient(name: &[u8]) -> bool {
-    name.ends_with(b".lock")
-        || name == b"gc.pid"
-        || name.ends_with(b"packed-refs.new")
-        || [&b"tmp_"[..], b"incoming-", b".tmp-"].iter().any(|p| name.starts_with(p))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn path(s: &str) -> RelPath {
-        RelPath::new(s.as_bytes()).unwrap()
-    }
-
-    fn check(p: &str, expected: Part) {
-        assert_eq!(part(&path(p)), expected, "{p}");
-    }
-
-    #[test]
-    fn parts_are_told_by_shape() {
-        check("r/objects/ab", Part::LooseObject);
-        check("r/objects/ab/cdef", Part::LooseObject);
-        check("r/objects/pack/pack-1.pack", Part::Pack);
-        check("r/objects/pack/pack-1.rev", Part::Pack);
-        check("r/objects/pack/pack-1.idx", Part::PackIndex);
-        check("r/objects/pack/multi-pack-index", Part::DerivedTop);
-        check("r/objects/pack/multi-pack-index-1.bitmap", Part::DerivedTop);
-        check("r/objects/info/alternates", Part::Other);
-        check("r/objects/info/commit-graph", Part::DerivedTop);
-        check("r/objects/info/commit-graphs/commit-graph-chain", Part::DerivedTop);
-        check("r/objects/info/commit-graphs/graph-1.graph", Part::DerivedLayer);
-        check("r/refs/heads/objects/ab/x", Part::LooseRef);
-        check("r/stash-refs/pull-requests/1/from", Part::LooseRef);
-        check("r/packed-refs", Part::PackedRefs);
-        check("r/stash-packed-refs", Part::PackedRefs);
-        check("r/reftable/0x1-0x2.ref", Part::LooseRef);
-        check("r/reftable/tables.list", Part::PackedRefs);
-        check("r/HEAD", Part::Head);
-        check("r/config", Part::Other);
-        check("shared/data/attachments/1", Part::Other);
-    }
-
-    #[test]
-    fn objects_come_before_references_and_go_after_them() {
-        let put = |p: &str| ApplyRank::of_put(&path(p));
-        let delete = |p: &str| ApplyRank::of_delete(&path(p));
-        let order = [
-            put("r/objects/ab/c"),
-            put("r/objects/pack/pack-1.pack"),
-            put("r/objects/pack/pack-1.idx"),
-            ApplyRank::of_new_tree(&path("r")),
-            put("r/objects/info/alternates"),
-            put("r/objects/info/commit-graphs/graph-1.graph"),
-            put("r/objects/info/commit-graphs/commit-graph-chain"),
-            put("r/refs/heads/main"),
-            put("r/packed-refs"),
-            put("r/HEAD"),
-            delete("r/refs/heads/main"),
-            delete("r/objects/pack/multi-pack-index"),
-            delete("r/objects/info/commit-graphs/graph-1.graph"),
-            delete("r/objects/pack/pack-1.idx"),
-            delete("r/objects/pack/pack-1.pack"),
-            delete("r"),
-            ApplyRank::DirAttributes,
-        ];
-        assert!(order.is_sorted_by(|a, b| a < b), "{order:?}");
-        assert_eq!(ApplyRank::of_new_tree(&path("r/refs/heads/feature")), ApplyRank::Ref);
-        assert_eq!(ApplyRank::of_new_tree(&path("r/objects/ab")), ApplyRank::Object);
-    }
-
-    #[test]
-    fn objects_are_captured_after_references() {
-        let pass = |p: &str| CapturePass::of(&path(p));
-        assert_eq!(pass("r/refs/heads/objects"), CapturePass::RefsAndRest);
-        assert_eq!(pass("r/objects"), CapturePass::LooseObjects);
-        assert_eq!(pass("r/objects/ab"), CapturePass::LooseObjects);
-        assert_eq!(pass("r/objects/pack"), CapturePass::Packs);
-        assert_eq!(pass("r/objects/info/commit-graphs"), CapturePass::Packs);
-        assert!(CapturePass::RefsAndRest < CapturePass::LooseObjects && CapturePass::LooseObjects < CapturePass::Packs);
-        assert_eq!(pass("r"), CapturePass::RefsAndRest);
-    }
-
-    #[test]
-    fn transient_names_stay_at_home() {
-        for p in [
-            "refs/heads/main.lock",
-            "config.lock",
-            "gc.pid",
-            "packed-refs.new",
-            "objects/pack/tmp_pack_x",
-            "objects/pack/.tmp-1-pack-2.pack",
-            "objects/tmp_objdir-incoming-1/ab/c",
-            "objects/incoming-x",
-            "objects/ab/tmp_obj_1",
-        ] {
-            assert!(never_carried(p.as_bytes()), "{p}");
-            assert!(p.split('/').any(|c| looks_transient(c.as_bytes())), "{p}");
-        }
-        for p in ["refs/heads/tmp_x", "hooks/incoming-check", "refs/heads/lock", "objects/pack/pack-1.keep", "x/gc.pid"] {
-            assert!(!never_carried(p.as_bytes()), "{p}");
-        }
-        assert!(is_repository([&b"HEAD"[..], b"refs", b"config", b"objects"].into_iter()));
-        assert!(!is_repository([&b"HEAD"[..], b"refs"].into_iter()));
+impl Damage {
+    fn new(what: impl Into<String>) -> Damage {
+        Damage(what.into())
     }
 }
