@@ -16,6 +16,7 @@ pub mod exclude;
 pub mod follow;
 pub mod git;
 pub mod id;
+pub mod intake;
 pub mod key;
 pub mod path;
 pub mod problem;

@@ -4,6 +4,7 @@
 //! - [`home`]: makes a home and changes it.
 //! - [`pair`]: an active and a standby in one process, wired as the daemons wire them, that can be cut off and killed.
 //! - [`fault`]: a disk that fails when it is told to.
+//! - [`model`]: a disk in memory that knows what of it is durable.
 //! - [`compare`]: reads a tree with nothing of coldspare's and tells what differs.
 //!
 //! Architecture invariant: nothing that ships depends on this crate.
@@ -14,9 +15,11 @@ pub mod chance;
 pub mod compare;
 pub mod fault;
 pub mod home;
+pub mod model;
 pub mod pair;
 
 pub use chance::Chance;
 pub use compare::Tree;
 pub use fault::FaultyDisk;
+pub use model::ModelDisk;
 pub use pair::{Ending, Pair, Setup, Stopped};

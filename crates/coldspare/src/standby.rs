@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coldspare_core::control::{Admission, ControlRecord, Refusal, Role};
+use coldspare_core::intake::End;
 use coldspare_os::RealDisk;
 use coldspare_standby::{Depth, OpenError, Progress, RootSetup, Standby, StandbyError, Store};
 use coldspare_transport::{
@@ -276,16 +277,12 @@ impl Shared {
             return;
         }
         *lock(&self.link) = Some(link.clone());
-        let intake = Arc::new(Intake::new(copy.clone(), open.session.id));
+        let intake = Intake::new(copy, open.session.id);
         let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
         let ended = self.converse(&intake, sender, receiver).await;
         link.close(&ended.to_string());
         streams.abort();
-        intake.close();
-        // Staging threads finish what they hold; what is staged is kept for the next connection.
-        intake.drained().await;
-        let abandoned = tokio::task::spawn_blocking(move || copy.abandon()).await;
-        if let Ok(Err(e)) = abandoned {
+        for e in intake.close().await {
             self.note_trouble(&e);
         }
         tracing::info!(reason = %ended, "disconnected");
@@ -349,7 +346,7 @@ impl Shared {
                 Err(e) => Err(LinkError::Protocol(e.to_string())),
             },
             ToStandby::End { seq, as_of_ms, batches, segments, totals } => {
-                intake.end(seq, as_of_ms, batches, segments, totals);
+                intake.end(End { seq, as_of_ms, batches, segments, totals });
                 Ok(None)
             }
             ToStandby::Abandon { seq } => {

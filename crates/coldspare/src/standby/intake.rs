@@ -1,100 +1,70 @@
-//! Takes a session's data frames from all streams and brings each to the changeset that it belongs to.
+//! Performs what `coldspare_core::intake` decides: data frames from all streams to their changeset.
 //!
-//! Frames of a changeset may arrive before its `Begin` and after its `End`: the first wait, the changeset ends when all
-//! that `End` counted has come. Frames of a changeset that is over are dropped.
+//! What is staged, begun, applied or given up runs on blocking threads and reports back; no policy here.
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use coldspare_core::changeset::{Ask, Have, Totals};
+use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::control::Applied;
+use coldspare_core::intake::{Effect, End, FrameKind, Input, Intake as Machine, StreamNo};
 use coldspare_core::{Baseline, Seq, SessionId};
 use coldspare_os::RealDisk;
 use coldspare_standby::{Standby, StandbyError};
 use coldspare_transport::{Data, DataReceiver, Link};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, oneshot};
 
 type Copy = Standby<RealDisk>;
+type Answer = Result<Applied, (Seq, StandbyError)>;
 
 /// One session's intake.
 pub(super) struct Intake {
     copy: Arc<Copy>,
     session: SessionId,
-    progress: Mutex<Progress>,
-    /// The highest changeset that was begun; frames of later ones wait for it.
-    begun: watch::Sender<Seq>,
+    state: Mutex<State>,
     changed: Notify,
-    idle: Notify,
 }
 
 #[derive(Default)]
-struct Progress {
-    /// The changeset under way.
-    current: Option<Seq>,
-    batches: u64,
-    segments: u64,
-    end: Option<End>,
-    failure: Option<(Seq, StandbyError)>,
-    /// What became of a changeset, until it is told.
-    outcome: Option<Result<Applied, (Seq, StandbyError)>>,
-    /// Frames that are being staged, and changesets that are being applied.
-    staging: u32,
-    closed: bool,
+struct State {
+    machine: Machine<StandbyError>,
+    /// The frame that each stream holds.
+    held: BTreeMap<StreamNo, Held>,
+    next_stream: u64,
+    /// What became of changesets, until it is told.
+    answers: VecDeque<Answer>,
+    /// Why what was staged could not be kept.
+    trouble: Option<StandbyError>,
 }
 
-#[derive(Clone, Copy)]
-struct End {
-    as_of_ms: u64,
-    batches: u64,
-    segments: u64,
-    totals: Totals,
+struct Held {
+    data: Data,
+    payload: Vec<u8>,
+    /// Its stream reads on once this is gone.
+    reads_on: oneshot::Sender<()>,
 }
 
 impl Intake {
-    pub(super) fn new(copy: Arc<Copy>, session: SessionId) -> Intake {
-        Intake { copy, session, progress: Mutex::default(), begun: watch::channel(Seq(0)).0, changed: Notify::new(), idle: Notify::new() }
+    pub(super) fn new(copy: Arc<Copy>, session: SessionId) -> Arc<Intake> {
+        Arc::new(Intake { copy, session, state: Mutex::default(), changed: Notify::new() })
     }
 
     /// Begins a changeset; one that is under way is given up.
-    pub(super) async fn begin(&self, seq: Seq, baseline: Baseline) {
-        self.stop_current();
-        self.drained().await;
-        let (copy, session) = (self.copy.clone(), self.session);
-        let begun = tokio::task::spawn_blocking(move || copy.begin(session, seq, baseline)).await;
-        {
-            let mut progress = self.lock();
-            progress.batches = 0;
-            progress.segments = 0;
-            progress.end = None;
-            progress.failure = None;
-            match begun {
-                Ok(Ok(())) => progress.current = Some(seq),
-                Ok(Err(e)) => progress.failure = Some((seq, e)),
-                Err(e) => progress.failure = Some((seq, StandbyError::Protocol(e.to_string()))),
-            }
-        }
-        self.begun.send_replace(seq);
-        self.changed.notify_one();
+    pub(super) async fn begin(self: &Arc<Self>, seq: Seq, baseline: Baseline) {
+        self.input(Input::Begin { seq, baseline });
+        self.until(|state| state.machine.takes_messages().then_some(())).await;
     }
 
     /// Notes what the changeset amounts to.
-    pub(super) fn end(&self, seq: Seq, as_of_ms: u64, batches: u64, segments: u64, totals: Totals) {
-        let mut progress = self.lock();
-        if progress.current == Some(seq) {
-            progress.end = Some(End { as_of_ms, batches, segments, totals });
-        }
-        drop(progress);
-        self.changed.notify_one();
+    pub(super) fn end(self: &Arc<Self>, end: End) {
+        self.input(Input::End(end));
     }
 
     /// Gives a changeset up.
-    pub(super) async fn abandon(&self, seq: Seq) {
-        if self.lock().current != Some(seq) {
-            return;
-        }
-        self.stop_current();
-        self.drained().await;
-        let copy = self.copy.clone();
-        if let Ok(Err(e)) = tokio::task::spawn_blocking(move || copy.abandon()).await {
+    pub(super) async fn abandon(self: &Arc<Self>, seq: Seq) {
+        self.input(Input::Abandon { seq });
+        self.until(|state| state.machine.takes_messages().then_some(())).await;
+        if let Some(e) = self.lock().trouble.take() {
             tracing::warn!(error = %e, "what was staged could not be kept");
         }
     }
@@ -106,46 +76,20 @@ impl Intake {
         answered.unwrap_or_else(|e| Err(StandbyError::Protocol(e.to_string())))
     }
 
-    /// Waits until the changeset under way is applied, or failed. Cancel-safe: a changeset that is being applied is
-    /// applied whether or not anybody waits, and told at the next call.
-    pub(super) async fn finished(self: &Arc<Self>) -> Result<Applied, (Seq, StandbyError)> {
-        loop {
-            let changed = self.changed.notified();
-            if let Some(outcome) = self.lock().outcome.take() {
-                return outcome;
-            }
-            self.finish_when_complete();
-            changed.await;
-        }
+    /// Waits until a changeset is applied, or failed. Cancel-safe: a changeset that is being applied is applied whether
+    /// or not anybody waits, and told at the next call.
+    pub(super) async fn finished(&self) -> Answer {
+        self.until(|state| state.answers.pop_front()).await
     }
 
-    /// Starts to apply the changeset once all of it is staged; the outcome is kept until somebody takes it.
-    fn finish_when_complete(self: &Arc<Self>) {
-        let mut progress = self.lock();
-        if let Some(failure) = progress.failure.take() {
-            progress.current = None;
-            progress.outcome = Some(Err(failure));
-            self.changed.notify_one();
-            return;
-        }
-        let (Some(seq), Some(end)) = (progress.current, progress.end) else { return };
-        if (progress.batches, progress.segments) != (end.batches, end.segments) || progress.staging > 0 {
-            return;
-        }
-        progress.current = None;
-        progress.end = None;
-        progress.staging += 1; // nobody takes the copy away meanwhile
-        drop(progress);
-        let intake = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let finished = intake.copy.finish(seq, end.as_of_ms, end.totals).map_err(|e| (seq, e));
-            let mut progress = intake.lock();
-            progress.outcome = Some(finished);
-            progress.staging -= 1;
-            drop(progress);
-            intake.idle.notify_waiters();
-            intake.changed.notify_one();
-        });
+    /// Lets no further frame in and waits until nothing is staged or applied and what was begun is given up; what is
+    /// staged is kept for the next connection. Returns the trouble that nobody was told of.
+    pub(super) async fn close(self: &Arc<Self>) -> Vec<StandbyError> {
+        self.input(Input::Closed);
+        self.until(|state| state.machine.is_closed().then_some(())).await;
+        let mut state = self.lock();
+        let untold = std::mem::take(&mut state.answers).into_iter().filter_map(|answer| answer.err().map(|(_, e)| e));
+        untold.chain(state.trouble.take()).collect()
     }
 
     /// Takes frames from every stream until the link ends.
@@ -160,80 +104,106 @@ impl Intake {
         }
     }
 
-    async fn take_frames(&self, mut stream: DataReceiver) -> Result<(), String> {
-        while let Some((data, payload)) = stream.next().await.map_err(|e| e.to_string())? {
-            let seq = match &data {
-                Data::Batch { seq, .. } | Data::Segment { seq, .. } => *seq,
+    async fn take_frames(self: &Arc<Self>, mut receiver: DataReceiver) -> Result<(), String> {
+        let stream = {
+            let mut state = self.lock();
+            state.next_stream += 1;
+            StreamNo(state.next_stream)
+        };
+        while let Some((data, payload)) = receiver.next().await.map_err(|e| e.to_string())? {
+            let (seq, kind) = match &data {
+                Data::Batch { seq, .. } => (*seq, FrameKind::Batch),
+                Data::Segment { seq, .. } => (*seq, FrameKind::Segment),
             };
-            let mut begun = self.begun.subscribe();
-            begun.wait_for(|begun| *begun >= seq).await.map_err(|e| e.to_string())?;
-            if !self.start_staging(seq) {
-                continue; // of a changeset that is over
-            }
-            let copy = self.copy.clone();
-            let is_batch = matches!(data, Data::Batch { .. });
-            let staged = tokio::task::spawn_blocking(move || match data {
-                Data::Batch { seq, ops } => copy.stage_batch(seq, ops, &payload),
-                Data::Segment { seq, file, root, path, offset, pieces } => {
-                    copy.stage_segment(seq, file, (root, &path), offset, &pieces, &payload)
-                }
-            });
-            let staged = staged.await.unwrap_or_else(|e| Err(StandbyError::Protocol(e.to_string())));
-            self.end_staging(seq, is_batch, staged);
+            let (reads_on, done) = oneshot::channel();
+            self.lock().held.insert(stream, Held { data, payload, reads_on });
+            self.input(Input::Arrived { stream, seq, kind });
+            let _ = done.await;
         }
         Ok(())
     }
 
-    fn start_staging(&self, seq: Seq) -> bool {
-        let mut progress = self.lock();
-        let is_current = progress.current == Some(seq) && !progress.closed && progress.failure.is_none();
-        progress.staging += u32::from(is_current);
-        is_current
+    fn input(self: &Arc<Self>, input: Input<StandbyError>) {
+        let mut state = self.lock();
+        state.machine.handle(input);
+        while let Some(effect) = state.machine.poll_effect() {
+            self.perform(&mut state, effect);
+        }
+        drop(state);
+        self.changed.notify_waiters();
     }
 
-    fn end_staging(&self, seq: Seq, is_batch: bool, staged: Result<(), StandbyError>) {
-        let mut progress = self.lock();
-        progress.staging -= 1;
-        if progress.staging == 0 {
-            self.idle.notify_waiters();
-        }
-        if progress.current == Some(seq) {
-            *(if is_batch { &mut progress.batches } else { &mut progress.segments }) += 1;
-            if let Err(e) = staged {
-                progress.failure.get_or_insert((seq, e));
+    fn perform(self: &Arc<Self>, state: &mut State, effect: Effect<StandbyError>) {
+        match effect {
+            Effect::Begin { seq, baseline } => {
+                let session = self.session;
+                self.work(move |copy| copy.begin(session, seq, baseline), |_, result| Input::Begun(result));
             }
+            Effect::Stage { stream } => {
+                let Some(Held { data, payload, reads_on }) = state.held.remove(&stream) else { return };
+                let work = move |copy: &Copy| match data {
+                    Data::Batch { seq, ops } => copy.stage_batch(seq, ops, &payload),
+                    Data::Segment { seq, file, root, path, offset, pieces } => {
+                        copy.stage_segment(seq, file, (root, &path), offset, &pieces, &payload)
+                    }
+                };
+                // The stream reads on after the machine knows.
+                self.work_holding(reads_on, work, move |_, result| Input::Staged { stream, result });
+            }
+            Effect::Drop { stream } => drop(state.held.remove(&stream)),
+            Effect::Finish(End { seq, as_of_ms, totals, .. }) => {
+                self.work(move |copy| copy.finish(seq, as_of_ms, totals), |_, result| Input::Finished(result));
+            }
+            Effect::Abandon => self.work(Copy::abandon, |intake, result| {
+                intake.lock().trouble = result.err();
+                Input::Abandoned
+            }),
+            Effect::Acked(applied) => state.answers.push_back(Ok(applied)),
+            Effect::Failed { seq, failure } => state.answers.push_back(Err((seq, failure))),
         }
-        drop(progress);
-        self.changed.notify_one();
     }
 
-    fn stop_current(&self) {
-        let mut progress = self.lock();
-        progress.current = None;
-        progress.end = None;
-        progress.failure = None;
+    /// Runs `work` on a blocking thread, whoever waits, and puts in what it came to.
+    fn work<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Copy) -> Result<T, StandbyError> + Send + 'static,
+        outcome: impl FnOnce(&Intake, Result<T, StandbyError>) -> Input<StandbyError> + Send + 'static,
+    ) {
+        self.work_holding((), work, outcome);
     }
 
-    /// Lets no further frame in.
-    pub(super) fn close(&self) {
-        self.lock().closed = true;
-        self.begun.send_replace(Seq(u64::MAX));
+    /// As [`Intake::work`]; `held` is let go after the outcome was put in.
+    fn work_holding<H: Send + 'static, T: Send + 'static>(
+        self: &Arc<Self>,
+        held: H,
+        work: impl FnOnce(&Copy) -> Result<T, StandbyError> + Send + 'static,
+        outcome: impl FnOnce(&Intake, Result<T, StandbyError>) -> Input<StandbyError> + Send + 'static,
+    ) {
+        let intake = self.clone();
+        tokio::spawn(async move {
+            let copy = intake.copy.clone();
+            let result = tokio::task::spawn_blocking(move || work(&copy)).await;
+            let result = result.unwrap_or_else(|e| Err(StandbyError::Protocol(e.to_string())));
+            let input = outcome(&intake, result);
+            intake.input(input);
+            drop(held);
+        });
     }
 
-    /// Waits until no frame is being staged.
-    pub(super) async fn drained(&self) {
+    /// Waits until `found` finds what it looks for.
+    async fn until<T>(&self, mut found: impl FnMut(&mut State) -> Option<T>) -> T {
         loop {
-            let idle = self.idle.notified();
-            tokio::pin!(idle);
-            idle.as_mut().enable();
-            if self.lock().staging == 0 {
-                return;
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(out) = found(&mut self.lock()) {
+                return out;
             }
-            idle.await;
+            changed.await;
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Progress> {
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
