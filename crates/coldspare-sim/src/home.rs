@@ -137,9 +137,12 @@ impl<'a> Home<'a> {
         for dir in ["", "refs", "refs/heads", "refs/tags", "objects", "objects/info", "objects/pack", "objects/ab", "hooks"] {
             fs::create_dir(repo.join(dir)).expect("a new folder");
         }
-        for (path, content) in
-            [("HEAD", "ref: refs/heads/main\n"), ("packed-refs", "# pack-refs\n"), ("config", "[core]\n"), ("index.lock", "transient")]
-        {
+        for (path, content) in [
+            ("HEAD", "ref: refs/heads/main\n"),
+            ("packed-refs", "# pack-refs with: sorted \n"),
+            ("config", "[core]\n"),
+            ("index.lock", "transient"),
+        ] {
             fs::write(repo.join(path), content).expect("a new file");
         }
         self.push_to(&repo);
@@ -147,14 +150,21 @@ impl<'a> Home<'a> {
 
     /// What a push leaves, and what it leaves behind for a moment.
     fn push_to(&mut self, repo: &Path) {
-        let id = self.plain_name();
         let content = self.chance.bytes(300);
-        for path in [format!("objects/ab/{id}"), format!("objects/pack/pack-{id}.pack"), format!("objects/pack/pack-{id}.idx")] {
-            let _ = fs::write(repo.join(path), &content);
+        let (id, object) = loose_object(&content);
+        let dir = repo.join("objects").join(&id[..2]);
+        let _ = fs::create_dir(&dir);
+        let _ = fs::write(dir.join(&id[2..]), object);
+        // An empty pack and its index.
+        let trailer = self.chance.bytes(20);
+        let pack = [b"PACK\0\0\0\x02\0\0\0\0".as_slice(), &trailer].concat();
+        let index = [b"\xfftOc\0\0\0\x02".as_slice(), &[0; 1024], &trailer, &[1; 20]].concat();
+        for (name, content) in [(format!("pack-{id}.pack"), pack), (format!("pack-{id}.idx"), index)] {
+            let _ = fs::write(repo.join("objects/pack").join(name), content);
         }
         let _ = fs::write(repo.join(format!("objects/pack/tmp_pack_{id}")), b"transient");
         let lock = repo.join("refs/heads/main.lock");
-        if fs::write(&lock, id).is_ok() && self.chance.happens(3, 4) {
+        if fs::write(&lock, format!("{id}\n")).is_ok() && self.chance.happens(3, 4) {
             let _ = fs::rename(&lock, repo.join("refs/heads/main"));
         }
     }
@@ -328,10 +338,9 @@ impl<'a> Home<'a> {
         rustix::fs::utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).expect("other times");
     }
 
-    /// Something below the root for which `wanted` holds; never what makes a repository one, since git's names would
-    /// lose their meaning without it.
+    /// Something below the root for which `wanted` holds; never what only git writes.
     fn some(&mut self, wanted: impl Fn(&Path) -> bool) -> Option<PathBuf> {
-        let found: Vec<_> = self.all().into_iter().filter(|p| !makes_a_repository(p) && wanted(p)).collect();
+        let found: Vec<_> = self.all().into_iter().filter(|p| !is_git_s(p) && wanted(p)).collect();
         (!found.is_empty()).then(|| self.chance.pick(&found).clone())
     }
 
@@ -342,7 +351,7 @@ impl<'a> Home<'a> {
     }
 
     fn some_dir(&mut self) -> PathBuf {
-        let mut dirs: Vec<_> = self.all().into_iter().filter(|p| is_dir(p) && p.as_os_str().len() < 3000).collect();
+        let mut dirs: Vec<_> = self.all().into_iter().filter(|p| is_dir(p) && !is_git_s(p) && p.as_os_str().len() < 3000).collect();
         dirs.push(self.root.into());
         self.chance.pick(&dirs).clone()
     }
@@ -400,8 +409,20 @@ fn access_control_list(uid: u32) -> Vec<u8> {
     out
 }
 
-fn makes_a_repository(path: &Path) -> bool {
-    ["HEAD", "objects", "refs"].iter().any(|n| path.ends_with(n))
+/// Whether only git writes here: what it wrote is damage when somebody else does.
+fn is_git_s(path: &Path) -> bool {
+    let git = ["HEAD", "objects", "refs", "packed-refs"];
+    path.components().any(|c| git.iter().any(|name| c.as_os_str() == *name))
+}
+
+/// The name and the bytes of a loose blob.
+fn loose_object(content: &[u8]) -> (String, Vec<u8>) {
+    use sha1::Digest;
+    let plain = [format!("blob {}\0", content.len()).as_bytes(), content].concat();
+    let id = sha1::Sha1::digest(&plain).iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&plain).expect("written to memory");
+    (id, packed.finish().expect("written to memory"))
 }
 
 fn is_below_objects(path: &Path) -> bool {

@@ -10,8 +10,8 @@ use coldspare_core::{Baseline, ProblemKind};
 use coldspare_scan::capture::{Certainty, Work};
 use coldspare_sim::home::{Home, let_clock_pass};
 use coldspare_sim::pair::place;
-use coldspare_sim::{Chance, Ending, Pair, Setup};
-use coldspare_standby::{Depth, Verdict};
+use coldspare_sim::{Chance, Ending, Pair, Setup, Stopped};
+use coldspare_standby::{Depth, StandbyError, Verdict};
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, XattrFlags};
 
 /// Above what the capture takes for too recent to be told from a later change.
@@ -362,8 +362,13 @@ fn what_was_committed_is_finished_before_anything_new_begins() {
         fs::remove_dir_all(root.join("d/e")).unwrap();
         fs::write(root.join("d/e"), b"a file now").unwrap();
         pair.disk().fail_after(calls);
-        let _ = pair.follow(Work::Everything);
+        let ended = pair.follow(Work::Everything);
         pair.disk().fail_after(i64::MAX);
+        if matches!(pair.follow(Work::Everything), Err(Stopped::Standby(StandbyError::SyncFailed))) {
+            // It is never tried again, neither by what comes next.
+            assert!(ended.is_err());
+            pair.kill_standby();
+        }
         fs::remove_file(root.join("d/e")).unwrap();
         fs::create_dir(root.join("d/e")).unwrap();
         // The first try may learn that the standby is further than it said.

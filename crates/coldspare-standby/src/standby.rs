@@ -270,6 +270,20 @@ impl<D: Disk> Standby<D> {
         Ok(out)
     }
 
+    /// What is in the quarantines of the roots, by name; at most 100 a root.
+    pub fn quarantined(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        for root in &self.roots {
+            let listed = self.disk.open_dir(&root.control, crate::purge::QUARANTINE).and_then(|dir| self.disk.list(&dir));
+            let mut names: Vec<String> =
+                listed.unwrap_or_default().iter().map(|listed| coldspare_core::path::escape(&listed.name)).collect();
+            names.sort();
+            let at = root.path.join(".coldspare/quarantine");
+            out.extend(names.into_iter().take(100).map(|name| at.join(name).display().to_string()));
+        }
+        out
+    }
+
     /// Takes note of what the active holds back; with `is_first` what was noted before is over.
     ///
     /// # Errors

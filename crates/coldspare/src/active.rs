@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use coldspare_core::control::{ControlRecord, Session};
-use coldspare_core::follow::{Effect, Follow, Input, Scope, Sent};
-use coldspare_core::{Baseline, NodeId, RelPath, RootId, Seq};
+use coldspare_core::follow::{Effect, Extent, Follow, Input, Scope, Sent};
+use coldspare_core::{Baseline, NodeId, Problem, RelPath, RootId, Seq};
 use coldspare_os::RealDisk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Work};
 use coldspare_scan::dirty::Hints;
+use coldspare_transport::message::{DETAIL_BYTES_MAX, HELD_ITEMS_MAX};
 use coldspare_transport::{Failure as PeerFailure, Identity, LinkError, PeerKey, ToActive, ToStandby};
 use tokio::sync::mpsc;
 
@@ -74,7 +75,11 @@ struct Active {
     peer: Option<Peer>,
     peer_node: Option<NodeId>,
     certainty: Certainty,
+    /// Set when the standby asked for something again: the next changeset begins with questions.
+    must_ask: bool,
     literal: BTreeSet<(RootId, RelPath)>,
+    /// What was last said to the standby of what is held back; `None` before anything was.
+    told_held: Option<Vec<Problem>>,
     /// Set when the changeset under way is refused: what is left of it needn't be sent.
     give_up: Arc<AtomicBool>,
     /// The hints of the last cycle whose capture ended, until they are on the standby or put back.
@@ -263,7 +268,9 @@ impl Active {
                 self.refusals = 0;
                 self.last_trouble = None;
                 self.as_of_ms = Some(as_of_ms);
-                self.certainty = Certainty::Sure;
+                if !std::mem::take(&mut self.must_ask) {
+                    self.certainty = Certainty::Sure;
+                }
                 self.input(Input::Acked { seq });
                 if self.follow.last_acked() == seq {
                     self.taken = None;
@@ -271,6 +278,14 @@ impl Active {
                 tracing::debug!(seq = seq.0, "acknowledged");
             }
             ToActive::Failed { seq, failure } => return self.refused(seq, failure),
+            ToActive::Incomplete { seq, repositories } => {
+                tracing::warn!(seq = seq.0, repositories = repositories.len(), "not complete on the standby; asked for again");
+                // What was acknowledged of them before is not known for certain: all of each is named again.
+                self.capture.note_incomplete(&repositories, Seq(0)).map_err(Failure::damage)?;
+                self.certainty = Certainty::Ask;
+                self.must_ask = true;
+                self.hinted();
+            }
             ToActive::Waiting { reason } => {
                 tracing::warn!(reason, "the standby waits");
                 self.last_trouble = Some(reason);
@@ -323,7 +338,9 @@ impl Active {
                 if cycle.work == Work::Everything {
                     self.note_coverage();
                 }
-                self.input(Input::Captured { sent: if has_begun { Sent::Changeset } else { Sent::Nothing } });
+                self.tell_held_back();
+                let extent = if report.is_left { Extent::Part } else { Extent::All };
+                self.input(Input::Captured { sent: if has_begun { Sent::Changeset } else { Sent::Nothing }, extent });
             }
             Err(CaptureError::Closed) => self.input(Input::CaptureFailed),
             Err(CaptureError::Index(e)) => return Err(Failure::damage(e)),
@@ -339,6 +356,26 @@ impl Active {
         // Hints that came while the cycle ran woke nobody.
         self.hinted();
         Ok(None)
+    }
+
+    /// Says what is held back, when it isn't what was said last.
+    fn tell_held_back(&mut self) {
+        let (mut held, _) = self.capture.held.list();
+        held.iter_mut().for_each(|problem| cut(&mut problem.detail, DETAIL_BYTES_MAX));
+        if self.told_held.as_ref() == Some(&held) {
+            return;
+        }
+        let Some(sending) = self.sending.clone() else { return };
+        self.told_held = Some(held.clone());
+        tokio::spawn(async move {
+            let parts: Vec<Vec<Problem>> = held.chunks(HELD_ITEMS_MAX).map(<[Problem]>::to_vec).collect();
+            let parts = if parts.is_empty() { vec![Vec::new()] } else { parts };
+            for (n, problems) in parts.into_iter().enumerate() {
+                if sending.control(ToStandby::HeldBack { is_first: n == 0, problems }).await.is_err() {
+                    return;
+                }
+            }
+        });
     }
 
     /// While the watch doesn't cover everything, everything is looked at more often.
@@ -430,4 +467,13 @@ impl Active {
         }
         Ok(code)
     }
+}
+
+/// Cuts a text at a limit of bytes, between characters.
+fn cut(text: &mut String, limit: usize) {
+    let mut at = limit.min(text.len());
+    while !text.is_char_boundary(at) {
+        at -= 1;
+    }
+    text.truncate(at);
 }

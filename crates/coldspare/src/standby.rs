@@ -10,10 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use coldspare_core::Seq;
 use coldspare_core::control::{Admission, ControlRecord, Refusal, Role};
+use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
 use coldspare_os::RealDisk;
 use coldspare_standby::{Depth, OpenError, Progress, RootSetup, Standby, StandbyError, Store};
+use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
     ControlReceiver, ControlSender, Failure as PeerFailure, Incoming, Invitation, Link, LinkError, Listener, Open, PROTOCOL_VERSION,
     ToActive, ToStandby, Welcome,
@@ -294,6 +297,13 @@ impl Shared {
 
     /// Takes messages until the link ends.
     async fn converse(&self, intake: &Arc<Intake>, mut sender: ControlSender<ToActive>, receiver: ControlReceiver<ToStandby>) -> LinkError {
+        // The active may have missed it, or forgotten.
+        let copy = lock(&self.copy).clone();
+        let incomplete = copy.as_ref().and_then(|copy| copy.incomplete().ok()).unwrap_or_default();
+        let seq = copy.and_then(|copy| copy.applied()).map_or(Seq(0), |applied| applied.seq);
+        if let Err(e) = tell_incomplete(&mut sender, seq, &incomplete).await {
+            return e;
+        }
         let (messages, mut inbox) = mpsc::channel(16);
         tokio::spawn(forward(receiver, messages));
         loop {
@@ -322,6 +332,13 @@ impl Shared {
                     })
                 }
             };
+            let told = match &answer {
+                Some(ToActive::Acked { seq, .. }) => tell_incomplete(&mut sender, *seq, &intake.take_incomplete()).await,
+                _ => Ok(()),
+            };
+            if let Err(e) = told {
+                return e;
+            }
             if let Some(answer) = answer
                 && let Err(e) = sender.send(&answer).await
             {
@@ -357,6 +374,12 @@ impl Shared {
                 self.heard_as_of(as_of_ms);
                 Ok(None)
             }
+            ToStandby::HeldBack { is_first, problems } => {
+                if let Err(e) = intake.held_back(is_first, problems).await {
+                    self.note_trouble(&e);
+                }
+                Ok(None)
+            }
             ToStandby::Open(_) => Err(LinkError::Protocol("a second Open".into())),
         }
     }
@@ -372,7 +395,11 @@ impl Shared {
         // also finishes a committed changeset.
         if matches!(
             e,
-            StandbyError::Store { .. } | StandbyError::Io { .. } | StandbyError::OutOfSpace { .. } | StandbyError::Damaged { .. }
+            StandbyError::Store { .. }
+                | StandbyError::Io { .. }
+                | StandbyError::OutOfSpace { .. }
+                | StandbyError::Damaged { .. }
+                | StandbyError::SyncFailed
         ) {
             self.broken.store(true, Ordering::Relaxed);
             self.reopen.notify_one();
@@ -440,11 +467,12 @@ impl Shared {
         let progress = Arc::new(Progress::default());
         let depth = if deep { Depth::Deep } else { Depth::Quick };
         let (theirs, names) = (progress.clone(), self.root_names());
+        let held = copy.held_back().unwrap_or_default();
         let mut work = tokio::task::spawn_blocking(move || copy.verify(depth, &theirs));
         loop {
             tokio::select! {
                 done = &mut work => return match done {
-                    Ok(Ok(found)) => Reply::Done(crate::verify::to_json(&found, &names)),
+                    Ok(Ok(found)) => Reply::Done(crate::verify::to_json(&found, &held, &names)),
                     Ok(Err(e)) => Reply::failed(&Failure::damage(e)),
                     Err(e) => Reply::failed(&Failure::damage(e)),
                 },
@@ -478,6 +506,8 @@ impl Shared {
         let link = lock(&self.link).clone();
         let as_of = self.as_of_ms.load(Ordering::Relaxed).max(applied.map_or(0, |a| a.as_of_ms));
         let (resident, peak) = coldspare_os::resident_bytes();
+        let incomplete = copy.as_ref().and_then(|c| c.incomplete().ok()).unwrap_or_default();
+        let incomplete: Vec<Value> = incomplete.iter().map(|(root, path)| json!({"root": root.0, "path": path.to_string()})).collect();
         json!({
             "role": record.role.word(),
             "epoch": record.promised.0,
@@ -491,7 +521,9 @@ impl Shared {
             "connected": link.is_some(),
             "peer": link.as_ref().map(|l| json!({"address": l.remote_addr().to_string(), "build": *lock(&self.peer_build)})),
             "watch": {"backend": "none", "coverage": 0.0},
-            "held_back": [],
+            "held_back": copy.as_ref().and_then(|c| c.held_back().ok()).unwrap_or_default().iter().map(crate::active::problem).collect::<Vec<_>>(),
+            "incomplete": incomplete,
+            "quarantine": copy.as_ref().map(|c| c.quarantined()),
             "waiting_for_decision": null,
             "trouble": *lock(&self.trouble),
             "entries": copy.as_ref().and_then(|c| c.entries().ok()),
@@ -502,6 +534,14 @@ impl Shared {
             "build": crate::BUILD,
         })
     }
+}
+
+/// Says which repositories have to be sent again, in parts.
+async fn tell_incomplete(sender: &mut ControlSender<ToActive>, seq: Seq, repositories: &[Repository]) -> Result<(), LinkError> {
+    for some in repositories.chunks(REPOSITORIES_MAX) {
+        sender.send(&ToActive::Incomplete { seq, repositories: some.to_vec() }).await?;
+    }
+    Ok(())
 }
 
 async fn forward(mut receiver: ControlReceiver<ToStandby>, messages: mpsc::Sender<Result<ToStandby, LinkError>>) {
@@ -522,7 +562,9 @@ fn failure_for_peer(e: StandbyError) -> PeerFailure {
         StandbyError::OutOfSpace { detail } => PeerFailure::OutOfSpace(detail),
         StandbyError::Sequence { applied } => PeerFailure::Sequence { applied },
         StandbyError::Protocol(detail) => PeerFailure::Protocol(detail),
-        e @ (StandbyError::Io { .. } | StandbyError::Store { .. } | StandbyError::Damaged { .. }) => PeerFailure::Io(e.to_string()),
+        e @ (StandbyError::Io { .. } | StandbyError::Store { .. } | StandbyError::Damaged { .. } | StandbyError::SyncFailed) => {
+            PeerFailure::Io(e.to_string())
+        }
     }
 }
 

@@ -64,11 +64,12 @@ fn verify_here(config: &Config, state: &State, deep: bool, bar: &Bar) -> Result<
         work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     let names: Vec<String> = config.roots.iter().map(|r| r.name.clone()).collect();
-    Ok(to_json(&found.map_err(Failure::damage)?, &names))
+    let held = copy.held_back().map_err(Failure::damage)?;
+    Ok(to_json(&found.map_err(Failure::damage)?, &held, &names))
 }
 
 /// The result as the object that `--json` prints.
-pub(crate) fn to_json(found: &Verification, roots: &[String]) -> Value {
+pub(crate) fn to_json(found: &Verification, held: &[coldspare_core::Problem], roots: &[String]) -> Value {
     let problem = |p: &coldspare_core::Problem| {
         let mut value = crate::active::problem(p);
         value["root"] = json!(roots.get(usize::from(p.root.0)));
@@ -83,6 +84,7 @@ pub(crate) fn to_json(found: &Verification, roots: &[String]) -> Value {
         "checked_files": found.files,
         "checked_bytes": found.bytes,
         "problems": found.problems.iter().map(problem).collect::<Vec<_>>(),
+        "held_back": held.iter().map(problem).collect::<Vec<_>>(),
     })
 }
 
@@ -97,9 +99,11 @@ fn print(found: &Value, options: Options) -> Result<(), Failure> {
         println!("{found}");
         return Ok(());
     }
-    for p in found["problems"].as_array().into_iter().flatten() {
-        let text = |key: &str| p[key].as_str().unwrap_or_default().to_string();
-        println!("{}: {}: {} ({})", text("root"), text("path"), text("kind"), text("detail"));
+    for (list, what) in [("problems", ""), ("held_back", "held back on the active: ")] {
+        for p in found[list].as_array().into_iter().flatten() {
+            let text = |key: &str| p[key].as_str().unwrap_or_default().to_string();
+            println!("{what}{}: {}: {} ({})", text("root"), text("path"), text("kind"), text("detail"));
+        }
     }
     let what = if options.deep { "every byte" } else { "metadata" };
     println!(

@@ -79,6 +79,7 @@ impl Active {
         self.certainty = if is_empty || (follows && self.follow.last_acked().0 > 0) { Certainty::Sure } else { Certainty::Ask };
         self.peer = Some(Peer { address: sending.link.remote_addr().to_string(), build: welcome.build, link: sending.link.clone() });
         self.sending = Some(sending);
+        self.told_held = None;
         self.last_trouble = None;
         tokio::spawn(listen_to(receiver, self.events.clone()));
         self.input(Input::Opened { applied: welcome.applied });

@@ -62,7 +62,9 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
             peer: None,
             peer_node: known_standby(&state),
             certainty: Certainty::Ask,
+            must_ask: false,
             literal: BTreeSet::new(),
+            told_held: None,
             give_up: Arc::default(),
             taken: None,
             waiting: BTreeMap::new(),
@@ -91,7 +93,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
 
 /// Continues the session, or opens a new one when something durable may be lost (R1).
 fn open_session(state: &State, mut record: ControlRecord) -> Result<(ControlRecord, Session), Failure> {
-    let boot = coldspare_os::boot_id().map_err(|e| Failure::usage(format!("the boot id can't be read: {e}")))?;
+    let boot = boot_id()?;
     let session = match record.session {
         Some(session) if record.continues(boot) => session,
         _ => {
@@ -105,6 +107,17 @@ fn open_session(state: &State, mut record: ControlRecord) -> Result<(ControlReco
     record.clean = false;
     state.set_control(&record)?;
     Ok((record, session))
+}
+
+/// The id of the kernel's run; `COLDSPARE_BOOT_ID`, for tests, stands for a restart of the host.
+fn boot_id() -> Result<[u8; 16], Failure> {
+    match std::env::var("COLDSPARE_BOOT_ID") {
+        Ok(text) => {
+            let id = SessionId::parse(&text);
+            id.map(|id| id.0).ok_or_else(|| Failure::usage("COLDSPARE_BOOT_ID isn't 32 hexadecimal digits; unset it"))
+        }
+        Err(_) => coldspare_os::boot_id().map_err(|e| Failure::usage(format!("the boot id can't be read: {e}"))),
+    }
 }
 
 fn open_capture(

@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::control::Applied;
+use coldspare_core::git::family::Repository;
 use coldspare_core::intake::{Effect, End, FrameKind, Input, Intake as Machine, StreamNo};
-use coldspare_core::{Baseline, Seq, SessionId};
+use coldspare_core::{Baseline, Problem, Seq, SessionId};
 use coldspare_os::RealDisk;
 use coldspare_standby::{Standby, StandbyError};
 use coldspare_transport::{Data, DataReceiver, Link};
@@ -33,6 +34,8 @@ struct State {
     next_stream: u64,
     /// What became of changesets, until it is told.
     answers: VecDeque<Answer>,
+    /// Repositories that changesets left as they were, until it is told.
+    incomplete: Vec<Repository>,
     /// Why what was staged could not be kept.
     trouble: Option<StandbyError>,
 }
@@ -80,6 +83,18 @@ impl Intake {
     /// or not anybody waits, and told at the next call.
     pub(super) async fn finished(&self) -> Answer {
         self.until(|state| state.answers.pop_front()).await
+    }
+
+    /// Takes the repositories that the changesets told of so far left as they were.
+    pub(super) fn take_incomplete(&self) -> Vec<Repository> {
+        std::mem::take(&mut self.lock().incomplete)
+    }
+
+    /// Takes note of what the active holds back.
+    pub(super) async fn held_back(&self, is_first: bool, problems: Vec<Problem>) -> Result<(), StandbyError> {
+        let copy = self.copy.clone();
+        let noted = tokio::task::spawn_blocking(move || copy.note_held_back(is_first, &problems)).await;
+        noted.unwrap_or_else(|e| Err(StandbyError::Protocol(e.to_string())))
     }
 
     /// Lets no further frame in and waits until nothing is staged or applied and what was begun is given up; what is
@@ -152,7 +167,15 @@ impl Intake {
             }
             Effect::Drop { stream } => drop(state.held.remove(&stream)),
             Effect::Finish(End { seq, as_of_ms, totals, .. }) => {
-                self.work(move |copy| copy.finish(seq, as_of_ms, totals), |_, result| Input::Finished(result));
+                self.work(
+                    move |copy| copy.finish(seq, as_of_ms, totals),
+                    |intake, result| {
+                        Input::Finished(result.map(|finished| {
+                            intake.lock().incomplete.extend(finished.incomplete);
+                            finished.applied
+                        }))
+                    },
+                );
             }
             Effect::Abandon => self.work(Copy::abandon, |intake, result| {
                 intake.lock().trouble = result.err();
