@@ -6,8 +6,12 @@
 
 mod everything;
 mod follow;
+mod git;
 mod kills;
 mod pair;
-mod push;
+mod recorder;
 mod refusals;
+mod sampler;
+mod seed;
 mod shortages;
+mod writers;
