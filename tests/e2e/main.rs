@@ -6,10 +6,13 @@
 
 mod everything;
 mod follow;
+mod forks;
 mod git;
+mod image;
 mod kills;
 mod pair;
 mod recorder;
+mod references;
 mod refusals;
 mod sampler;
 mod seed;
