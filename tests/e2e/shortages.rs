@@ -67,11 +67,7 @@ fn a_full_standby_keeps_its_last_point_and_goes_on_once_there_is_room() {
 fn goes_on_after_a_full(of: impl Fn(&Host) -> PathBuf) {
     let mut pair = Pair::new();
     let full = of(&pair.active);
-    let kept = pair.dir.path().join("kept");
-    fs::rename(&full, &kept).unwrap();
-    fs::create_dir(&full).unwrap();
-    let Some(mount) = Mount::ext4(&pair.dir.path().join("image"), 24 << 20, &full) else { return };
-    assert!(succeeds("cp", &["-a", &format!("{}/.", kept.display()), &full.to_string_lossy()]));
+    let Some(mount) = Mount::instead_of(&full, 24 << 20) else { return };
     pair.standby.start();
     pair.active.start();
     pair.active.write("shared/before", "before");
