@@ -10,8 +10,7 @@ use crate::pair::{Pair, Ran};
 const REPOSITORY: &str = "shared/data/repositories/1";
 const OTHER: &str = "shared/data/repositories/2";
 /// Its name is the SHA-256 of its content.
-const LARGE: &str =
-    "shared/data/git-lfs/storage/4a0d8d9be8ddd7a0d3c6/49/454600e4de1f591a5df59aa53d41264e8cb3f98d9ca4eeaa221e0228aa997c";
+const LARGE: &str = "shared/data/git-lfs/storage/4a0d8d9be8ddd7a0d3c6/49/454600e4de1f591a5df59aa53d41264e8cb3f98d9ca4eeaa221e0228aa997c";
 const LARGE_CONTENT: &str = "hello, large file\n";
 const NOWHERE: &str = "1234567890123456789012345678901234567890";
 
@@ -199,11 +198,12 @@ fn a_repository_with_a_reference_to_nothing_stays_as_it_was() {
     let mut s = Setting::new();
     let before = git::references(&s.there(REPOSITORY));
     let dangling = format!("{REPOSITORY}/refs/heads/dangling");
-    s.pair.active.write(&dangling, format!("{NOWHERE}\n"));
-    commit(&s.clone, "file", "not yet on the standby");
-    let pushed = tip(&s.clone, "HEAD");
-    // git refuses nothing here: the branch it pushes is whole.
+    // Both at once: a push to a repository that is in this state is refused by git.
+    let frozen = s.pair.active.freeze();
+    let pushed = commit(&s.clone, "file", "not yet on the standby");
     push(&s.clone, &["HEAD:refs/heads/topic"]);
+    s.pair.active.write(&dangling, format!("{NOWHERE}\n"));
+    drop(frozen);
     s.assert_held_back(REPOSITORY, "incomplete");
     assert_eq!(git::references(&s.there(REPOSITORY)), before);
 

@@ -126,7 +126,9 @@ impl History {
             let next = intersect(&possible, &own);
             if next.is_empty() {
                 let told = self.tell(repository, &name);
-                return Err(format!("{repository}: {name} was {value} only at {own:?}, the references before it only at {possible:?}\n{told}"));
+                return Err(format!(
+                    "{repository}: {name} was {value} only at {own:?}, the references before it only at {possible:?}\n{told}"
+                ));
             }
             possible = next;
         }
@@ -181,7 +183,8 @@ mod tests {
     #[test]
     fn only_states_that_existed_pass() {
         let update = |n: u32, id: &str, name: &str| format!("{n} prepared r {id} {name}\n{n} committed r {id} {name}\n");
-        let log = [update(1, A, "refs/heads/x"), update(2, A, "refs/heads/y"), update(3, B, "refs/heads/x"), update(4, NONE, "refs/heads/y")];
+        let log =
+            [update(1, A, "refs/heads/x"), update(2, A, "refs/heads/y"), update(3, B, "refs/heads/x"), update(4, NONE, "refs/heads/y")];
         let log = log.concat();
         check(&log, &[], true);
         check(&log, &[("refs/heads/x", A)], true);
@@ -191,7 +194,8 @@ mod tests {
         check(&log, &[("refs/heads/y", A)], false); // x was there already
         check(&log, &[("refs/heads/x", A), ("refs/heads/y", B)], false);
         check(&log, &[("refs/heads/z", A)], false);
-        let apart = [update(1, A, "refs/heads/x"), update(2, B, "refs/heads/x"), update(3, A, "refs/heads/y"), update(4, A, "refs/heads/x")];
+        let apart =
+            [update(1, A, "refs/heads/x"), update(2, B, "refs/heads/x"), update(3, A, "refs/heads/y"), update(4, A, "refs/heads/x")];
         check(&apart.concat(), &[("refs/heads/x", A), ("refs/heads/y", A)], true);
         check(&apart[..3].concat(), &[("refs/heads/x", A), ("refs/heads/y", A)], false);
     }

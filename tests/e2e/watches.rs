@@ -58,6 +58,7 @@ fn folders_beyond_the_limit_of_watches_are_counted_and_found_by_scans() {
     }
     pair.standby.start();
     pair.active.start();
+    pair.checkpoint();
     let status = pair.active.status();
     let watch = &status["watch"];
     assert!(watch["unwatched"].as_u64() > Some(0) && watch["coverage"].as_f64() < Some(1.0), "{status}");

@@ -149,7 +149,9 @@ impl Load<'_> {
     fn look(&self, seed: &mut Seed) -> (Vec<Sample>, Duration) {
         let n = seed.below(REPOSITORIES as u64) as usize;
         let mut of = vec![self.watched(n)];
-        if n == PARENT && let Some(fork) = *self.fork.lock().unwrap() {
+        if n == PARENT
+            && let Some(fork) = *self.fork.lock().unwrap()
+        {
             of.push(self.watched(fork));
         }
         let acknowledged = self.acknowledged.load(Ordering::Relaxed);
