@@ -2,12 +2,15 @@
 //! one answer, and no look is repeated.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::git::{git, references};
-use crate::pair::Host;
+use crate::pair::{Host, Ran};
 use crate::recorder::{At, History, Recorder};
+
+/// Lines of git's that are told.
+const LINES_MAX: usize = 8;
 
 /// A repository on the standby under the name that it is recorded by.
 #[derive(Clone)]
@@ -52,7 +55,7 @@ pub(crate) fn sample(standby: &Host, recorder: &Recorder, acknowledged: At, paus
             acknowledged,
             frozen: now,
             is_between: false,
-            red: fsck.filter(|ran| ran.code != 0).map(|ran| format!("exit code {}: {}", ran.code, ran.err)),
+            red: fsck.filter(|ran| ran.code != 0).map(|ran| told(&ran, &watched.path)),
         }
     };
     let mut samples: Vec<Sample> = of.iter().map(look).collect();
@@ -62,6 +65,15 @@ pub(crate) fn sample(standby: &Host, recorder: &Recorder, acknowledged: At, paus
     let is_between = before["seq"] == after["seq"] && before["applying"] == false && after["applying"] == false;
     samples.iter_mut().for_each(|s| s.is_between = is_between);
     (samples, took)
+}
+
+/// What git said, and which packs and derived files there are.
+fn told(ran: &Ran, bare: &Path) -> String {
+    let parts = ["objects/pack", "objects/info"].map(|part| walkdir::WalkDir::new(bare.join(part)).sort_by_file_name());
+    let files = parts.into_iter().flatten().filter_map(Result::ok).filter(|e| e.file_type().is_file());
+    let names: Vec<String> = files.map(|e| e.file_name().to_string_lossy().replace(|c: char| c.is_whitespace(), "?")).collect();
+    let said: Vec<&str> = ran.err.lines().take(LINES_MAX).collect();
+    format!("exit code {}: {}\n  beside loose objects: {}", ran.code, said.join("\n  "), names.join(" "))
 }
 
 impl Tally {

@@ -55,6 +55,12 @@ fn the_standby_is_clean_and_true_at_every_moment_under_eight_writers_and_mainten
     let (samples, longest) = load.run(&mut seed);
 
     let history = load.recorder.history();
+    for n in 0..REPOSITORIES {
+        // What was recorded is what there is; else nothing below means anything.
+        let now = load.recorder.now();
+        history.check_together(&Load::name(n), &git::references(&load.bare(n)), now, now).unwrap();
+        git::assert_clean(&load.bare(n));
+    }
     let (mut tally, wrong) = Tally::judge(&samples, &history);
     tally.longest = longest;
     eprintln!("{} updates; {tally:?}", history.updates());
@@ -65,7 +71,6 @@ fn the_standby_is_clean_and_true_at_every_moment_under_eight_writers_and_mainten
     pair.checkpoint();
     for n in 0..REPOSITORIES {
         let (here, there) = (load.bare(n), load.watched(n).path);
-        git::assert_clean(&here);
         assert_eq!(git::references(&there), git::references(&here));
         git::assert_clean(&there);
     }
