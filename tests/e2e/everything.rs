@@ -43,6 +43,7 @@ fn fill(host: &Host) {
         eprintln!("skipped: setfacl is missing, or the filesystem has no ACLs");
     }
     std::os::unix::fs::chown(host.home.join("shared/data/empty"), Some(12_345), Some(54_321)).unwrap_or(());
+    fill_edges(host);
     fs::create_dir_all(host.store.join("repositories/ab/cd")).unwrap();
     fs::write(host.store.join("repositories/ab/cd/file"), "in the second root").unwrap();
 
@@ -52,6 +53,39 @@ fn fill(host: &Host) {
     host.write("shared/data/db.mv.db", "database");
     assert!(succeeds("mkfifo", &[&host.home.join("shared/fifo").to_string_lossy()]));
     drop(UnixListener::bind(host.home.join("shared/socket")).unwrap());
+}
+
+/// Attributes of what isn't a plain file, and values at the edge of what there is.
+fn fill_edges(host: &Host) {
+    let shared = host.home.join("shared");
+    symlink("of another owner", shared.join("owned-link")).unwrap();
+    std::os::unix::fs::lchown(shared.join("owned-link"), Some(12_345), Some(54_321)).unwrap_or(());
+    symlink("x".repeat(4000), shared.join("long-target")).unwrap();
+
+    host.write("shared/closed", "nobody may read it");
+    mode(&shared.join("closed"), 0o000);
+    let old = SystemTime::UNIX_EPOCH - Duration::new(86_400, 1);
+    let late = SystemTime::UNIX_EPOCH + Duration::new(5_000_000_000, 999_999_999);
+    for (name, time) in [("before-1970", old), ("after-2038", late)] {
+        let path = host.write(&format!("shared/{name}"), name);
+        File::options().write(true).open(path).unwrap().set_modified(time).unwrap();
+    }
+    for name in [&[b'd'; 255][..], &[0xfe; 255], b"\x01\x1b[31m\x7f", "\u{e9}t\u{e9}".as_bytes()] {
+        let name = std::ffi::OsString::from_vec(name.to_vec());
+        fs::create_dir(shared.join(&name)).unwrap();
+        fs::write(shared.join(&name).join(&name), name.as_encoded_bytes()).unwrap();
+    }
+
+    let folder = shared.join("attributed-folder");
+    host.write("shared/attributed-folder/inside", "");
+    for (key, value) in [("user.empty", &b""[..]), ("user.long", &[7; 2000])] {
+        rustix::fs::setxattr(&folder, key, value, rustix::fs::XattrFlags::empty()).unwrap();
+    }
+    let _ = succeeds("setfacl", &["-d", "-m", "u:12345:rx", &folder.to_string_lossy()]);
+    std::os::unix::fs::chown(&folder, Some(12_345), Some(54_321)).unwrap_or(());
+    mode(&folder, 0o1750);
+    let time = SystemTime::UNIX_EPOCH + Duration::new(1_111_111_111, 111_111_111);
+    File::open(&folder).unwrap().set_modified(time).unwrap();
 }
 
 #[test]

@@ -4,10 +4,22 @@
 
 #![allow(clippy::unwrap_used)] // a test that can't go on has failed
 
+mod damage;
 mod everything;
 mod follow;
+mod forks;
+mod git;
+mod image;
 mod kills;
+mod links;
 mod pair;
-mod push;
+mod power;
+mod recorder;
+mod references;
 mod refusals;
+mod relay;
+mod sampler;
+mod seed;
 mod shortages;
+mod watches;
+mod writers;

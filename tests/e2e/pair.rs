@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -27,9 +28,12 @@ pub(crate) struct Host {
     pub(crate) etc: PathBuf,
     daemon: &'static str,
     child: Option<Child>,
-    /// What every command is started with, such as `setpriv …`.
+    /// What every command is started with, such as `setpriv …` or `env …`.
     pub(crate) wrapper: Vec<String>,
 }
+
+/// A daemon that stands still.
+pub(crate) struct Frozen(Pid);
 
 /// A command that has ended.
 #[derive(Debug)]
@@ -137,6 +141,25 @@ impl Host {
         }
     }
 
+    /// Stops the daemon, with all its threads, until the result is dropped.
+    pub(crate) fn freeze(&self) -> Frozen {
+        let frozen = Frozen(Pid::from_child(self.child.as_ref().unwrap()));
+        kill_process(frozen.0, Signal::STOP).unwrap();
+        // The parent is told once every thread stands still.
+        waitpid(Some(frozen.0), WaitOptions::UNTRACED).unwrap();
+        frozen
+    }
+
+    /// Whether the daemon is still there.
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|c| c.try_wait().unwrap().is_none())
+    }
+
+    /// What the daemon wrote to standard error since the test began.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.etc.join("daemon.log")).unwrap_or_default()
+    }
+
     pub(crate) fn status(&self) -> Value {
         self.run(&["status", "--json"]).json()
     }
@@ -166,9 +189,14 @@ impl Drop for Host {
     fn drop(&mut self) {
         self.kill();
         if std::thread::panicking() {
-            let log = fs::read_to_string(self.etc.join("daemon.log")).unwrap_or_default();
-            eprintln!("--- log of {}:\n{log}", self.daemon);
+            eprintln!("--- log of {}:\n{}", self.daemon, self.log());
         }
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = kill_process(self.0, Signal::CONT);
     }
 }
 

@@ -4,7 +4,9 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use crate::pair::{Host, Pair, free_port, run, succeeds};
+use crate::image::Mount;
+use crate::pair::{Host, Pair, free_port, succeeds};
+use crate::seed::Seed;
 
 #[test]
 fn an_unreadable_file_is_held_back_and_the_rest_goes_on() {
@@ -40,16 +42,8 @@ fn an_unreadable_file_is_held_back_and_the_rest_goes_on() {
 fn a_full_standby_keeps_its_last_point_and_goes_on_once_there_is_room() {
     let mut pair = Pair::new();
     // The standby's home is on a small filesystem; it is initialised again there.
-    let image = pair.dir.path().join("image");
-    fs::File::create(&image).unwrap().set_len(24 << 20).unwrap();
-    if !succeeds("mkfs.ext4", &["-q", &image.to_string_lossy()]) {
-        return println!("skipped: mkfs.ext4 is missing");
-    }
     let mut standby = Host::new(pair.dir.path(), "small", "receive");
-    let Some(mount) = Mount::new(&["-o", "loop", &image.to_string_lossy()], &standby.home) else {
-        return println!("skipped: a loop image can't be mounted here");
-    };
-    let _ = fs::remove_dir(standby.home.join("lost+found"));
+    let Some(mount) = Mount::ext4(&pair.dir.path().join("image"), 24 << 20, &standby.home) else { return };
     let mut active = Host::new(pair.dir.path(), "large", "send");
     active.init_active(&standby.init_standby(free_port())).expect_code(0);
     std::mem::swap(&mut pair.standby, &mut standby);
@@ -58,7 +52,7 @@ fn a_full_standby_keeps_its_last_point_and_goes_on_once_there_is_room() {
     pair.active.write("shared/small", "small");
     pair.send_once();
 
-    let large = pair.active.write("shared/large", noise(32 << 20));
+    let large = pair.active.write("shared/large", Seed::new(1).noise(32 << 20));
     pair.active.run(&["send", "--once"]).expect(5, "space");
     pair.standby.run(&["verify", "--deep"]).expect_code(0);
     fs::remove_file(large).unwrap();
@@ -67,6 +61,59 @@ fn a_full_standby_keeps_its_last_point_and_goes_on_once_there_is_room() {
     pair.standby.run(&["verify", "--deep"]).expect_code(0);
     pair.standby.kill();
     drop(mount);
+}
+
+/// The active's part `of` a host is on a small filesystem that somebody else fills up.
+fn goes_on_after_a_full(of: impl Fn(&Host) -> PathBuf) {
+    let mut pair = Pair::new();
+    let full = of(&pair.active);
+    let Some(mount) = Mount::instead_of(&full, 24 << 20) else { return };
+    pair.standby.start();
+    pair.active.start();
+    pair.active.write("shared/before", "before");
+    pair.checkpoint();
+
+    fill(&full);
+    // Enough to need room in the index, in folders that were there, were there room.
+    for n in 0..3000 {
+        let _ = fs::write(pair.active.home.join(format!("shared/{n:-<200}")), "");
+    }
+    let _ = pair.active.run(&["checkpoint", "--timeout", "5s"]);
+    assert!(pair.active.is_running(), "the daemon didn't survive a full disk");
+    // It says so, unless what it has left was enough.
+    let status = pair.active.status();
+    let is_behind = status["lag_ms"] != 0;
+    assert!(!is_behind || status["trouble"].is_string() || pair.active.log().contains("space"), "silent: {status}");
+
+    fs::remove_file(full.join("filler")).unwrap();
+    pair.active.write("shared/after", "after");
+    pair.checkpoint();
+    pair.assert_equal();
+    assert!(pair.active.is_running(), "it went on by itself");
+    pair.active.kill();
+    drop(mount);
+}
+
+/// Takes all room.
+fn fill(dir: &Path) {
+    let mut filler = fs::File::create(dir.join("filler")).unwrap();
+    let mut block = vec![1_u8; 1 << 20];
+    while !block.is_empty() {
+        if std::io::Write::write_all(&mut filler, &block).is_err() {
+            block.truncate(block.len() / 2);
+        }
+    }
+    filler.sync_all().unwrap();
+}
+
+#[test]
+fn a_full_state_folder_of_the_active_is_said_and_replication_goes_on_once_there_is_room() {
+    goes_on_after_a_full(Host::state);
+}
+
+#[test]
+fn a_full_home_of_the_active_is_no_reason_to_stop() {
+    goes_on_after_a_full(|host| host.home.clone());
 }
 
 #[test]
@@ -83,36 +130,8 @@ fn a_work_folder_on_another_filesystem_is_refused() {
     ran.expect(2, ".coldspare");
 }
 
-/// A mount that ends with the test.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(args: &[&str], at: &Path) -> Option<Mount> {
-        let mut all = args.to_vec();
-        let path = at.to_string_lossy();
-        all.push(&path);
-        succeeds("mount", &all).then(|| Mount(at.into()))
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        run(std::process::Command::new("umount").arg("-l").arg(&self.0));
-    }
-}
-
 fn own(path: &Path, user: u32) {
     for entry in walkdir::WalkDir::new(path) {
         std::os::unix::fs::lchown(entry.unwrap().path(), Some(user), Some(user)).unwrap();
     }
-}
-
-/// Bytes that don't shrink.
-fn noise(len: usize) -> Vec<u8> {
-    let mut state = 1_u64;
-    let next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        (state >> 56) as u8
-    };
-    std::iter::repeat_with(next).take(len).collect()
 }

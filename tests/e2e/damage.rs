@@ -1,0 +1,213 @@
+//! What is damaged on the active never replaces the good copy: it is held back, said, and sent once it is repaired.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use crate::everything::flip_byte;
+use crate::git::{self, commit, git_ok, loose_object, packs, push, tip};
+use crate::pair::{Pair, Ran};
+
+const REPOSITORY: &str = "shared/data/repositories/1";
+const OTHER: &str = "shared/data/repositories/2";
+/// Its name is the SHA-256 of its content.
+const LARGE: &str = "shared/data/git-lfs/storage/4a0d8d9be8ddd7a0d3c6/49/454600e4de1f591a5df59aa53d41264e8cb3f98d9ca4eeaa221e0228aa997c";
+const LARGE_CONTENT: &str = "hello, large file\n";
+const NOWHERE: &str = "1234567890123456789012345678901234567890";
+
+/// A pair that follows, with two repositories and their clones, and a large file.
+struct Setting {
+    pair: Pair,
+    clone: PathBuf,
+    other_clone: PathBuf,
+}
+
+impl Setting {
+    fn new() -> Setting {
+        let pair = Pair::following();
+        let at = |name: &str| pair.dir.path().join(name);
+        let (clone, other_clone) = (at("clone"), at("other-clone"));
+        for (name, clone) in [(REPOSITORY, &clone), (OTHER, &other_clone)] {
+            let bare = pair.active.home.join(name);
+            git::init_bare(&bare);
+            git::clone(&bare, clone);
+            commit(clone, "packed", &format!("packed in {name}\n").repeat(99));
+            push(clone, &["HEAD:main"]);
+            git_ok(&bare, &["repack", "-q", "-ad"]);
+            commit(clone, "loose", &format!("loose in {name}"));
+            push(clone, &["HEAD:main"]);
+        }
+        pair.active.write(LARGE, LARGE_CONTENT);
+        pair.checkpoint();
+        pair.assert_equal();
+        Setting { pair, clone, other_clone }
+    }
+
+    fn here(&self, name: &str) -> PathBuf {
+        self.pair.active.home.join(name)
+    }
+
+    fn there(&self, name: &str) -> PathBuf {
+        self.pair.standby.home.join(name)
+    }
+
+    /// A new commit in the other repository arrives, though something is held back: exit code 1.
+    #[track_caller]
+    fn others_go_on(&self, what: &str) -> Ran {
+        let id = commit(&self.other_clone, "file", what);
+        push(&self.other_clone, &["HEAD:main"]);
+        let ran = self.pair.active.run(&["checkpoint", "--timeout", "60s"]).expect_code(1);
+        assert_eq!(tip(&self.there(OTHER), "main"), id);
+        ran
+    }
+
+    /// `path`, or something in it, is held back as `kind`, and every way to ask says so.
+    #[track_caller]
+    fn assert_held_back(&mut self, path: &str, kind: &str) {
+        let ran = self.others_go_on(path);
+        assert!(ran.err.contains(&format!("held back: {path}")) && ran.err.contains(kind), "{ran:#?}");
+        let status = self.pair.active.status();
+        let held = status["held_back"].as_array().unwrap();
+        let is_it = |p: &serde_json::Value| {
+            Path::new(p["path"].as_str().unwrap()).starts_with(path) && p["kind"] == kind && !p["detail"].as_str().unwrap().is_empty()
+        };
+        assert!(held.len() == 1 && is_it(&held[0]), "{path} as {kind}: {held:#?}");
+        let verified = self.pair.standby.run(&["verify", "--deep", "--json"]).expect_code(0).json();
+        assert_eq!(verified["verdict"], "consistent");
+        let listed = verified["held_back"].as_array().unwrap_or_else(|| panic!("no held_back in {verified}"));
+        assert!(listed.len() == 1 && is_it(&listed[0]), "{listed:#?}");
+        git::assert_clean(&self.there(REPOSITORY));
+        git::assert_clean(&self.there(OTHER));
+        // Neither does a restart, or a look at everything, let it through.
+        self.pair.active.kill();
+        self.pair.active.run(&["send", "--once"]).expect(1, &format!("held back: {path}"));
+        self.pair.active.start();
+        git::assert_clean(&self.there(REPOSITORY));
+    }
+
+    #[track_caller]
+    fn assert_repaired(&self) {
+        self.pair.checkpoint();
+        assert_eq!(self.pair.active.status()["held_back"], serde_json::json!([]));
+        let verified = self.pair.standby.run(&["verify", "--deep", "--json"]).expect_code(0).json();
+        assert_eq!(verified["held_back"], serde_json::json!([]));
+        self.pair.assert_equal();
+        git::assert_clean(&self.there(REPOSITORY));
+    }
+
+    /// Damages a file that is on both sides, and repairs it.
+    #[track_caller]
+    fn check(&mut self, path: &str, damage: impl FnOnce(&Path)) {
+        let (here, there) = (self.here(path), self.there(path));
+        let good = fs::read(&here).unwrap();
+        damage(&here);
+        assert_ne!(fs::read(&here).unwrap(), good);
+        self.assert_held_back(path, "damaged");
+        assert!(fs::read(&there).unwrap() == good, "{path}: the good copy is gone");
+        fs::write(&here, &good).unwrap();
+        self.assert_repaired();
+    }
+
+    fn relative(&self, path: &Path) -> String {
+        path.strip_prefix(&self.pair.active.home).unwrap().to_string_lossy().into_owned()
+    }
+
+    /// The loose object of the last commit.
+    fn loose_commit(&self) -> String {
+        self.relative(&loose_object(&self.here(REPOSITORY), &tip(&self.clone, "HEAD")))
+    }
+}
+
+#[test]
+fn an_empty_reference_does_not_replace_a_good_one() {
+    Setting::new().check(&format!("{REPOSITORY}/refs/heads/main"), |path| drop(File::create(path).unwrap()));
+}
+
+#[test]
+fn a_reference_that_is_no_reference_does_not_replace_a_good_one() {
+    Setting::new().check(&format!("{REPOSITORY}/refs/heads/main"), |path| fs::write(path, "\0".repeat(41)).unwrap());
+}
+
+#[test]
+fn an_empty_reference_that_is_new_is_not_sent() {
+    let mut s = Setting::new();
+    let planted = format!("{REPOSITORY}/refs/heads/planted");
+    s.pair.active.write(&planted, "");
+    s.assert_held_back(&planted, "damaged");
+    assert!(!s.there(&planted).exists());
+    fs::remove_file(s.here(&planted)).unwrap();
+    s.assert_repaired();
+}
+
+#[test]
+fn an_empty_pull_requests_reference_does_not_replace_a_good_one() {
+    let mut s = Setting::new();
+    let name = format!("{REPOSITORY}/stash-refs/pull-requests/1/from");
+    s.pair.active.write(&name, format!("{}\n", tip(&s.clone, "HEAD")));
+    s.pair.checkpoint();
+    s.check(&name, |path| drop(File::create(path).unwrap()));
+}
+
+#[test]
+fn an_empty_object_does_not_replace_a_good_one() {
+    let mut s = Setting::new();
+    s.check(&s.loose_commit(), |path| drop(File::create(path).unwrap()));
+}
+
+#[test]
+fn an_object_cut_short_does_not_replace_a_good_one() {
+    let mut s = Setting::new();
+    s.check(&s.loose_commit(), |path| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    });
+}
+
+#[test]
+fn an_object_changed_under_its_name_does_not_replace_the_good_one() {
+    let mut s = Setting::new();
+    // Another good object: only its name is wrong.
+    let another = fs::read(loose_object(&s.here(REPOSITORY), &tip(&s.clone, "HEAD^{tree}"))).unwrap();
+    s.check(&s.loose_commit(), |path| fs::write(path, another).unwrap());
+}
+
+#[test]
+fn a_pack_changed_under_its_name_does_not_replace_the_good_one() {
+    let mut s = Setting::new();
+    let pack = s.relative(&packs(&s.here(REPOSITORY))[0]);
+    s.check(&pack, |path| flip_byte(path, 40));
+}
+
+#[test]
+fn a_large_file_whose_name_is_not_its_digest_does_not_replace_the_good_one() {
+    Setting::new().check(LARGE, |path| fs::write(path, "hello, large filE\n").unwrap());
+}
+
+#[test]
+fn a_large_file_whose_name_is_not_its_digest_is_not_sent() {
+    let mut s = Setting::new();
+    let wrong = LARGE.replace("/49/", "/48/");
+    s.pair.active.write(&wrong, LARGE_CONTENT);
+    s.assert_held_back(&wrong, "damaged");
+    assert!(!s.there(&wrong).exists());
+    fs::remove_file(s.here(&wrong)).unwrap();
+    s.assert_repaired();
+}
+
+#[test]
+fn a_repository_with_a_reference_to_nothing_stays_as_it_was() {
+    let mut s = Setting::new();
+    let before = git::references(&s.there(REPOSITORY));
+    let dangling = format!("{REPOSITORY}/refs/heads/dangling");
+    // Both at once: a push to a repository that is in this state is refused by git.
+    let frozen = s.pair.active.freeze();
+    let pushed = commit(&s.clone, "file", "not yet on the standby");
+    push(&s.clone, &["HEAD:refs/heads/topic"]);
+    s.pair.active.write(&dangling, format!("{NOWHERE}\n"));
+    drop(frozen);
+    s.assert_held_back(REPOSITORY, "incomplete");
+    assert_eq!(git::references(&s.there(REPOSITORY)), before);
+
+    fs::remove_file(s.here(&dangling)).unwrap();
+    s.assert_repaired();
+    assert_eq!(tip(&s.there(REPOSITORY), "refs/heads/topic"), pushed);
+}

@@ -1,0 +1,106 @@
+//! References that move from loose to packed, and names that are a branch now and a folder then.
+
+use std::path::PathBuf;
+
+use crate::git::{self, Stash, commit, git_ok, push, tip};
+use crate::pair::Pair;
+
+const REPOSITORY: &str = "shared/data/repositories/1";
+
+/// A pair that follows, with a repository on both sides and a clone of it.
+struct Setting {
+    pair: Pair,
+    here: PathBuf,
+    there: PathBuf,
+    clone: PathBuf,
+}
+
+impl Setting {
+    fn new() -> Setting {
+        let pair = Pair::following();
+        let (here, there) = (pair.active.home.join(REPOSITORY), pair.standby.home.join(REPOSITORY));
+        let clone = pair.dir.path().join("clone");
+        git::init_bare(&here);
+        git::clone(&here, &clone);
+        Setting { pair, here, there, clone }
+    }
+
+    /// Confirmed: both sides equal, clean, and in the same state.
+    #[track_caller]
+    fn checkpoint(&self) {
+        self.pair.checkpoint();
+        assert_eq!(git::references(&self.there), git::references(&self.here));
+        git::assert_clean(&self.there);
+        self.pair.assert_equal();
+        assert_eq!(git::leftovers(&self.pair.standby.home), Vec::<PathBuf>::new());
+    }
+}
+
+#[test]
+fn a_loose_reference_that_was_packed_does_not_shadow_the_newer_tip() {
+    let s = Setting::new();
+    commit(&s.clone, "file", "first");
+    push(&s.clone, &["HEAD:main"]);
+    s.checkpoint();
+    assert!(s.there.join("refs/heads/main").exists());
+
+    let second = commit(&s.clone, "file", "second");
+    push(&s.clone, &["HEAD:main"]);
+    git_ok(&s.here, &["pack-refs", "--all"]);
+    s.checkpoint();
+    assert!(!s.there.join("refs/heads/main").exists(), "the loose file shadows packed-refs");
+    assert_eq!(tip(&s.there, "main"), second);
+}
+
+#[test]
+fn a_pull_requests_reference_that_was_packed_does_not_shadow_the_newer_one() {
+    const FROM: &str = "stash-refs/pull-requests/1/from";
+    let s = Setting::new();
+    let (here, there) = (Stash::of(&s.here), Stash::of(&s.there));
+    let first = commit(&s.clone, "file", "first");
+    push(&s.clone, &["HEAD:main"]);
+    here.write(FROM, &first);
+    s.checkpoint();
+    assert!(there.loose(FROM).exists());
+
+    let second = commit(&s.clone, "file", "second");
+    push(&s.clone, &["HEAD:main"]);
+    here.write(FROM, &second);
+    here.pack();
+    s.checkpoint();
+    assert!(!there.loose(FROM).exists(), "the loose file shadows stash-packed-refs");
+    assert_eq!(there.references().get(FROM), Some(&second));
+
+    let third = commit(&s.clone, "file", "third");
+    push(&s.clone, &["HEAD:main"]);
+    here.write(FROM, &third);
+    s.checkpoint();
+    assert_eq!(there.references().get(FROM), Some(&third));
+    here.remove(FROM);
+    s.checkpoint();
+    assert_eq!(there.references().get(FROM), None);
+}
+
+#[test]
+fn a_branch_becomes_a_folder_of_branches_and_a_branch_again() {
+    let s = Setting::new();
+    commit(&s.clone, "file", "first");
+    push(&s.clone, &["HEAD:main", "HEAD:refs/heads/a"]);
+    s.checkpoint();
+    for round in 0..3 {
+        let packs = round == 1;
+        let deep = commit(&s.clone, "file", &format!("deep {round}"));
+        push(&s.clone, &[":refs/heads/a"]);
+        push(&s.clone, &["HEAD:refs/heads/a/b", "HEAD:refs/heads/a/c/d"]);
+        packs.then(|| git_ok(&s.here, &["pack-refs", "--all"]));
+        s.checkpoint();
+        assert_eq!(tip(&s.there, "refs/heads/a/c/d"), deep);
+
+        let flat = commit(&s.clone, "file", &format!("flat {round}"));
+        push(&s.clone, &[":refs/heads/a/b", ":refs/heads/a/c/d"]);
+        push(&s.clone, &["HEAD:refs/heads/a"]);
+        packs.then(|| git_ok(&s.here, &["pack-refs", "--all"]));
+        s.checkpoint();
+        assert_eq!(tip(&s.there, "refs/heads/a"), flat);
+    }
+}
