@@ -275,7 +275,7 @@ impl<D: Disk> Capture<D> {
             taken.merge(late);
             run.pass(CapturePass::Packs)?;
         }
-        run.units.all().iter().for_each(|unit| unit.note_vanished());
+        run.units.all().iter().for_each(|unit| unit.again("its packs kept changing while they were read"));
         Ok(())
     }
 

@@ -132,7 +132,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Removes the ids that the repository at `at` has, by itself or by alternates.
-    fn remove_found(&self, at: &(RootId, RelPath), left: &mut Vec<&[u8]>, depth: usize) {
+    pub(crate) fn remove_found(&self, at: &(RootId, RelPath), left: &mut Vec<&[u8]>, depth: usize) {
         let (root, repository) = at;
         let below = |name: &str| RelPath::new([repository.as_bytes(), b"/", name.as_bytes()].concat()).ok();
         let disk = &self.capture.disk;

@@ -8,7 +8,7 @@
 use coldspare_core::git::object::{Check, PackSeal, Promise, pack_seal};
 use coldspare_core::git::reference::{PackedRefs, parse_loose};
 use coldspare_core::git::{CapturePass, Damage};
-use coldspare_core::{Digest, RelPath, RootId};
+use coldspare_core::{Baseline, Digest, Problem, ProblemKind, RelPath, RootId};
 use coldspare_os::Disk;
 
 use crate::index::Row;
@@ -129,6 +129,21 @@ impl<D: Disk> Run<'_, D> {
                 None => None, // the pack itself is reported, or was removed meanwhile
             },
             _ => None,
+        }
+    }
+
+    /// Holds a damaged file back; a repository suffers only when the standby has no good copy of the file.
+    pub(crate) fn hold_damaged(&self, root: RootId, path: &RelPath, row: Option<&Row>, detail: String) {
+        let is_full = self.cycle.baseline == Baseline::Full;
+        let has_copy = row.is_some_and(|row| row.entry().is_some_and(|e| e.digest().is_some()) && (row.version <= self.acked || is_full));
+        let is_object = self.units.of(root, path).is_some_and(|unit| {
+            matches!(CapturePass::of(path.below(&unit.at.1).unwrap_or_default()), CapturePass::LooseObjects | CapturePass::Packs)
+        });
+        if is_object && has_copy {
+            self.keep(root, path);
+            self.capture.held.hold(Problem { root, path: path.clone(), kind: ProblemKind::Damaged, detail });
+        } else {
+            self.hold(root, path, ProblemKind::Damaged, detail);
         }
     }
 

@@ -173,7 +173,7 @@ impl<D: Disk> Run<'_, D> {
         if outcome == Outcome::Vanished
             && let Some(unit) = self.units.of(inode.root, &first)
         {
-            unit.note_vanished();
+            unit.note_vanished(first.clone());
         }
         Ok(Some(Carried { inode, first, outcome, names }))
     }

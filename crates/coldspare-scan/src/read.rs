@@ -204,7 +204,7 @@ impl<D: Disk> Run<'_, D> {
         inspection.update(&content);
         let digest = Digest(coldspare_delta::digest(&content));
         if let Some(damage) = self.damage(file, inspection, row, digest) {
-            self.hold(file.root, file.path, ProblemKind::Damaged, damage);
+            self.hold_damaged(file.root, file.path, row, damage);
             return Ok(Some(Outcome::Held));
         }
         let body = Body::File { size, digest, sparse: is_sparse(&file.before) };
@@ -228,7 +228,7 @@ impl<D: Disk> Run<'_, D> {
                 Err(e) => return Ok(Some(self.not_read(file.root, file.path, &e))),
             };
             if let Some(damage) = self.damage(file, inspection, row, digest) {
-                self.hold(file.root, file.path, ProblemKind::Damaged, damage);
+                self.hold_damaged(file.root, file.path, row, damage);
                 return Ok(Some(Outcome::Held));
             }
             let Some(entry) = self.checked(file.root, file.path, Entry { meta: file.meta.clone(), body: body(digest) }) else {
@@ -246,7 +246,7 @@ impl<D: Disk> Run<'_, D> {
         };
         let (sent, inspection) = sent;
         if let Some(damage) = self.damage(file, inspection, row, Digest(sent.encoded.digest)) {
-            self.hold(file.root, file.path, ProblemKind::Damaged, damage);
+            self.hold_damaged(file.root, file.path, row, damage);
             return Ok(Some(Outcome::Held));
         }
         let entry = Entry { meta: file.meta.clone(), body: body(Digest(sent.encoded.digest)) };

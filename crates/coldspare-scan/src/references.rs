@@ -41,30 +41,29 @@ impl<D: Disk> Run<'_, D> {
             });
         }
         let mut pending = pending;
-        let read = std::sync::Mutex::new(BTreeMap::new());
         for _ in 0..TRIES {
+            let read = std::sync::Mutex::new(BTreeMap::new());
             self.for_each_unit(pending.into_values().collect(), |unit, visits| {
-                let builder = match *lock(&unit.extent) {
-                    Extent::Full => None,
-                    Extent::Hinted => Some(self.read_references(&visits)?),
-                };
-                let builder = match builder {
-                    Some(builder) => builder,
-                    None => self.read_whole(&unit, &visits)?,
+                let extent = *lock(&unit.extent);
+                let builder = match extent {
+                    Extent::Full => self.read_whole(&unit, &visits)?,
+                    Extent::Hinted => self.read_references(&visits)?,
                 };
                 lock(&read).insert(unit.at.clone(), (unit, visits, builder));
                 Ok(())
             })?;
-            pending = self.changed_meanwhile(taken, &mut lock(&read))?;
+            let mut read = read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            pending = self.changed_meanwhile(taken, &mut read)?;
+            // Nothing came for these up to the barrier: what was read is how all their references stood at one instant.
+            for (_, _, builder) in read.into_values() {
+                self.commit(builder)?;
+            }
             if pending.is_empty() {
-                break;
+                return Ok(());
             }
         }
         for (unit, _) in pending.into_values() {
             unit.again("its references kept changing while they were read");
-        }
-        for (_, _, builder) in read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner).into_values() {
-            self.commit(builder)?;
         }
         Ok(())
     }

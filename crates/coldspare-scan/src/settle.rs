@@ -1,8 +1,9 @@
 //! The end of a cycle: which repositories changed under the capture, and what is kept on the standby because of it.
 //!
-//! References were read before objects, so that all they need was on disk then; only a removal since can have taken
-//! some of it away unread, and git removes only what no reference needs any more. So a repository was captured whole
-//! unless its references changed *and* objects of it went in the meantime.
+//! References were read before objects, so that all they need was on disk then. Only what went since can be missing,
+//! and git removes only what no reference needs any more: so nothing is missing unless references changed, too. If they
+//! did, what goes from the objects stays on the standby until the next changeset; and if an object went before it was
+//! read, and is in no pack either, the repository is left to the next changeset as a whole.
 //!
 //! Invariants: what is kept is kept with all below it, and with the family of a kept repository.
 
@@ -12,13 +13,13 @@ use std::sync::atomic::Ordering;
 
 use coldspare_core::changeset::Totals;
 use coldspare_core::git::family::{Alternate, Repository, closure};
-use coldspare_core::git::{self, CapturePass};
+use coldspare_core::git::object::Promise;
+use coldspare_core::git::{self, CapturePass, ObjectId};
 use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId};
 use coldspare_os::Disk;
 
 use crate::capture::{BARRIER_LIMIT, CaptureError, Certainty, Report};
-use crate::dirty::Hint;
-use crate::index::{Row, State};
+use crate::index::Row;
 use crate::read::Builder;
 use crate::unit::{Extent, Fate, Unit};
 use crate::visit::{Run, lock};
@@ -38,67 +39,66 @@ impl<D: Disk> Run<'_, D> {
     /// Finds the repositories that changed under the capture.
     pub(crate) fn validate(&self) -> Result<(), CaptureError> {
         let touched: Vec<Arc<Unit>> = self.units.all().into_iter().filter(|unit| unit.has_ops()).collect();
-        if touched.is_empty() {
+        let at_risk = |unit: &Unit| !unit.removed().is_empty() || !unit.vanished().is_empty();
+        if !touched.iter().any(|unit| at_risk(unit)) {
             return Ok(());
         }
         if let Some(watch) = &self.capture.watch {
             watch.barrier(BARRIER_LIMIT)?;
-            if !watch.dirty().is_everything() {
-                touched.iter().filter(|unit| self.changed_by_hints(unit)).for_each(|unit| unit.again(MOVED));
-                return Ok(());
-            }
         }
-        for unit in touched {
-            let before = unit.references.load(Ordering::Relaxed);
-            // Only hinted references were read, and the hints are lost: nothing is known of the others.
-            if before == 0 || (self.stamp_references(&unit) != before && self.has_lost_objects(&unit)?) {
-                unit.again(MOVED);
+        for unit in touched.iter().filter(|unit| at_risk(unit)) {
+            if self.have_references_changed(unit) {
+                self.keep_what_went(unit);
             }
         }
         Ok(())
     }
 
-    fn changed_by_hints(&self, unit: &Unit) -> bool {
-        let Some(watch) = &self.capture.watch else { return false };
+    /// Whether references of a repository changed since they were read.
+    fn have_references_changed(&self, unit: &Unit) -> bool {
         let (root, path) = &unit.at;
-        let (mut references, mut suspects, mut is_lost) = (false, Vec::new(), unit.has_vanished());
-        watch.dirty().for_each_within(*root, path, |dir, name| {
-            let inside = dir.below(path).unwrap_or_default();
-            let (inside, hint) = match name {
-                Some((name, hint)) => (crate::discover::join(inside, name), hint),
-                None => (inside.to_vec(), Hint::Replaced),
-            };
-            match CapturePass::of(&inside) {
-                CapturePass::References => references |= !git::looks_transient(name.map_or(&[], |(name, _)| name)),
-                CapturePass::LooseObjects | CapturePass::Packs if hint == Hint::Replaced => match name {
-                    Some((name, _)) => suspects.extend(dir.join(name).ok()),
-                    None => is_lost = true,
-                },
-                _ => {}
+        if let Some(watch) = &self.capture.watch {
+            let dirty = watch.dirty();
+            if !dirty.is_everything() {
+                let mut changed = false;
+                dirty.for_each_within(*root, path, |dir, name| {
+                    let inside = dir.below(path).unwrap_or_default();
+                    let (inside, name) = name.map_or((inside.to_vec(), &[][..]), |(name, _)| (crate::discover::join(inside, name), name));
+                    changed |= CapturePass::of(&inside) == CapturePass::References && !git::looks_transient(name);
+                });
+                return changed;
             }
-        });
-        let is_transient = |path: &RelPath| git::looks_transient(path.name());
-        references && (is_lost || suspects.iter().any(|path| !is_transient(path) && self.stat_of(*root, path).is_none()))
+        }
+        // Where only hinted references were read and the hints are lost, nothing is known of the others.
+        let before = unit.references.load(Ordering::Relaxed);
+        before == 0 || self.stamp_references(unit) != before
     }
 
-    /// Whether anything that the index has of a repository's objects is no longer on disk.
-    ///
-    /// Cost: a `stat` an object that is known.
-    fn has_lost_objects(&self, unit: &Unit) -> Result<bool, CaptureError> {
-        if unit.has_vanished() {
-            return Ok(true);
+    /// The references that were read may need what went.
+    fn keep_what_went(&self, unit: &Unit) {
+        let (root, repository) = &unit.at;
+        for path in unit.removed() {
+            self.keep(*root, &path);
+            self.again(*root, &path);
         }
-        let (root, path) = &unit.at;
-        let Ok(objects) = path.join(b"objects") else { return Ok(false) };
-        self.writer.wait()?;
-        let now = self.capture.index.snapshot()?;
-        let mut is_lost = false;
-        now.for_each_below(*root, &objects, |path, row| {
-            let is_there = matches!(row.state, State::Present { .. });
-            is_lost |= is_there && !is_lost && self.stat_of(*root, &path).is_none();
-            Ok(())
-        })?;
-        Ok(is_lost)
+        let vanished = unit.vanished();
+        let objects = repository.join(b"objects").ok();
+        let mut ids = Vec::new();
+        for path in &vanished {
+            let inside = objects.as_ref().and_then(|objects| path.below(objects)).unwrap_or_default();
+            match Promise::of_object(inside) {
+                Some(Promise::Loose(id)) => ids.push(id),
+                // A pack: nobody knows what was in it.
+                Some(_) => return unit.again("references changed and a pack went before it was read"),
+                None => {}
+            }
+        }
+        ids.sort_unstable();
+        let mut left: Vec<&[u8]> = ids.iter().map(ObjectId::as_bytes).collect();
+        self.remove_found(&unit.at, &mut left, 0);
+        if !left.is_empty() {
+            unit.again("references changed and objects went before they were read");
+        }
     }
 
     /// Hands over what is left, keeps what has to be kept, and counts.
@@ -216,5 +216,3 @@ impl<D: Disk> Run<'_, D> {
         }
     }
 }
-
-const MOVED: &str = "references changed and objects went while it was read";

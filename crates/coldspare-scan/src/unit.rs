@@ -7,11 +7,13 @@
 //! changeset, nor does any of its family that changed in the cycle.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use coldspare_core::git::family::Repository;
 use coldspare_core::{RelPath, RootId};
+
+use crate::visit::lock;
 
 /// One repository of a cycle.
 #[derive(Debug)]
@@ -25,7 +27,10 @@ pub(crate) struct Unit {
     pub(crate) references: AtomicU64,
     /// Objects that are removed from the standby.
     pub(crate) removals: AtomicU64,
-    vanished: AtomicBool,
+    /// Those that were handed over as gone.
+    removed: Mutex<Vec<RelPath>>,
+    /// Objects that were seen, or hinted, and gone before they were read.
+    vanished: Mutex<Vec<RelPath>>,
     fate: Mutex<Fate>,
 }
 
@@ -79,12 +84,22 @@ impl Unit {
     }
 
     /// An object that was seen, or hinted, was gone when it was to be read.
-    pub(crate) fn note_vanished(&self) {
-        self.vanished.store(true, Ordering::Relaxed);
+    pub(crate) fn note_vanished(&self, path: RelPath) {
+        lock(&self.vanished).push(path);
     }
 
-    pub(crate) fn has_vanished(&self) -> bool {
-        self.vanished.load(Ordering::Relaxed)
+    pub(crate) fn vanished(&self) -> Vec<RelPath> {
+        lock(&self.vanished).clone()
+    }
+
+    /// An object, or a folder of them, is handed over as gone.
+    pub(crate) fn note_removed(&self, path: RelPath) {
+        self.removals.fetch_add(1, Ordering::Relaxed);
+        lock(&self.removed).push(path);
+    }
+
+    pub(crate) fn removed(&self) -> Vec<RelPath> {
+        lock(&self.removed).clone()
     }
 
     pub(crate) fn count_op(&self) {
@@ -96,7 +111,7 @@ impl Unit {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Fate> {
-        self.fate.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.fate)
     }
 }
 
@@ -123,7 +138,8 @@ impl Units {
             ops: AtomicU64::new(0),
             references: AtomicU64::new(0),
             removals: AtomicU64::new(0),
-            vanished: AtomicBool::new(false),
+            removed: Mutex::default(),
+            vanished: Mutex::default(),
             fate: Mutex::default(),
         });
         units.insert(at, unit.clone());

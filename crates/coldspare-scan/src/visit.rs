@@ -146,11 +146,12 @@ impl Place<'_> {
     }
 
     /// An entry that was seen, or hinted, is gone.
-    fn note_vanished(&self) {
+    fn note_vanished(&self, name: &[u8]) {
         if self.is_of_objects()
-            && let Some(unit) = &self.unit
+            && !git::looks_transient(name)
+            && let (Some(unit), Ok(path)) = (&self.unit, self.path.join(name))
         {
-            unit.note_vanished();
+            unit.note_vanished(path);
         }
     }
 }
@@ -385,11 +386,7 @@ impl<'a, D: Disk> Run<'a, D> {
         for name in names.keys() {
             match self.capture.disk.stat(dir, name) {
                 Ok(stat) => found.push((name.clone(), stat)),
-                Err(e) if is_vanished(&e) => {
-                    if !git::looks_transient(name) {
-                        place.note_vanished();
-                    }
-                }
+                Err(e) if is_vanished(&e) => place.note_vanished(name),
                 Err(e) => {
                     self.hold_name(place.root, place.path, name, format!("can't be examined: {e}"));
                     continue;
@@ -488,7 +485,7 @@ impl<'a, D: Disk> Run<'a, D> {
             }
             let outcome = self.consider(candidate, place.unit.as_deref(), builder)?;
             if outcome == Some(Outcome::Vanished) {
-                place.note_vanished();
+                place.note_vanished(&name);
             }
             if matches!(outcome, Some(Outcome::Held | Outcome::Vanished)) && name.ends_with(b".pack") {
                 missing_packs.insert(stem(&name).to_vec());
@@ -572,7 +569,9 @@ impl<'a, D: Disk> Run<'a, D> {
         }
         if let Some(unit) = unit {
             unit.count_op();
-            unit.removals.fetch_add(u64::from(place.is_of_objects()), Ordering::Relaxed);
+            if place.is_of_objects() {
+                unit.note_removed(path.clone());
+            }
         }
         self.remove(root, path, is_news, builder)
     }

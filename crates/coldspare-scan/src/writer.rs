@@ -20,8 +20,6 @@ pub(crate) enum Change {
     Unsent { root: RootId, path: RelPath, acked: Seq },
     /// A path and all below it are gone.
     Gone { root: RootId, path: RelPath, version: Seq },
-    /// Nothing: somebody waits until what came before it can be read.
-    Mark(#[expect(dead_code, reason = "its drop tells")] Sender<()>),
     /// The names of a file that has several.
     Names { dev: u64, ino: u64, names: Vec<(RootId, RelPath)> },
 }
@@ -66,15 +64,6 @@ impl<'scope> Writer<'scope> {
         }
     }
 
-    /// Waits until what was handed over before can be read from the index.
-    pub(crate) fn wait(&self) -> Result<(), IndexError> {
-        let (tell, told) = crossbeam_channel::bounded(1);
-        self.send(vec![Change::Mark(tell)]);
-        // A failed writer has hung up; `finish` says why.
-        let _ = told.recv();
-        Ok(())
-    }
-
     /// Waits until all is durable.
     pub(crate) fn finish(self) -> Result<(), IndexError> {
         drop(self.changes);
@@ -88,15 +77,13 @@ fn write_all(index: &Index, inbox: &Receiver<Vec<Change>>) -> Result<(), IndexEr
     while let Ok(first) = inbox.recv() {
         let is_due = durable_at.elapsed() > DURABLE_EVERY;
         let durability = if is_due { Durability::Immediate } else { Durability::None };
-        let mut waiting = Vec::new();
         index.write(durability, |txn| {
             let mut batch = first;
             let mut count = 0;
             loop {
                 count += batch.len();
-                waiting.extend(batch.extract_if(.., |change| matches!(change, Change::Mark(_))));
                 apply(txn, batch)?;
-                if count >= CHANGES_PER_COMMIT || !waiting.is_empty() {
+                if count >= CHANGES_PER_COMMIT {
                     return Ok(());
                 }
                 batch = match inbox.recv_timeout(Duration::from_millis(20)) {
@@ -106,7 +93,6 @@ fn write_all(index: &Index, inbox: &Receiver<Vec<Change>>) -> Result<(), IndexEr
             }
         })?;
         wrote = true;
-        drop(waiting); // hangs up: whoever waits goes on
         if is_due {
             durable_at = Instant::now();
         }
@@ -165,7 +151,6 @@ pub(crate) fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Resul
                     }
                 }
             }
-            Change::Mark(_) => {}
             Change::Names { dev, ino, names } => {
                 let key = link_key(dev, ino);
                 if names.len() > 1 {

@@ -45,8 +45,8 @@ impl<D: Disk> Standby<D> {
         let staged = std::mem::take(&mut *lock(&changeset.unrecorded));
         let mut sync = Unrecorded { few: staged.few, ..Unrecorded::default() };
         self.store.write_lazily(|txn| insert_rows(txn, staged.rows))?;
-        self.take_back_kept(&changeset)?;
-        let incomplete = self.take_back_incomplete(&changeset)?;
+        self.take_back_kept(&changeset, &mut sync)?;
+        let incomplete = self.take_back_incomplete(&changeset, &mut sync)?;
         if changeset.baseline == Baseline::Full {
             self.remove_unnamed(&changeset)?;
         }

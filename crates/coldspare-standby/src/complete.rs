@@ -16,7 +16,7 @@ use coldspare_os::Disk;
 
 use crate::error::StandbyError;
 use crate::row::{Action, ManifestRow, PendingRow};
-use crate::standby::{Changeset, Standby};
+use crate::standby::{Changeset, Standby, Unrecorded};
 use crate::store::{PENDING, View};
 
 /// LIMIT: alternates of alternates, as in git.
@@ -36,7 +36,7 @@ impl<D: Disk> Standby<D> {
     ///
     /// Cost: one pass over the changeset's rows; for each reference that changed a look at a loose object, or at one
     /// stretch of each pack index of the repository.
-    pub(crate) fn take_back_incomplete(&self, changeset: &Changeset<D>) -> Result<Vec<Repository>, StandbyError> {
+    pub(crate) fn take_back_incomplete(&self, changeset: &Changeset<D>, sync: &mut Unrecorded) -> Result<Vec<Repository>, StandbyError> {
         let future = Future { standby: self, manifest: &changeset.manifest, pending: self.store.view(PENDING)? };
         let changed = future.changed_repositories()?;
         let mut incomplete = BTreeSet::new();
@@ -59,7 +59,7 @@ impl<D: Disk> Standby<D> {
         }
         drop(future);
         let family = closure(&incomplete, &ties);
-        self.take_back(changeset, family.clone())?;
+        self.take_back(changeset, family.clone(), sync)?;
         // All of them: what was taken back of the family has to be sent again too.
         Ok(family.into_iter().collect())
     }

@@ -12,7 +12,7 @@ use coldspare_os::Disk;
 use crate::error::StandbyError;
 use crate::row::{Action, PendingRow};
 use crate::stage::{insert_rows, order_of};
-use crate::standby::{Changeset, Standby};
+use crate::standby::{Changeset, Few, Standby, Unrecorded};
 use crate::store::{KEPT, LINKS, ORDER, PENDING, View};
 
 /// Rows that are taken back in one transaction.
@@ -22,7 +22,9 @@ type Path = (RootId, RelPath);
 
 impl<D: Disk> Standby<D> {
     /// Takes back what was staged at or below the paths that the active keeps.
-    pub(crate) fn take_back_kept(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
+    ///
+    /// `sync` then means the whole filesystem: what it lists one by one may no longer be there.
+    pub(crate) fn take_back_kept(&self, changeset: &Changeset<D>, sync: &mut Unrecorded) -> Result<(), StandbyError> {
         let mut kept = BTreeSet::new();
         let view = self.store.view(PENDING)?;
         self.store.for_each_key(KEPT, |k| {
@@ -30,15 +32,16 @@ impl<D: Disk> Standby<D> {
             Ok(())
         })?;
         drop(view);
-        self.take_back(changeset, kept)?;
-        self.drop_below_removed()
+        self.take_back(changeset, kept, sync)?;
+        self.drop_below_removed(sync)
     }
 
     /// Leaves all of `kept` as the tree has it, and what is tied to it by hard links.
-    pub(crate) fn take_back(&self, changeset: &Changeset<D>, mut kept: BTreeSet<Path>) -> Result<(), StandbyError> {
+    pub(crate) fn take_back(&self, changeset: &Changeset<D>, mut kept: BTreeSet<Path>, sync: &mut Unrecorded) -> Result<(), StandbyError> {
         if kept.is_empty() {
             return Ok(());
         }
+        sync.few = Few(None);
         self.add_linked(&mut kept)?;
         for (root, path) in kept {
             self.forget_rows(root, &path, Including::Itself)?;
@@ -80,7 +83,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// What was met before its folder went is gone with it.
-    fn drop_below_removed(&self) -> Result<(), StandbyError> {
+    fn drop_below_removed(&self, sync: &mut Unrecorded) -> Result<(), StandbyError> {
         let pending = self.store.view(PENDING)?;
         let mut removed = Vec::new();
         pending.for_each_reversed(|root, path, row: PendingRow| {
@@ -91,6 +94,7 @@ impl<D: Disk> Standby<D> {
         })?;
         for (root, path) in removed {
             if !pending.is_empty_below(root, &path)? {
+                sync.few = Few(None);
                 self.forget_rows(root, &path, Including::Below)?;
             }
         }

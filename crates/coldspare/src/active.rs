@@ -20,6 +20,7 @@ use coldspare_core::{Baseline, NodeId, Problem, RelPath, RootId, Seq};
 use coldspare_os::RealDisk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Work};
 use coldspare_scan::dirty::Hints;
+use coldspare_scan::index::IndexError;
 use coldspare_transport::message::{DETAIL_BYTES_MAX, HELD_ITEMS_MAX};
 use coldspare_transport::{Failure as PeerFailure, Identity, LinkError, PeerKey, ToActive, ToStandby};
 use tokio::sync::mpsc;
@@ -196,7 +197,7 @@ impl Active {
                 Effect::Capture { seq, baseline, scope } => self.start_capture(seq, baseline, scope),
                 Effect::RecordAcked { seq } => {
                     if let Some(node) = self.peer_node {
-                        self.capture.index.record_acked(node, seq).map_err(Failure::damage)?;
+                        self.capture.index.record_acked(node, seq).map_err(index_failure)?;
                     }
                 }
                 Effect::RestoreHints => {
@@ -281,7 +282,10 @@ impl Active {
             ToActive::Incomplete { seq, repositories } => {
                 tracing::warn!(seq = seq.0, repositories = repositories.len(), "not complete on the standby; asked for again");
                 // What was acknowledged of them before is not known for certain: all of each is named again.
-                self.capture.note_incomplete(&repositories, Seq(0)).map_err(Failure::damage)?;
+                match self.capture.note_incomplete(&repositories, Seq(0)) {
+                    Err(CaptureError::Index(e)) => return Err(index_failure(e)),
+                    noted => noted.map_err(Failure::damage)?,
+                }
                 self.certainty = Certainty::Ask;
                 self.must_ask = true;
                 self.hinted();
@@ -343,7 +347,7 @@ impl Active {
                 self.input(Input::Captured { sent: if has_begun { Sent::Changeset } else { Sent::Nothing }, extent });
             }
             Err(CaptureError::Closed) => self.input(Input::CaptureFailed),
-            Err(CaptureError::Index(e)) => return Err(Failure::damage(e)),
+            Err(CaptureError::Index(e)) => return Err(index_failure(e)),
             Err(e) if matches!(self.mode, Mode::Once { .. }) => return Err(Failure::usage(e)),
             Err(e) => {
                 if self.last_trouble.as_deref() != Some(&e.to_string()) {
@@ -466,6 +470,14 @@ impl Active {
             sending.link.drained().await;
         }
         Ok(code)
+    }
+}
+
+/// A store that can't write may do so again once there is room; it has to be opened anew for that.
+pub(super) fn index_failure(e: IndexError) -> Failure {
+    match e {
+        IndexError::Store { .. } => Failure::shortage(e),
+        IndexError::InUse { .. } | IndexError::Format { .. } | IndexError::Damaged { .. } => Failure::damage(e),
     }
 }
 

@@ -82,7 +82,7 @@ impl Demo {
         }
         let text = done.as_ref().map_or("FAILED", String::as_str);
         println!("{name:<34}{:>9.2}  {text}", started.elapsed().as_secs_f64());
-        done.map(|_| ()).map_err(|e| Failure { code: e.code, message: format!("{name}: {e}") })
+        done.map(|_| ()).map_err(|e| Failure { message: format!("{name}: {e}"), ..e })
     }
 
     fn make_home(&mut self) -> Result<String, Failure> {

@@ -27,27 +27,34 @@ pub struct Failure {
     pub code: Code,
     /// For a person: what happened, to which path, what to do next.
     pub message: String,
+    /// Whether a daemon may expect that it passes, and try again.
+    pub passes: bool,
 }
 
 impl Failure {
     /// Wrong usage or configuration.
     pub fn usage(message: impl fmt::Display) -> Failure {
-        Failure { code: Code::Usage, message: message.to_string() }
+        Failure { code: Code::Usage, message: message.to_string(), passes: false }
     }
 
     /// The peer, or a daemon, can't be reached.
     pub fn unreachable(message: impl fmt::Display) -> Failure {
-        Failure { code: Code::Unreachable, message: message.to_string() }
+        Failure { code: Code::Unreachable, message: message.to_string(), passes: false }
     }
 
     /// Fenced, in conflict, or of another pair.
     pub fn fenced(message: impl fmt::Display) -> Failure {
-        Failure { code: Code::Fenced, message: message.to_string() }
+        Failure { code: Code::Fenced, message: message.to_string(), passes: false }
+    }
+
+    /// A shortage that may pass, such as a full disk.
+    pub fn shortage(message: impl fmt::Display) -> Failure {
+        Failure { passes: true, ..Failure::damage(message) }
     }
 
     /// Damage or a shortage.
     pub fn damage(message: impl fmt::Display) -> Failure {
-        Failure { code: Code::Damage, message: message.to_string() }
+        Failure { code: Code::Damage, message: message.to_string(), passes: false }
     }
 }
 

@@ -156,7 +156,7 @@ pub(crate) fn ask(
         match serde_json::from_str(&line.map_err(broken)?) {
             Ok(Reply::Progress(value)) => progress(&value),
             Ok(Reply::Done(value)) => return Ok(Some(value)),
-            Ok(Reply::Failed { code, message }) => return Err(Failure { code: code_of(code), message }),
+            Ok(Reply::Failed { code, message }) => return Err(Failure { code: code_of(code), message, passes: false }),
             Err(e) => return Err(Failure::unreachable(format!("the daemon's answer can't be read: {e}"))),
         }
     }

@@ -10,7 +10,7 @@ use coldspare_core::follow::{Follow, FollowConfig};
 use coldspare_core::{NodeId, SessionId};
 use coldspare_os::{Disk, RealDisk};
 use coldspare_scan::capture::{Capture, Certainty, HeldBack, Root};
-use coldspare_scan::index::Index;
+use coldspare_scan::index::{Index, IndexError};
 use coldspare_scan::watch::Watch;
 use tokio::sync::mpsc;
 
@@ -21,6 +21,9 @@ use crate::exit::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::roots;
 use crate::state::State;
+
+/// How long replication waits when the state folder has no room.
+const SHORTAGE_PAUSE: Duration = Duration::from_secs(2);
 
 /// Runs `send`.
 ///
@@ -41,47 +44,15 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
     coldspare_os::raise_open_files_limit();
     coldspare_os::openat2_works().map_err(Failure::usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
-    let outcome = runtime.block_on(async {
-        let wake = Arc::new(tokio::sync::Notify::new());
-        let capture = open_capture(&config, &state, &record, mode, &wake)?;
-        let (events, inbox) = mpsc::channel(QUEUE);
-        let follow = new_follow(&config, &capture, &state, session.id)?;
-        let pins = state.pins()?;
-        if pins.is_empty() {
-            return Err(Failure::usage("no standby is paired with this host; run `coldspare init active --invite …`"));
+    let outcome = loop {
+        match runtime.block_on(follow(&config, &state, &record, session, mode, &address)) {
+            Err(failure) if failure.passes && mode == Mode::Daemon => {
+                tracing::error!(error = %failure, "replication waits; it is tried again");
+                std::thread::sleep(SHORTAGE_PAUSE);
+            }
+            outcome => break outcome,
         }
-        let active = Active {
-            identity: Arc::new(state.identity()?),
-            pins,
-            session,
-            capture: Arc::new(capture),
-            follow,
-            started: Instant::now(),
-            mode,
-            sending: None,
-            peer: None,
-            peer_node: known_standby(&state),
-            certainty: Certainty::Ask,
-            must_ask: false,
-            literal: BTreeSet::new(),
-            told_held: None,
-            give_up: Arc::default(),
-            taken: None,
-            waiting: BTreeMap::new(),
-            next_call: 0,
-            tally: Tally::default(),
-            refusals: 0,
-            last_trouble: None,
-            as_of_ms: None,
-            events,
-            wake,
-            bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
-            config,
-            state: state.clone(),
-            record,
-        };
-        active.run(address, inbox).await
-    });
+    };
     runtime.shutdown_timeout(Duration::from_secs(5));
     if outcome.is_ok() {
         let mut record = state.control()?;
@@ -89,6 +60,49 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
         state.set_control(&record)?;
     }
     outcome
+}
+
+/// Follows the home until it is told to stop, or can't go on.
+async fn follow(config: &Config, state: &State, record: &ControlRecord, session: Session, mode: Mode, address: &str) -> Outcome {
+    let wake = Arc::new(tokio::sync::Notify::new());
+    let capture = open_capture(config, state, record, mode, &wake)?;
+    let (events, inbox) = mpsc::channel(QUEUE);
+    let follow = new_follow(config, &capture, state, session.id)?;
+    let pins = state.pins()?;
+    if pins.is_empty() {
+        return Err(Failure::usage("no standby is paired with this host; run `coldspare init active --invite …`"));
+    }
+    let active = Active {
+        identity: Arc::new(state.identity()?),
+        pins,
+        session,
+        capture: Arc::new(capture),
+        follow,
+        started: Instant::now(),
+        mode,
+        sending: None,
+        peer: None,
+        peer_node: known_standby(state),
+        certainty: Certainty::Ask,
+        must_ask: false,
+        literal: BTreeSet::new(),
+        told_held: None,
+        give_up: Arc::default(),
+        taken: None,
+        waiting: BTreeMap::new(),
+        next_call: 0,
+        tally: Tally::default(),
+        refusals: 0,
+        last_trouble: None,
+        as_of_ms: None,
+        events,
+        wake,
+        bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
+        config: config.clone(),
+        state: state.clone(),
+        record: record.clone(),
+    };
+    active.run(address.into(), inbox).await
 }
 
 /// Continues the session, or opens a new one when something durable may be lost (R1).
@@ -134,7 +148,11 @@ fn open_capture(
         let dir = disk.open_root(path).map_err(|e| Failure::usage(format!("root {:?}: {}: {e}", root.name, path.display())))?;
         opened.push(Root { path: path.clone(), dir, exclude: root.exclude().map_err(Failure::usage)? });
     }
-    let index = Index::open(&state.index_path()).map_err(Failure::usage)?;
+    let index = Index::open(&state.index_path()).map_err(|e| match e {
+        // By what is left of the last try.
+        IndexError::InUse { .. } => Failure { passes: true, ..Failure::usage(e) },
+        e => super::index_failure(e),
+    })?;
     let watch = match (mode, config.send.watch) {
         (Mode::Once { .. }, _) | (_, WatchMode::Scan) => None,
         (Mode::Daemon, wanted) => {

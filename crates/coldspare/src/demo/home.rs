@@ -157,6 +157,7 @@ pub(super) fn run(command: &mut Command) -> Result<String, Failure> {
         return Err(Failure {
             code: crate::exit::Code::Differs,
             message: format!("{what}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr).trim()),
+            passes: false,
         });
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())

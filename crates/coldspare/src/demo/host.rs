@@ -125,7 +125,7 @@ pub(super) fn free_port() -> Result<u16, Failure> {
 
 /// A check that did not hold.
 pub(super) fn failed(message: impl Into<String>) -> Failure {
-    Failure { code: Code::Differs, message: message.into() }
+    Failure { code: Code::Differs, message: message.into(), passes: false }
 }
 
 fn this_program() -> Result<Command, Failure> {
