@@ -22,7 +22,7 @@ use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, Seq};
 use coldspare_delta::Packed;
 use coldspare_os::Disk;
 
-use crate::dirty::{Hint, Hints};
+use crate::dirty::{Hint, Hints, Names};
 use crate::discover::When;
 use crate::index::{Index, IndexError};
 use crate::settle::Left;
@@ -262,20 +262,29 @@ impl<D: Disk> Capture<D> {
 
     /// Objects that moved to a pack, or to another pack, while they were to be read: that pack was hinted meanwhile.
     fn late_packs(&self, run: &Run<'_, D>, watch: &Watch, taken: &mut Hints) -> Result<(), CaptureError> {
+        let mut last = Vec::new();
         for _ in 0..LATE_PACKS_MAX {
             watch.barrier(BARRIER_LIMIT)?;
             let mut late = Hints { everything: false, dirs: BTreeMap::new(), oldest_ms: None };
+            // Packs under way have other names until they are whole.
+            let is_pack = |inside: &[u8]| {
+                let name = inside.rsplit(|&b| b == b'/').next().unwrap_or_default();
+                CapturePass::of(inside) == CapturePass::Packs && !git::looks_transient(name)
+            };
             for unit in run.units.all() {
-                late.merge(watch.dirty().take_names(unit.at.0, &unit.at.1, |inside| CapturePass::of(inside) == CapturePass::Packs));
+                late.merge(watch.dirty().take_names(unit.at.0, &unit.at.1, is_pack));
             }
+            // A hint for the folder alone tells nothing of a pack.
+            late.dirs.retain(|_, names| !matches!(names, Names::Some(names) if names.is_empty()));
             if late.dirs.is_empty() {
                 return Ok(());
             }
+            last = late.dirs.keys().filter_map(|(root, path)| run.units.of(*root, path)).collect();
             run.route(&late.dirs, When::Late);
             taken.merge(late);
             run.pass(CapturePass::Packs)?;
         }
-        run.units.all().iter().for_each(|unit| unit.again("its packs kept changing while they were read"));
+        last.iter().for_each(|unit| unit.again("its packs kept changing while they were read"));
         Ok(())
     }
 
@@ -305,10 +314,9 @@ impl<D: Disk> Capture<D> {
             repositories.iter().map(|(root, path)| Change::Unsent { root: *root, path: path.clone(), acked }).collect();
         self.index.apply(changes)?;
         for at in repositories {
-            let tries = self.held.note_again(at);
+            let tries = self.held.note_incomplete(at);
             let detail = "a reference names an object that is not there; the repository stays as it is on the standby".to_string();
             self.held.hold(Problem { root: at.0, path: at.1.clone(), kind: ProblemKind::Incomplete, detail });
-            self.held.repositories().insert(at.clone());
             if let Some(watch) = self.watch.as_ref().filter(|_| tries <= INCOMPLETE_TRIES) {
                 let dir = at.1.parent().unwrap_or_else(RelPath::root);
                 watch.dirty().add(at.0, dir, at.1.name(), Hint::Replaced, self.disk.now_ms());
@@ -362,6 +370,8 @@ pub struct HeldBack {
     unlisted: AtomicU64,
     /// Repositories that are held back as a whole.
     repositories: Mutex<BTreeSet<Repository>>,
+    /// Repositories that the standby found incomplete: how often, and whether they were sent since.
+    incomplete: Mutex<BTreeMap<Repository, (u32, bool)>>,
     /// How often in a row a repository could not be captured whole.
     again: Mutex<BTreeMap<Repository, u32>>,
 }
@@ -400,6 +410,38 @@ impl HeldBack {
         self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Counts one more time that the standby found a repository incomplete.
+    fn note_incomplete(&self, at: &Repository) -> u32 {
+        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
+        let (tries, is_sent) = incomplete.entry(at.clone()).or_default();
+        *tries += 1;
+        *is_sent = false;
+        *tries
+    }
+
+    /// A repository is in the changeset under way: if the standby doesn't say otherwise, it is complete from then on.
+    pub(crate) fn note_sent(&self, at: &Repository) {
+        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, is_sent)) = incomplete.get_mut(at) {
+            *is_sent = true;
+        }
+    }
+
+    pub(crate) fn is_incomplete(&self, at: &Repository) -> bool {
+        self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).contains_key(at)
+    }
+
+    /// The changeset under way was acknowledged, after all that the standby had to say of it.
+    pub fn acknowledged(&self) {
+        let done: Vec<Repository> = {
+            let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
+            let done = incomplete.iter().filter(|(_, (_, is_sent))| *is_sent).map(|(at, _)| at.clone()).collect();
+            incomplete.retain(|_, (_, is_sent)| !*is_sent);
+            done
+        };
+        done.iter().for_each(|(root, path)| self.release(*root, path));
+    }
+
     /// Counts one more try that failed.
     pub(crate) fn note_again(&self, at: &Repository) -> u32 {
         let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
@@ -424,7 +466,7 @@ impl HeldBack {
     fn forget_older(&self) {
         let cycle = self.cycle.load(Ordering::Relaxed);
         let mut problems = self.lock();
-        problems.retain(|_, (_, at)| *at == cycle);
+        problems.retain(|key, (_, at)| *at == cycle || self.is_incomplete(key));
         if problems.len() < HELD_MAX {
             self.unlisted.store(0, Ordering::Relaxed);
         }

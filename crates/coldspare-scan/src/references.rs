@@ -16,7 +16,7 @@ use coldspare_core::{RelPath, RootId};
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::capture::{BARRIER_LIMIT, CaptureError, Work};
-use crate::dirty::Hints;
+use crate::dirty::{Hints, Names};
 use crate::read::Builder;
 use crate::unit::{Extent, Unit};
 use crate::visit::{Run, Visit, lock};
@@ -147,9 +147,12 @@ impl<D: Disk> Run<'_, D> {
         }
         let mut changed = Vec::new();
         for (at, (unit, visits, _)) in read.iter_mut() {
-            let late = dirty.take_names(at.0, &at.1, |inside| CapturePass::of(inside) == CapturePass::References);
-            if late.dirs.is_empty() {
-                continue;
+            // Locks come and go with every change, and before it: they are no change by themselves.
+            let is_lock = |inside: &[u8]| git::looks_transient(inside.rsplit(|&b| b == b'/').next().unwrap_or_default());
+            let late = dirty.take_names(at.0, &at.1, |inside| CapturePass::of(inside) == CapturePass::References && !is_lock(inside));
+            let is_news = |names: &Names| !matches!(names, Names::Some(names) if names.is_empty());
+            if !late.dirs.values().any(is_news) {
+                continue; // what was taken is at most a folder that is there already
             }
             for ((root, path), names) in &late.dirs {
                 visits.push(Visit::hinted(*root, path.clone(), names));

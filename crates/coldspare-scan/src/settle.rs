@@ -33,6 +33,8 @@ const AGAIN_MAX: u32 = 20;
 pub(crate) struct Left {
     /// Repositories that the next cycle has to capture.
     pub(crate) again: BTreeMap<Repository, Extent>,
+    /// Whether any of them is expected to come with the next cycle, so that the cycle doesn't count as complete.
+    pub(crate) is_part: bool,
 }
 
 impl<D: Disk> Run<'_, D> {
@@ -123,7 +125,7 @@ impl<D: Disk> Run<'_, D> {
         let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
         let c = &self.counters;
         let totals = Totals { ops: count(&c.ops), files_read: count(&c.files_read), bytes_read: count(&c.bytes_read) };
-        let is_left = !left.again.is_empty();
+        let is_left = left.is_part;
         Ok((Report { as_of_ms: 0, totals, entries: count(&c.entries), special: count(&c.special), is_left }, left))
     }
 
@@ -157,12 +159,14 @@ impl<D: Disk> Run<'_, D> {
             let is_held = matches!(unit.fate(), Fate::Held(_)) && changed.contains(&unit.at);
             if family.contains(&unit.at) {
                 self.keep(unit.at.0, &unit.at.1);
-                if !is_held && self.capture.held.tries_of(&unit.at) <= AGAIN_MAX {
+                if !is_held {
+                    left.is_part |= self.capture.held.tries_of(&unit.at) <= AGAIN_MAX;
                     left.again.insert(unit.at.clone(), *lock(&unit.extent));
                 }
             } else if unit.has_ops() {
                 self.capture.held.forget_again(&unit.at);
-                if self.capture.held.repositories().remove(&unit.at) {
+                self.capture.held.note_sent(&unit.at);
+                if self.capture.held.repositories().remove(&unit.at) && !self.capture.held.is_incomplete(&unit.at) {
                     self.capture.held.release(unit.at.0, &unit.at.1);
                 }
             }

@@ -266,6 +266,8 @@ impl Active {
             }
             ToActive::Acked { seq, as_of_ms } => {
                 self.literal.clear();
+                self.capture.held.acknowledged();
+                self.tell_held_back();
                 self.refusals = 0;
                 self.last_trouble = None;
                 self.as_of_ms = Some(as_of_ms);
@@ -288,6 +290,7 @@ impl Active {
                 }
                 self.certainty = Certainty::Ask;
                 self.must_ask = true;
+                self.tell_held_back();
                 self.hinted();
             }
             ToActive::Waiting { reason } => {

@@ -85,7 +85,11 @@ pub(crate) fn listen(path: &Path) -> Result<mpsc::Receiver<Call>, Failure> {
     let (calls, inbox) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
         loop {
-            match listener.accept().await {
+            let accepted = tokio::select! {
+                accepted = listener.accept() => accepted,
+                () = calls.closed() => return, // nobody answers any more: better no daemon than a dumb one
+            };
+            match accepted {
                 Ok((stream, _)) => drop(tokio::spawn(serve(stream, calls.clone()))),
                 Err(e) => {
                     tracing::warn!(error = %e, "the daemon's socket");
