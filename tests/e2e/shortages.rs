@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
 use crate::image::Mount;
-use crate::pair::{Host, Pair, free_port, succeeds};
+use crate::pair::{Host, Pair, free_port, succeeds, until};
 use crate::seed::Seed;
 
 #[test]
@@ -87,7 +87,7 @@ fn goes_on_after_a_full(of: impl Fn(&Host) -> PathBuf) {
 
     fs::remove_file(full.join("filler")).unwrap();
     pair.active.write("shared/after", "after");
-    pair.checkpoint();
+    until("replication goes on by itself", || pair.active.run(&["checkpoint", "--timeout", "60s"]).code == 0);
     pair.assert_equal();
     assert!(pair.active.is_running(), "it went on by itself");
     pair.active.kill();

@@ -398,11 +398,13 @@ impl HeldBack {
         problems.insert(key, (problem, self.cycle.load(Ordering::Relaxed)));
     }
 
+    /// A path was captured: it is no problem any more, unless it is a repository that is held back as a whole.
     pub(crate) fn release(&self, root: RootId, path: &RelPath) {
-        let mut problems = self.lock();
-        if !problems.is_empty() {
-            problems.remove(&(root, path.clone()));
+        let key = (root, path.clone());
+        if self.lock().is_empty() || self.is_incomplete(&key) || self.repositories().contains(&key) {
+            return;
         }
+        self.lock().remove(&key);
     }
 
     /// Repositories that are held back as a whole.

@@ -58,6 +58,8 @@ impl<D: Disk> Run<'_, D> {
     /// Late ones, which come after references were read, hold none; a repository that only they know of is left to the
     /// next cycle by whoever meets it.
     pub(crate) fn route(&self, hints: &BTreeMap<(RootId, RelPath), Names>, when: When) {
+        // Where not every folder is watched, a hint tells nothing of the other references.
+        let is_covered = self.capture.watch.as_ref().is_none_or(|watch| watch.coverage().unwatched == 0);
         for ((root, dir), names) in hints {
             let unit = self.units.of(*root, dir).map(|u| u.at.1.clone()).or_else(|| self.repository_around(*root, dir));
             let visit = Visit::hinted(*root, dir.clone(), names);
@@ -73,6 +75,8 @@ impl<D: Disk> Run<'_, D> {
                 // What was held back with it is found only by looking at all of it.
                 self.register_full(at.clone());
                 self.defer(CapturePass::Rest, Visit::deep(*root, at.1.clone()));
+            } else if when == When::First && !is_covered {
+                self.register_full(at.clone());
             } else {
                 self.units.add(at.clone(), Extent::Hinted);
             }

@@ -48,7 +48,7 @@ pub(crate) struct Builder {
     unsure: Vec<Unsure>,
     unsure_bytes: usize,
     /// While set, nothing leaves: what was claimed for it is given back when it is discarded.
-    held: Option<Vec<u64>>,
+    held: Option<Vec<(RootId, RelPath, u64)>>,
 }
 
 /// A file of which the standby may have the content.
@@ -81,9 +81,9 @@ impl Builder {
         Builder { held: Some(Vec::new()), ..Builder::default() }
     }
 
-    pub(crate) fn claimed(&mut self, claim: u64) {
+    pub(crate) fn claimed(&mut self, root: RootId, path: &RelPath, claim: u64) {
         if let Some(claims) = &mut self.held {
-            claims.push(claim);
+            claims.push((root, path.clone(), claim));
         }
     }
 
@@ -562,9 +562,36 @@ impl<D: Disk> Run<'_, D> {
     /// Forgets what a held builder has gathered.
     pub(crate) fn discard(&self, builder: Builder) {
         let mut claims = lock(&self.claims);
-        for claim in builder.held.into_iter().flatten() {
+        for (_, _, claim) in builder.held.into_iter().flatten() {
             claims.remove(&claim);
         }
+    }
+
+    /// Forgets what a held builder has gathered of paths for which `is_stale` says so.
+    pub(crate) fn forget(&self, builder: &mut Builder, is_stale: impl Fn(RootId, &RelPath) -> bool) {
+        let mut payload = Vec::new();
+        let mut at = 0;
+        builder.ops.retain(|op| {
+            let bytes = inline_bytes(op);
+            let keep = !is_stale(op.root(), op.path());
+            if keep {
+                payload.extend_from_slice(&builder.payload[at..at + bytes]);
+            }
+            at += bytes;
+            keep
+        });
+        builder.payload = payload;
+        builder.changes.retain(|change| change.path().is_none_or(|(root, path)| !is_stale(root, path)));
+        let mut claims = lock(&self.claims);
+        builder.held.iter_mut().for_each(|held| {
+            held.retain(|(root, path, claim)| {
+                let keep = !is_stale(*root, path);
+                if !keep {
+                    claims.remove(claim);
+                }
+                keep
+            });
+        });
     }
 
     fn send_batch(&self, builder: &mut Builder) -> Result<(), CaptureError> {
@@ -695,11 +722,17 @@ fn first_batch(ops: &[Op]) -> (usize, usize) {
             return (n, content_bytes);
         }
         body_bytes += op_bytes(op);
-        if let Op::Put { entry, content: ContentRef::Inline, .. } = op {
-            content_bytes += usize::try_from(entry.size()).expect("small");
-        }
+        content_bytes += inline_bytes(op);
     }
     (ops.len(), content_bytes)
+}
+
+/// Bytes of a payload that belong to an operation.
+fn inline_bytes(op: &Op) -> usize {
+    match op {
+        Op::Put { entry, content: ContentRef::Inline, .. } => usize::try_from(entry.size()).expect("small"),
+        _ => 0,
+    }
 }
 
 /// About how many bytes an operation takes on the wire.

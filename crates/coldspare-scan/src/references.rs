@@ -18,7 +18,7 @@ use coldspare_os::{Disk, FileKind, Stat};
 use crate::capture::{BARRIER_LIMIT, CaptureError, Work};
 use crate::dirty::{Hints, Names};
 use crate::read::Builder;
-use crate::unit::{Extent, Unit};
+use crate::unit::Unit;
 use crate::visit::{Run, Visit, lock};
 
 /// How often the references of a repository are read before it is left to the next cycle.
@@ -28,6 +28,15 @@ const DEPTH_MAX: usize = 256;
 
 type Pending = BTreeMap<(RootId, RelPath), (Arc<Unit>, Vec<Visit>)>;
 
+/// The references of one repository, while they are read.
+struct Reading {
+    unit: Arc<Unit>,
+    /// What is still to be read.
+    visits: Vec<Visit>,
+    /// What was read.
+    builder: Builder,
+}
+
 impl<D: Disk> Run<'_, D> {
     /// Captures the references of every registered repository.
     ///
@@ -35,35 +44,33 @@ impl<D: Disk> Run<'_, D> {
     pub(crate) fn references(&self, taken: &mut Hints) -> Result<(), CaptureError> {
         let pending = self.pending_references();
         if self.cycle.work == Work::Everything {
-            return self.for_each_unit(pending.into_values().collect(), |unit, visits| {
+            return self.for_each(pending.into_values().collect(), |(unit, visits)| {
                 let builder = self.read_whole(&unit, &visits)?;
                 self.commit(builder)
             });
         }
-        let mut pending = pending;
+        let mut pending: Vec<Reading> =
+            pending.into_values().map(|(unit, visits)| Reading { unit, visits, builder: Builder::held() }).collect();
         for _ in 0..TRIES {
-            let read = std::sync::Mutex::new(BTreeMap::new());
-            self.for_each_unit(pending.into_values().collect(), |unit, visits| {
-                let extent = *lock(&unit.extent);
-                let builder = match extent {
-                    Extent::Full => self.read_whole(&unit, &visits)?,
-                    Extent::Hinted => self.read_references(&visits)?,
-                };
-                lock(&read).insert(unit.at.clone(), (unit, visits, builder));
+            let read = std::sync::Mutex::new(Vec::new());
+            self.for_each(std::mem::take(&mut pending), |mut reading| {
+                let visits = std::mem::take(&mut reading.visits);
+                self.read_references(visits, &mut reading.builder)?;
+                lock(&read).push(reading);
                 Ok(())
             })?;
-            let mut read = read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-            pending = self.changed_meanwhile(taken, &mut read)?;
+            let read = read.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let (settled, changed) = self.changed_meanwhile(taken, read)?;
             // Nothing came for these up to the barrier: what was read is how all their references stood at one instant.
-            for (_, _, builder) in read.into_values() {
-                self.commit(builder)?;
-            }
+            settled.into_iter().try_for_each(|reading| self.commit(reading.builder))?;
+            pending = changed;
             if pending.is_empty() {
                 return Ok(());
             }
         }
-        for (unit, _) in pending.into_values() {
-            unit.again("its references kept changing while they were read");
+        for reading in pending {
+            reading.unit.again("its references kept changing while they were read");
+            self.discard(reading.builder);
         }
         Ok(())
     }
@@ -78,17 +85,13 @@ impl<D: Disk> Run<'_, D> {
         pending
     }
 
-    fn for_each_unit(
-        &self,
-        work: Vec<(Arc<Unit>, Vec<Visit>)>,
-        body: impl Fn(Arc<Unit>, Vec<Visit>) -> Result<(), CaptureError> + Sync,
-    ) -> Result<(), CaptureError> {
+    fn for_each<T: Send>(&self, work: Vec<T>, body: impl Fn(T) -> Result<(), CaptureError> + Sync) -> Result<(), CaptureError> {
         let body = &body;
         self.capture.pool.scope(|scope| {
-            for (unit, visits) in work {
+            for item in work {
                 scope.spawn(move |_| {
                     if !self.is_stopped()
-                        && let Err(e) = body(unit, visits)
+                        && let Err(e) = body(item)
                     {
                         self.fail(e);
                     }
@@ -99,14 +102,12 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Reads the references in `visits`, one repository's, in one thread.
-    fn read_references(&self, visits: &[Visit]) -> Result<Builder, CaptureError> {
-        let mut builder = Builder::held();
-        let mut left = visits.to_vec();
+    fn read_references(&self, visits: Vec<Visit>, builder: &mut Builder) -> Result<(), CaptureError> {
+        let mut left = visits;
         while let Some(visit) = left.pop() {
-            self.look(visit, CapturePass::References, &mut builder, &mut |more| left.push(more))?;
+            self.look(visit, CapturePass::References, builder, &mut |more| left.push(more))?;
         }
-        self.resolve_unsure(&mut builder)?;
-        Ok(builder)
+        self.resolve_unsure(builder)
     }
 
     /// Reads all references of a repository, until they were the same before and after.
@@ -115,7 +116,8 @@ impl<D: Disk> Run<'_, D> {
         for _ in 0..TRIES {
             self.discard(builder);
             let before = self.stamp_references(unit);
-            builder = self.read_references(visits)?;
+            builder = Builder::held();
+            self.read_references(visits.to_vec(), &mut builder)?;
             if self.stamp_references(unit) == before {
                 unit.references.store(before, Ordering::Relaxed);
                 return Ok(builder);
@@ -125,49 +127,35 @@ impl<D: Disk> Run<'_, D> {
         Ok(builder)
     }
 
-    /// Waits for the watch and returns the repositories whose references changed since they were read, which are to be
-    /// read again; their hints move to `taken`.
-    fn changed_meanwhile(
-        &self,
-        taken: &mut Hints,
-        read: &mut BTreeMap<(RootId, RelPath), (Arc<Unit>, Vec<Visit>, Builder)>,
-    ) -> Result<Pending, CaptureError> {
-        let mut pending = Pending::new();
-        let Some(watch) = &self.capture.watch else { return Ok(pending) };
-        if read.is_empty() {
-            return Ok(pending);
-        }
+    /// Waits for the watch and tells apart the repositories whose references changed since they were read: of those only
+    /// what changed is left to be read again. Their hints move to `taken`.
+    fn changed_meanwhile(&self, taken: &mut Hints, read: Vec<Reading>) -> Result<(Vec<Reading>, Vec<Reading>), CaptureError> {
+        let Some(watch) = self.capture.watch.as_ref().filter(|_| !read.is_empty()) else { return Ok((read, Vec::new())) };
         watch.barrier(BARRIER_LIMIT)?;
         let mut dirty = watch.dirty();
-        if dirty.is_everything() {
-            for (unit, _, _) in read.values() {
-                unit.again("the watch lost events while it was read");
+        let is_lost = dirty.is_everything();
+        let (mut settled, mut changed) = (Vec::new(), Vec::new());
+        for mut reading in read {
+            let (root, path) = reading.unit.at.clone();
+            if is_lost {
+                reading.unit.again("the watch lost events while it was read");
+                settled.push(reading);
+                continue;
             }
-            return Ok(pending);
-        }
-        let mut changed = Vec::new();
-        for (at, (unit, visits, _)) in read.iter_mut() {
             // Locks come and go with every change, and before it: they are no change by themselves.
             let is_lock = |inside: &[u8]| git::looks_transient(inside.rsplit(|&b| b == b'/').next().unwrap_or_default());
-            let late = dirty.take_names(at.0, &at.1, |inside| CapturePass::of(inside) == CapturePass::References && !is_lock(inside));
+            let late = dirty.take_names(root, &path, |inside| CapturePass::of(inside) == CapturePass::References && !is_lock(inside));
             let is_news = |names: &Names| !matches!(names, Names::Some(names) if names.is_empty());
             if !late.dirs.values().any(is_news) {
-                continue; // what was taken is at most a folder that is there already
+                settled.push(reading); // what was taken is at most a folder that is there already
+                continue;
             }
-            for ((root, path), names) in &late.dirs {
-                visits.push(Visit::hinted(*root, path.clone(), names));
-            }
+            self.forget(&mut reading.builder, |root, path| is_hinted(&late, root, path));
+            reading.visits = late.dirs.iter().map(|((root, path), names)| Visit::hinted(*root, path.clone(), names)).collect();
             taken.merge(late);
-            changed.push(at.clone());
-            pending.insert(at.clone(), (unit.clone(), std::mem::take(visits)));
+            changed.push(reading);
         }
-        drop(dirty);
-        for at in changed {
-            if let Some((_, _, builder)) = read.remove(&at) {
-                self.discard(builder);
-            }
-        }
-        Ok(pending)
+        Ok((settled, changed))
     }
 
     /// A number that stands for all references of a repository as they are now: every file's identity, not the times of
@@ -202,6 +190,22 @@ impl<D: Disk> Run<'_, D> {
         }
         0xffu8.hash(hasher);
     }
+}
+
+/// Whether hints tell of `path`, of a folder above it, or of what is in it.
+fn is_hinted(hints: &Hints, root: RootId, path: &RelPath) -> bool {
+    let names = |dir: RelPath| hints.dirs.get(&(root, dir));
+    if names(path.clone()).is_some() {
+        return true;
+    }
+    path.ancestors().any(|above| match names(above.clone()) {
+        Some(Names::All) => true,
+        Some(Names::Some(set)) => {
+            let below = path.below(&above).unwrap_or_default();
+            below.split(|&b| b == b'/').next().is_some_and(|first| set.contains_key(first))
+        }
+        None => false,
+    })
 }
 
 fn stamp(name: &[u8], stat: &Stat, hasher: &mut DefaultHasher) {

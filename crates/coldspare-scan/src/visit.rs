@@ -253,7 +253,7 @@ impl<'a, D: Disk> Run<'a, D> {
         let claim = hasher.finish();
         let is_new = lock(&self.claims).insert(claim);
         if is_new {
-            builder.claimed(claim);
+            builder.claimed(root, path, claim);
         }
         is_new
     }

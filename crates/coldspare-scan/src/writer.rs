@@ -24,6 +24,16 @@ pub(crate) enum Change {
     Names { dev: u64, ino: u64, names: Vec<(RootId, RelPath)> },
 }
 
+impl Change {
+    /// The path that it is of, when it is of one.
+    pub(crate) fn path(&self) -> Option<(RootId, &RelPath)> {
+        match self {
+            Change::Put { root, path, .. } | Change::Unsent { root, path, .. } | Change::Gone { root, path, .. } => Some((*root, path)),
+            Change::Names { .. } => None,
+        }
+    }
+}
+
 /// What becomes of the chunk list of a path.
 pub(crate) enum Chunks {
     /// As it was.

@@ -66,7 +66,7 @@ pub(crate) fn checkpoint(config_path: &Path, timeout: Duration, json: bool) -> O
 }
 
 /// What can be said while no daemon runs.
-fn stopped(state: &State) -> Result<Value, Failure> {
+pub(crate) fn stopped(state: &State) -> Result<Value, Failure> {
     let record = state.control()?;
     Ok(json!({
         "role": record.role.word(),

@@ -20,6 +20,7 @@ use crate::config::{Config, WatchMode};
 use crate::exit::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::roots;
+use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
 
 /// How long replication waits when the state folder has no room.
@@ -48,7 +49,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
         match runtime.block_on(follow(&config, &state, &record, session, mode, &address)) {
             Err(failure) if failure.passes && mode == Mode::Daemon => {
                 tracing::error!(error = %failure, "replication waits; it is tried again");
-                std::thread::sleep(SHORTAGE_PAUSE);
+                runtime.block_on(wait(&state, &failure))?;
             }
             outcome => break outcome,
         }
@@ -60,6 +61,30 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
         state.set_control(&record)?;
     }
     outcome
+}
+
+/// Lets a shortage pass; whoever asks meanwhile is told.
+async fn wait(state: &State, failure: &Failure) -> Result<(), Failure> {
+    let mut calls = socket::listen(&state.socket_path())?;
+    let over = tokio::time::sleep(SHORTAGE_PAUSE);
+    tokio::pin!(over);
+    loop {
+        tokio::select! {
+            () = &mut over => return Ok(()),
+            call = calls.recv() => {
+                let Some(Call { request, reply }) = call else { return Ok(()) };
+                let answer = match request {
+                    Request::Status => {
+                        let mut status = crate::status::stopped(state)?;
+                        status["trouble"] = failure.message.clone().into();
+                        Reply::Done(status)
+                    }
+                    _ => Reply::failed(&Failure::unreachable(format!("replication waits: {failure}"))),
+                };
+                let _ = reply.send(answer).await;
+            }
+        }
+    }
 }
 
 /// Follows the home until it is told to stop, or can't go on.
