@@ -22,7 +22,7 @@ use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, Seq};
 use coldspare_delta::Packed;
 use coldspare_os::Disk;
 
-use crate::dirty::{Hint, Hints, Names};
+use crate::dirty::{Hint, Hints};
 use crate::discover::When;
 use crate::index::{Index, IndexError};
 use crate::settle::Left;
@@ -260,31 +260,32 @@ impl<D: Disk> Capture<D> {
         run.capture_linked()
     }
 
-    /// Objects that moved to a pack, or to another pack, while they were to be read: that pack was hinted meanwhile.
+    /// Objects that went before they were read may have moved to a pack, which was hinted before they went.
     fn late_packs(&self, run: &Run<'_, D>, watch: &Watch, taken: &mut Hints) -> Result<(), CaptureError> {
-        let mut last = Vec::new();
+        // Packs under way have other names until they are whole.
+        let is_pack = |inside: &[u8]| {
+            let name = inside.rsplit(|&b| b == b'/').next().unwrap_or_default();
+            CapturePass::of(inside) == CapturePass::Packs && !git::looks_transient(name)
+        };
+        let mut lost: BTreeMap<Repository, usize> = BTreeMap::new();
         for _ in 0..LATE_PACKS_MAX {
-            watch.barrier(BARRIER_LIMIT)?;
-            let mut late = Hints { everything: false, dirs: BTreeMap::new(), oldest_ms: None };
-            // Packs under way have other names until they are whole.
-            let is_pack = |inside: &[u8]| {
-                let name = inside.rsplit(|&b| b == b'/').next().unwrap_or_default();
-                CapturePass::of(inside) == CapturePass::Packs && !git::looks_transient(name)
-            };
-            for unit in run.units.all() {
-                late.merge(watch.dirty().take_names(unit.at.0, &unit.at.1, is_pack));
-            }
-            // A hint for the folder alone tells nothing of a pack.
-            late.dirs.retain(|_, names| !matches!(names, Names::Some(names) if names.is_empty()));
-            if late.dirs.is_empty() {
+            let mut units = run.units.all();
+            units.retain(|unit| unit.losses() > lost.get(&unit.at).copied().unwrap_or(0));
+            if units.is_empty() {
                 return Ok(());
             }
-            last = late.dirs.keys().filter_map(|(root, path)| run.units.of(*root, path)).collect();
-            run.route(&late.dirs, When::Late);
-            taken.merge(late);
+            lost.extend(units.iter().map(|unit| (unit.at.clone(), unit.losses())));
+            watch.barrier(BARRIER_LIMIT)?;
+            for unit in units {
+                let late = watch.dirty().take_names(unit.at.0, &unit.at.1, is_pack);
+                run.route(&late.dirs, When::Late);
+                taken.merge(late);
+            }
             run.pass(CapturePass::Packs)?;
         }
-        last.iter().for_each(|unit| unit.again("its packs kept changing while they were read"));
+        let units = run.units.all();
+        let losing = units.iter().filter(|unit| unit.losses() > lost.get(&unit.at).copied().unwrap_or(0));
+        losing.for_each(|unit| unit.again("its packs kept changing while they were read"));
         Ok(())
     }
 

@@ -92,6 +92,11 @@ impl Unit {
         lock(&self.vanished).clone()
     }
 
+    /// How many objects went, seen or known before.
+    pub(crate) fn losses(&self) -> usize {
+        lock(&self.vanished).len() + lock(&self.removed).len()
+    }
+
     /// An object, or a folder of them, is handed over as gone.
     pub(crate) fn note_removed(&self, path: RelPath) {
         self.removals.fetch_add(1, Ordering::Relaxed);

@@ -401,8 +401,8 @@ impl<'a, D: Disk> Run<'a, D> {
         Ok((found, known))
     }
 
-    /// A folder of packs is listed until nothing changes: a repack may put a pack where the listing has passed and
-    /// remove another before it gets there.
+    /// A folder of packs is listed again after it was read, until nothing more goes: a repack may put a pack where the
+    /// listing has passed and remove another before it gets there.
     fn look_at_packs(
         &self,
         dir: &D::Dir,
@@ -412,12 +412,21 @@ impl<'a, D: Disk> Run<'a, D> {
         more: &mut dyn FnMut(Visit),
     ) -> Result<(), CaptureError> {
         let mut known: BTreeMap<_, _> = self.snapshot.children(place.root, place.path)?.into_iter().collect();
-        let mut seen = BTreeSet::new();
+        let losses = || place.unit.as_ref().map_or(0, |unit| unit.losses());
+        let mut seen: BTreeSet<Box<[u8]>> = BTreeSet::new();
         let mut found = listed;
-        for _ in 0..PACK_LISTS {
-            seen.extend(found.iter().map(|(name, _)| name.clone()));
+        for round in 0..PACK_LISTS {
+            let before = losses();
+            let now: BTreeSet<Box<[u8]>> = found.iter().map(|(name, _)| name.clone()).collect();
+            let has_lost = seen.iter().any(|name| !now.contains(name));
+            found.retain(|(name, _)| !seen.contains(name));
+            seen = now;
             let mine = found.iter().filter_map(|(name, _)| known.remove_entry(name)).collect();
             self.look_at_entries(place, found, mine, None, builder, more)?;
+            if round > 0 && !has_lost && losses() == before {
+                // What the index knows and no listing had is gone.
+                return self.look_at_entries(place, Vec::new(), known, None, builder, more);
+            }
             found = match self.capture.disk.list_stat(dir) {
                 Ok(again) => again,
                 Err(e) if is_vanished(&e) => break,
@@ -426,11 +435,6 @@ impl<'a, D: Disk> Run<'a, D> {
                     return Ok(());
                 }
             };
-            found.retain(|(name, _)| !seen.contains(name));
-            if found.is_empty() {
-                // What the index knows and no listing had is gone.
-                return self.look_at_entries(place, Vec::new(), known, None, builder, more);
-            }
         }
         if let Some(unit) = &place.unit {
             unit.again("its packs kept changing while they were read");
