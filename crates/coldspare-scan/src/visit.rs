@@ -417,7 +417,9 @@ impl<'a, D: Disk> Run<'a, D> {
         let mut found = listed;
         for round in 0..PACK_LISTS {
             let before = losses();
-            let now: BTreeSet<Box<[u8]>> = found.iter().map(|(name, _)| name.clone()).collect();
+            // Packs under way come and go.
+            let lasting = found.iter().filter(|(name, _)| !git::looks_transient(name));
+            let now: BTreeSet<Box<[u8]>> = lasting.map(|(name, _)| name.clone()).collect();
             let has_lost = seen.iter().any(|name| !now.contains(name));
             found.retain(|(name, _)| !seen.contains(name));
             seen = now;
