@@ -86,8 +86,9 @@ pub(crate) struct Run<'a, D: Disk> {
     pub(crate) untaken: Mutex<BTreeSet<(RootId, RelPath)>>,
     pub(crate) builders: Mutex<Vec<Builder>>,
     pub(crate) claims: Mutex<HashSet<u64>>,
-    /// Directories that were handed over as gone.
-    removed: Mutex<BTreeSet<(RootId, RelPath)>>,
+    /// What directories were met as, while hints are followed: one of which something was handed over can't be gone in
+    /// the same changeset, nor the reverse.
+    met: Mutex<BTreeMap<(RootId, RelPath), Met>>,
     stopped: AtomicBool,
     failure: Mutex<Option<CaptureError>>,
     opened: AtomicU64,
@@ -114,6 +115,15 @@ struct Place<'v> {
     /// Its path below the repository that it is in.
     inside: Vec<u8>,
     pass: CapturePass,
+}
+
+/// What a path was met as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Met {
+    /// A directory that was looked at.
+    There,
+    /// Not there any more.
+    Gone,
 }
 
 /// How many directories are opened before the watch is waited for.
@@ -185,7 +195,7 @@ impl<'a, D: Disk> Run<'a, D> {
             untaken: Mutex::default(),
             builders: Mutex::default(),
             claims: Mutex::default(),
-            removed: Mutex::default(),
+            met: Mutex::default(),
             stopped: AtomicBool::new(false),
             failure: Mutex::default(),
             opened: AtomicU64::new(0),
@@ -351,7 +361,7 @@ impl<'a, D: Disk> Run<'a, D> {
         }
         let inside = unit.as_ref().and_then(|u| path.below(&u.at.1)).unwrap_or_default().to_vec();
         let place = Place { root, path: &path, dev: stat.dev, at_ms, unit, inside, pass };
-        if self.is_removed(root, &path) {
+        if !self.meet(root, &path, Met::There) {
             // RACE: it came back since it was met as gone. Worst case: it comes with the next changeset.
             self.again(root, &path);
             return Ok(());
@@ -564,15 +574,12 @@ impl<'a, D: Disk> Run<'a, D> {
             self.keep(root, &path); // the reference that is held back may need it
             return Ok(());
         }
-        if !self.claim_entry(root, &path, builder) {
+        if !self.meet(root, &path, Met::Gone) || !self.claim_entry(root, &path, builder) {
             self.again(root, &path);
             return Ok(());
         }
         self.leave_links_of(root, place.dev, &path, &row)?;
         self.capture.held.release(root, &path);
-        if row.is_dir() {
-            lock(&self.removed).insert((root, path.clone()));
-        }
         if let Some(unit) = unit {
             unit.count_op();
             if place.is_of_objects() {
@@ -582,9 +589,27 @@ impl<'a, D: Disk> Run<'a, D> {
         self.remove(root, path, is_news, builder)
     }
 
-    fn is_removed(&self, root: RootId, path: &RelPath) -> bool {
-        let removed = lock(&self.removed);
-        !removed.is_empty() && path.ancestors().chain([path.clone()]).any(|above| removed.contains(&(root, above)))
+    /// Notes what a path is met as; `false` when that contradicts what it, or one above or below it, was met as before.
+    ///
+    /// When everything is looked at, a directory is met once.
+    fn meet(&self, root: RootId, path: &RelPath, as_what: Met) -> bool {
+        if self.cycle.work == Work::Everything {
+            return true;
+        }
+        let mut met = lock(&self.met);
+        let is_gone = |met: &BTreeMap<_, _>, path: RelPath| met.get(&(root, path)) == Some(&Met::Gone);
+        let contradicts = match as_what {
+            Met::There => path.ancestors().chain([path.clone()]).any(|above| is_gone(&met, above)),
+            Met::Gone => {
+                let near =
+                    met.range((root, path.clone())..).take_while(|((r, p), _)| *r == root && p.as_bytes().starts_with(path.as_bytes()));
+                near.into_iter().any(|((_, p), what)| p.is_within(path) && *what == Met::There)
+            }
+        };
+        if !contradicts {
+            met.insert((root, path.clone()), as_what);
+        }
+        !contradicts
     }
 
     /// Hands over that `path` is gone on the standby.
