@@ -101,33 +101,41 @@ impl StoreFile {
         OpenStore { file: self.clone(), fuse: fuse.clone(), opened: bytes.opened }
     }
 
-    /// What is in it now; [`StoreFile::put_back`] takes it.
-    pub fn copy(&self) -> Vec<u8> {
-        lock(&self.0).now.clone()
+    /// What a death would leave of it now, by the two kinds of death.
+    pub fn copy(&self) -> StoreCopy {
+        let bytes = lock(&self.0);
+        StoreCopy { now: bytes.now.clone(), durable: bytes.durable.clone() }
     }
 
-    /// Makes it hold what it held, durably.
-    pub fn put_back(&self, copy: Vec<u8>) {
+    /// Leaves what a death at the time of `copy` leaves, and lets the process write no more.
+    pub fn die_at(&self, death: Death, copy: StoreCopy) {
         let mut bytes = lock(&self.0);
         bytes.opened += 1;
         bytes.unsynced.clear();
-        bytes.durable.clone_from(&copy);
-        bytes.now = copy;
+        bytes.now = if death == Death::Killed { copy.now } else { copy.durable };
+        bytes.durable = bytes.now.clone();
     }
 
-    /// Leaves what the death of the process leaves, and lets it write no more.
+    /// Leaves what the death of the process leaves, and lets it write no more; each write that was not synced is lost or
+    /// not, by itself.
     pub fn die(&self, death: Death, chance: &mut Chance) {
         let mut bytes = lock(&self.0);
         bytes.opened += 1;
         let unsynced = std::mem::take(&mut bytes.unsynced);
         if death == Death::PowerLost {
             let mut left = std::mem::take(&mut bytes.durable);
-            // Each write is lost or not, by itself.
             unsynced.iter().filter(|_| chance.happens(1, 2)).for_each(|write| write.apply(&mut left));
             bytes.now = left;
         }
         bytes.durable = bytes.now.clone();
     }
+}
+
+/// A store's file at one instant.
+#[derive(Debug, Clone)]
+pub struct StoreCopy {
+    now: Vec<u8>,
+    durable: Vec<u8>,
 }
 
 /// A store's file as one process has it open.

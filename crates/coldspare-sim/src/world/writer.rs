@@ -81,12 +81,12 @@ impl Writer {
         !self.steps.is_empty()
     }
 
-    /// Takes the next step, of the next operation if none is under way; the path that changed, below the root.
-    pub fn step(&mut self) -> Option<String> {
+    /// Takes the next step, of the next operation if none is under way; the paths that changed, below the root.
+    pub fn step(&mut self) -> Vec<String> {
         if self.steps.is_empty() {
             self.plan();
         }
-        let step = self.steps.pop_front()?;
+        let Some(step) = self.steps.pop_front() else { return Vec::new() };
         let at = |path: &str| format!("{HOME}/{path}");
         match &step {
             Step::Dir(path) => self.disk.make_dirs(at(path)),
@@ -102,10 +102,9 @@ impl Writer {
             Step::Settle => self.disk.settle(),
         }
         match step {
-            Step::Settle => None,
-            Step::Dir(path) | Step::Write(path, _) | Step::Part(path, ..) | Step::Remove(path) | Step::RemoveDir(path) => Some(path),
-            Step::Move(from, to) if from.starts_with(REPOSITORIES) && !to.starts_with(REPOSITORIES) => Some(from),
-            Step::Move(_, to) => Some(to),
+            Step::Settle => Vec::new(),
+            Step::Dir(path) | Step::Write(path, _) | Step::Part(path, ..) | Step::Remove(path) | Step::RemoveDir(path) => vec![path],
+            Step::Move(from, to) => vec![from, to],
         }
     }
 
