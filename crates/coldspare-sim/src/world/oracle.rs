@@ -23,14 +23,14 @@ type Instant = Option<References>;
 
 /// How far into its history each repository and each plain file was at an instant.
 #[derive(Debug, Clone, Default)]
-pub struct Mark {
+pub(super) struct Mark {
     repositories: BTreeMap<String, usize>,
     plain: BTreeMap<Vec<u8>, usize>,
 }
 
 /// The judge.
 #[derive(Debug, Default)]
-pub struct Oracle {
+pub(super) struct Oracle {
     library: Library,
     /// What each repository was, from the first instant on.
     history: BTreeMap<String, Vec<Instant>>,
@@ -45,12 +45,12 @@ pub struct Oracle {
     reached: Mark,
     promised: Epoch,
     /// How many changesets were judged.
-    pub judged: u64,
+    pub(super) judged: u64,
 }
 
 impl Oracle {
     /// Takes note of the active's home after a change of `path`, or after any change.
-    pub fn saw(&mut self, files: &Files, path: Option<&str>) {
+    pub(super) fn saw(&mut self, files: &Files, path: Option<&str>) {
         if path.is_none_or(|p| p.starts_with(REPOSITORIES)) {
             let names = repositories(files);
             let known: BTreeSet<String> = self.history.keys().cloned().collect();
@@ -77,14 +77,14 @@ impl Oracle {
     }
 
     /// How far the active is by now.
-    pub fn mark(&self) -> Mark {
+    pub(super) fn mark(&self) -> Mark {
         let repositories = self.history.iter().map(|(name, history)| (name.clone(), history.len() - 1)).collect();
         let plain = self.plain.iter().map(|(path, history)| (path.clone(), history.len() - 1)).collect();
         Mark { repositories, plain }
     }
 
     /// Takes note of operations that were sent.
-    pub fn sent(&mut self, session: SessionId, seq: Seq, baseline: Baseline, ops: &[Op]) {
+    pub(super) fn sent(&mut self, session: SessionId, seq: Seq, baseline: Baseline, ops: &[Op]) {
         let entry = self.sent.entry((session, seq)).or_insert((baseline, Vec::new()));
         entry.1.extend_from_slice(ops);
     }
@@ -93,7 +93,7 @@ impl Oracle {
     ///
     /// # Errors
     /// It fell.
-    pub fn promised(&mut self, epoch: Epoch) -> Result<(), String> {
+    pub(super) fn promised(&mut self, epoch: Epoch) -> Result<(), String> {
         if epoch < self.promised {
             return Err(format!("the promised epoch fell from {} to {epoch}", self.promised));
         }
@@ -105,7 +105,7 @@ impl Oracle {
     ///
     /// # Errors
     /// In words, what doesn't hold.
-    pub fn judge(&mut self, files: &Files, applied: Option<Applied>) -> Result<(), String> {
+    pub(super) fn judge(&mut self, files: &Files, applied: Option<Applied>) -> Result<(), String> {
         let is_new = applied != self.applied;
         match (self.applied, applied) {
             (Some(before), None) => return Err(format!("the standby forgot changeset {}", before.seq)),
@@ -132,7 +132,7 @@ impl Oracle {
     ///
     /// # Errors
     /// In words, what it should have covered.
-    pub fn confirmed(&self, mark: &Mark) -> Result<(), String> {
+    pub(super) fn confirmed(&self, mark: &Mark) -> Result<(), String> {
         for (name, from) in &mark.repositories {
             let now = self.standby.get(name).cloned().unwrap_or_default();
             if !self.history[name][*from..].contains(&now) {
@@ -246,7 +246,7 @@ impl Oracle {
 ///
 /// # Errors
 /// In words: the first difference.
-pub fn are_equal(active: &Files, standby: &Files) -> Result<(), String> {
+pub(super) fn are_equal(active: &Files, standby: &Files) -> Result<(), String> {
     let carried = |files: &Files| files.iter().filter(|(p, _)| !is_own(p)).map(|(p, s)| (p.clone(), s.clone())).collect::<Files>();
     let (active, standby) = (carried(active), carried(standby));
     for (path, here) in &active {

@@ -12,7 +12,7 @@ use coldspare_core::{Baseline, Op, RelPath, RootId, Seq};
 
 /// Control messages of the active.
 #[derive(Debug, Clone)]
-pub enum ToStandby {
+pub(super) enum ToStandby {
     /// First of a link.
     Open(Session),
     /// A changeset begins.
@@ -29,7 +29,7 @@ pub enum ToStandby {
 
 /// Control messages of the standby.
 #[derive(Debug, Clone)]
-pub enum ToActive {
+pub(super) enum ToActive {
     /// The session is served.
     Welcome(Option<Applied>, u64),
     /// It isn't, for now.
@@ -44,7 +44,7 @@ pub enum ToActive {
 
 /// One data frame.
 #[derive(Debug, Clone)]
-pub enum Frame {
+pub(super) enum Frame {
     /// Operations with the content of small files.
     Batch(Seq, Vec<Op>, Vec<u8>),
     /// A stretch of a large file.
@@ -53,24 +53,24 @@ pub enum Frame {
 
 /// A stretch of a large file.
 #[derive(Debug, Clone)]
-pub struct Segment {
+pub(super) struct Segment {
     /// The file's number.
-    pub file: u32,
+    pub(super) file: u32,
     /// The root.
-    pub root: RootId,
+    pub(super) root: RootId,
     /// The file.
-    pub path: RelPath,
+    pub(super) path: RelPath,
     /// Where it starts.
-    pub offset: u64,
+    pub(super) offset: u64,
     /// Coded pieces.
-    pub pieces: Vec<u8>,
+    pub(super) pieces: Vec<u8>,
     /// Their literal bytes.
-    pub literal: Vec<u8>,
+    pub(super) literal: Vec<u8>,
 }
 
 impl Frame {
     /// The changeset that it belongs to.
-    pub fn seq(&self) -> Seq {
+    pub(super) fn seq(&self) -> Seq {
         match self {
             Frame::Batch(seq, ..) | Frame::Segment(seq, _) => *seq,
         }
@@ -79,45 +79,45 @@ impl Frame {
 
 /// One connection.
 #[derive(Debug, Default)]
-pub struct Link {
+pub(super) struct Link {
     /// Whether what is sent arrives.
-    pub is_up: bool,
+    pub(super) is_up: bool,
     /// Whether the standby closed it, after its last message was sent.
-    pub has_last_word: bool,
+    pub(super) has_last_word: bool,
     /// When the last message in each direction arrives.
-    pub to_standby_us: u64,
+    pub(super) to_standby_us: u64,
     /// Likewise.
-    pub to_active_us: u64,
+    pub(super) to_active_us: u64,
     /// The data streams.
-    pub streams: Vec<Stream>,
+    pub(super) streams: Vec<Stream>,
 }
 
 /// One data stream.
 #[derive(Debug, Default)]
-pub struct Stream {
+pub(super) struct Stream {
     /// Frames under way, and when each arrives.
-    pub frames: VecDeque<(u64, Frame)>,
+    pub(super) frames: VecDeque<(u64, Frame)>,
     /// Whether the standby holds a frame of it.
-    pub is_held: bool,
+    pub(super) is_held: bool,
 }
 
 /// All connections, by number.
 #[derive(Debug, Default)]
-pub struct Wire {
+pub(super) struct Wire {
     /// By number.
-    pub links: BTreeMap<u64, Link>,
+    pub(super) links: BTreeMap<u64, Link>,
     /// Nobody reaches anybody.
-    pub is_parted: bool,
+    pub(super) is_parted: bool,
     /// The number of the last one.
-    pub last: u64,
+    pub(super) last: u64,
 }
 
 /// LIMIT: frames under way on one link, as windows limit them.
-pub const FRAMES_MAX: usize = 8;
+pub(super) const FRAMES_MAX: usize = 8;
 
 impl Wire {
     /// How many frames are under way on a link.
-    pub fn frames(&self, link: u64) -> usize {
+    pub(super) fn frames(&self, link: u64) -> usize {
         self.links.get(&link).map_or(0, |l| l.streams.iter().map(|s| s.frames.len()).sum())
     }
 }

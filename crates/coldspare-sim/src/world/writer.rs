@@ -13,7 +13,7 @@ use crate::Chance;
 use crate::model::ModelDisk;
 
 /// The root, in the disk's own tree.
-pub const HOME: &str = "/home";
+pub(super) const HOME: &str = "/home";
 
 /// One file operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,14 +31,14 @@ enum Step {
 
 /// The writer.
 #[derive(Debug)]
-pub struct Writer {
+pub(super) struct Writer {
     disk: ModelDisk,
     chance: Chance,
     library: Library,
     steps: VecDeque<Step>,
     count: u64,
     /// What is being done.
-    pub operation: String,
+    pub(super) operation: String,
 }
 
 const BRANCHES: [&str; 6] = [
@@ -56,12 +56,12 @@ const REPOSITORIES_MAX: usize = 4;
 
 impl Writer {
     /// Someone who writes to this disk.
-    pub fn new(disk: ModelDisk, chance: Chance) -> Writer {
+    pub(super) fn new(disk: ModelDisk, chance: Chance) -> Writer {
         Writer { disk, chance, library: Library::default(), steps: VecDeque::new(), count: 0, operation: String::new() }
     }
 
     /// Makes a home of a few repositories, durably.
-    pub fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         for dir in [REPOSITORIES, "shared/data/attachments", "shared/data/git-lfs/storage", "shared/tmp"] {
             self.disk.make_dirs(format!("{HOME}/{dir}"));
         }
@@ -77,12 +77,12 @@ impl Writer {
     }
 
     /// Whether an operation is under way.
-    pub fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         !self.steps.is_empty()
     }
 
     /// Takes the next step, of the next operation if none is under way; the paths that changed, below the root.
-    pub fn step(&mut self) -> Vec<String> {
+    pub(super) fn step(&mut self) -> Vec<String> {
         if self.steps.is_empty() {
             self.plan();
         }
@@ -109,14 +109,14 @@ impl Writer {
     }
 
     /// Takes all steps that are planned.
-    pub fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         while self.is_busy() {
             self.step();
         }
     }
 
     /// The host went down: what was under way is over, and somebody cleans up what it left.
-    pub fn recover(&mut self, disk: ModelDisk) {
+    pub(super) fn recover(&mut self, disk: ModelDisk) {
         self.disk = disk;
         self.steps.clear();
         let files = self.files();
