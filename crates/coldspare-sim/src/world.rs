@@ -392,7 +392,12 @@ impl World {
             6 => {
                 self.tell(|| "the standby's disk will fail".into());
                 let errno = *self.chance.pick(&[5, 28]);
-                self.host.disk.fail(crate::model::Fault { on: |c| c.kind != crate::model::CallKind::Looks, after: steps / 4, times: 1, errno });
+                self.host.disk.fail(crate::model::Fault {
+                    on: |c| c.kind != crate::model::CallKind::Looks,
+                    after: steps / 4,
+                    times: 1,
+                    errno,
+                });
             }
             7 | 8 => {
                 self.active.death = *self.chance.pick(&[Death::Killed, Death::PowerLost]);

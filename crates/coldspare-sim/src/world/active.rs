@@ -75,7 +75,6 @@ pub(super) struct Due {
 struct Told {
     capture: Option<Arc<Capture<ModelDisk>>>,
     is_awake: bool,
-    is_deaf: bool,
 }
 
 impl Active {
@@ -429,17 +428,15 @@ impl World {
 
 impl Told {
     fn take(&mut self, change: &Change) {
-        let Some(capture) = self.capture.as_ref().filter(|_| !self.is_deaf) else { return };
+        let Some(capture) = self.capture.as_ref() else { return };
         let Some(below) = change.path.strip_prefix(HOME.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")) else { return };
         let Ok(path) = RelPath::new(below) else { return };
         let hint = match change.kind {
             ChangeKind::Appeared | ChangeKind::Vanished => Hint::Replaced,
             ChangeKind::Content | ChangeKind::Attributes => Hint::Changed,
         };
-        let (dir, now_ms) = (path.parent().unwrap_or_else(RelPath::root), capture.disk.now_ms());
         let watch = capture.watch.as_ref().expect("a watch");
-        watch.dirty().add(RootId(0), dir, path.name(), hint, now_ms);
-        self.is_awake = true;
+        self.is_awake |= watch.tell(RootId(0), &path, hint, capture.disk.now_ms());
     }
 }
 

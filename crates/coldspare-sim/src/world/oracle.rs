@@ -175,7 +175,8 @@ impl Oracle {
                 Op::Put { .. } => {}
             }
         }
-        let mut puts: Vec<_> = ops.iter().filter_map(|op| if let Op::Put { path, entry, .. } = op { Some((path, entry)) } else { None }).collect();
+        let mut puts: Vec<_> =
+            ops.iter().filter_map(|op| if let Op::Put { path, entry, .. } = op { Some((path, entry)) } else { None }).collect();
         puts.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
         for (path, entry) in puts {
             if !entry.is_dir() {
@@ -251,7 +252,8 @@ pub(super) fn are_equal(active: &Files, standby: &Files) -> Result<(), String> {
     let (active, standby) = (carried(active), carried(standby));
     for (path, here) in &active {
         let there = standby.get(path).ok_or_else(|| format!("{} is missing", path.escape_ascii()))?;
-        let same = here.content == there.content && (here.stat.kind, here.stat.mode, here.stat.mtime) == (there.stat.kind, there.stat.mode, there.stat.mtime);
+        let same = here.content == there.content
+            && (here.stat.kind, here.stat.mode, here.stat.mtime) == (there.stat.kind, there.stat.mode, there.stat.mtime);
         if !same {
             return Err(format!("{} differs: {:?} and {:?}", path.escape_ascii(), here.stat, there.stat));
         }

@@ -277,7 +277,8 @@ impl Writer {
     fn move_reference(&mut self, repository: &str, reference: &str, to: ObjectName) {
         let path = format!("{repository}/{reference}");
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir).to_string();
-        self.do_all([Step::Settle, Step::Dir(dir)]);
+        // An empty folder may be left where branches were.
+        self.do_all([Step::Settle, Step::RemoveDir(path.clone()), Step::Dir(dir)]);
         self.replace(&path, format!("{}\n", hex(&to)).into_bytes());
     }
 
@@ -437,7 +438,9 @@ impl Writer {
                 let other = format!("shared/tmp/new-{number}");
                 self.do_all([Step::Write(other.clone(), content), Step::Settle, Step::Move(other, path)]);
             }
-            1 => self.do_all([Step::Write(path.clone(), content[..half].to_vec()), Step::Part(path, half as u64, content[half..].to_vec())]),
+            1 => {
+                self.do_all([Step::Write(path.clone(), content[..half].to_vec()), Step::Part(path, half as u64, content[half..].to_vec())])
+            }
             _ => self.do_all([Step::Part(path, self.chance.clone().below(300), content)]),
         }
     }
