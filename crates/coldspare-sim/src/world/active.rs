@@ -143,6 +143,9 @@ impl Active {
 impl World {
     pub(super) fn start_active(&mut self) {
         let active = &mut self.active;
+        if active.daemon.is_some() {
+            return; // it died twice before it was started
+        }
         active.fuse.renew();
         active.disk.heal();
         active.life += 1;
