@@ -118,8 +118,8 @@ impl Watch {
         Ok(watch)
     }
 
-    /// A watch whose hints are put in by the caller, before the change that they tell of is seen by anybody else; it
-    /// covers everything, and the barrier has nothing to wait for.
+    /// A watch whose hints are put in by the caller, through [`Watch::tell`], before the change that they tell of is seen
+    /// by anybody else; the barrier has nothing to wait for.
     pub fn told(roots: Vec<PathBuf>) -> Watch {
         let shared = Shared {
             marks: Mutex::new(vec![u64::MAX; roots.len()]),
@@ -166,6 +166,10 @@ impl Watch {
         let full = self.full(root, path);
         let key = full.as_os_str().as_bytes().to_vec();
         if lock(&self.shared.covered).contains(&key) {
+            return;
+        }
+        if self.source == Source::Caller {
+            lock(&self.shared.covered).insert(key);
             return;
         }
         let mut slot = lock(&self.watcher);
@@ -219,6 +223,19 @@ impl Watch {
             marks = self.shared.mark_came.wait_timeout(marks, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
+    }
+
+    /// Puts in that `path` changed, as the kernel would tell it: only when its directory is watched. Says whether it was.
+    pub fn tell(&self, root: RootId, path: &RelPath, hint: Hint, now_ms: u64) -> bool {
+        let dir = path.parent().unwrap_or_else(RelPath::root);
+        if !lock(&self.shared.covered).contains(self.full(root, &dir).as_os_str().as_bytes()) {
+            return false;
+        }
+        if hint == Hint::Replaced {
+            self.shared.forget(&self.full(root, path));
+        }
+        self.dirty().add(root, dir, path.name(), hint, now_ms);
+        true
     }
 
     /// The hints so far.

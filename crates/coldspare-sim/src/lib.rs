@@ -5,6 +5,7 @@
 //! - [`pair`]: an active and a standby in one process, wired as the daemons wire them, that can be cut off and killed.
 //! - [`fault`]: a disk that fails when it is told to.
 //! - [`model`]: a disk in memory that knows what of it is durable.
+//! - [`world`]: both ends, a network and a git that writes, with one seed for all of it, and what has to hold.
 //! - [`compare`]: reads a tree with nothing of coldspare's and tells what differs.
 //!
 //! Architecture invariant: nothing that ships depends on this crate.
@@ -17,6 +18,7 @@ pub mod fault;
 pub mod home;
 pub mod model;
 pub mod pair;
+pub mod world;
 
 pub use chance::Chance;
 pub use compare::Tree;

@@ -28,6 +28,8 @@ struct Touched {
     quarantine: Option<Applied>,
     /// Folders that were missing, and those above them: what somebody else changed.
     remade: BTreeSet<(RootId, RelPath)>,
+    /// Roots from whose trash something went: what comes back to it after a crash would be taken for somebody else's.
+    emptied: BTreeSet<RootId>,
 }
 
 impl Touched {
@@ -110,6 +112,7 @@ impl<D: Disk> Standby<D> {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 // Taken before the crash: what left the tree for it may still be in the trash.
                 touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+                touched.emptied.insert(root);
                 return self.purge(manifest, root, path);
             }
             Err(e) => return Err(io("examining the staged", path.as_bytes())(e)),
@@ -170,7 +173,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// What the manifest knows at `path` leaves the tree.
-    fn leave(&self, root: RootId, dir: &D::Dir, path: &RelPath, touched: &Touched) -> Result<(), StandbyError> {
+    fn leave(&self, root: RootId, dir: &D::Dir, path: &RelPath, touched: &mut Touched) -> Result<(), StandbyError> {
         self.discard_staged(root, (dir, path.name()), path, touched)
     }
 
@@ -182,7 +185,8 @@ impl<D: Disk> Standby<D> {
             Err(e) => return Err(io("opening the folder of", path.as_bytes())(e)),
         };
         match self.disk.stat(&dir, path.name()) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            // Gone before a crash: it may still be in the trash.
+            Err(e) if e.kind() == ErrorKind::NotFound => drop(touched.emptied.insert(root)),
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
             Ok(stat) if stat.kind == FileKind::Dir => self.leave(root, &dir, path, touched)?,
             Ok(stat) if !is_own(manifest.manifest(root, path)?.as_ref(), &stat) => self.quarantine(root, &dir, path.name(), path)?,
@@ -266,6 +270,9 @@ impl<D: Disk> Standby<D> {
                 Err(e) => Err(e),
             };
             synced.map_err(io("syncing", path.as_bytes()))?;
+        }
+        for root in &touched.emptied {
+            self.disk.sync_dir(&self.root(*root).trash).map_err(io("syncing", b"trash"))?;
         }
         Ok(())
     }

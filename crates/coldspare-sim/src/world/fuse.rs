@@ -9,7 +9,7 @@ use crate::Chance;
 
 /// How a process ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Death {
+pub(super) enum Death {
     /// Killed: what it wrote stays.
     Killed,
     /// The host lost its power: what was not synced may be lost.
@@ -18,7 +18,7 @@ pub enum Death {
 
 /// Counts what one process does to its disk and its store.
 #[derive(Debug, Clone, Default)]
-pub struct Fuse(Arc<Mutex<Burning>>);
+pub(super) struct Fuse(Arc<Mutex<Burning>>);
 
 #[derive(Debug, Default)]
 struct Burning {
@@ -30,23 +30,23 @@ struct Burning {
 
 impl Fuse {
     /// Lets the process do `steps` more steps.
-    pub fn arm(&self, steps: u64) {
+    pub(super) fn arm(&self, steps: u64) {
         let mut burning = lock(&self.0);
         burning.at = Some(burning.steps + steps);
     }
 
     /// The process starts anew.
-    pub fn renew(&self) {
+    pub(super) fn renew(&self) {
         *lock(&self.0) = Burning::default();
     }
 
     /// Ends the process now.
-    pub fn burn(&self) {
+    pub(super) fn burn(&self) {
         lock(&self.0).is_dead = true;
     }
 
     /// Counts a step; whether it is the last one.
-    pub fn step(&self) -> bool {
+    pub(super) fn step(&self) -> bool {
         let mut burning = lock(&self.0);
         burning.steps += 1;
         let is_last = !burning.is_dead && burning.at.is_some_and(|at| burning.steps > at);
@@ -55,14 +55,14 @@ impl Fuse {
     }
 
     /// Whether the process is dead.
-    pub fn is_dead(&self) -> bool {
+    pub(super) fn is_dead(&self) -> bool {
         lock(&self.0).is_dead
     }
 }
 
 /// The file of a store; what opened it before a death writes no more.
 #[derive(Debug, Clone, Default)]
-pub struct StoreFile(Arc<Mutex<Bytes>>);
+pub(super) struct StoreFile(Arc<Mutex<Bytes>>);
 
 #[derive(Debug, Default)]
 struct Bytes {
@@ -95,34 +95,35 @@ impl Write {
 
 impl StoreFile {
     /// Opens it for a process.
-    pub fn open(&self, fuse: &Fuse) -> OpenStore {
+    pub(super) fn open(&self, fuse: &Fuse) -> OpenStore {
         let mut bytes = lock(&self.0);
         bytes.opened += 1;
         OpenStore { file: self.clone(), fuse: fuse.clone(), opened: bytes.opened }
     }
 
-    /// What is in it now; [`StoreFile::put_back`] takes it.
-    pub fn copy(&self) -> Vec<u8> {
-        lock(&self.0).now.clone()
+    /// What a death would leave of it now, by the two kinds of death.
+    pub(super) fn copy(&self) -> StoreCopy {
+        let bytes = lock(&self.0);
+        StoreCopy { now: bytes.now.clone(), durable: bytes.durable.clone() }
     }
 
-    /// Makes it hold what it held, durably.
-    pub fn put_back(&self, copy: Vec<u8>) {
+    /// Leaves what a death at the time of `copy` leaves, and lets the process write no more.
+    pub(super) fn die_at(&self, death: Death, copy: StoreCopy) {
         let mut bytes = lock(&self.0);
         bytes.opened += 1;
         bytes.unsynced.clear();
-        bytes.durable.clone_from(&copy);
-        bytes.now = copy;
+        bytes.now = if death == Death::Killed { copy.now } else { copy.durable };
+        bytes.durable = bytes.now.clone();
     }
 
-    /// Leaves what the death of the process leaves, and lets it write no more.
-    pub fn die(&self, death: Death, chance: &mut Chance) {
+    /// Leaves what the death of the process leaves, and lets it write no more; each write that was not synced is lost or
+    /// not, by itself.
+    pub(super) fn die(&self, death: Death, chance: &mut Chance) {
         let mut bytes = lock(&self.0);
         bytes.opened += 1;
         let unsynced = std::mem::take(&mut bytes.unsynced);
         if death == Death::PowerLost {
             let mut left = std::mem::take(&mut bytes.durable);
-            // Each write is lost or not, by itself.
             unsynced.iter().filter(|_| chance.happens(1, 2)).for_each(|write| write.apply(&mut left));
             bytes.now = left;
         }
@@ -130,9 +131,16 @@ impl StoreFile {
     }
 }
 
+/// A store's file at one instant.
+#[derive(Debug, Clone)]
+pub(super) struct StoreCopy {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+}
+
 /// A store's file as one process has it open.
 #[derive(Debug)]
-pub struct OpenStore {
+pub(super) struct OpenStore {
     file: StoreFile,
     fuse: Fuse,
     opened: u64,

@@ -11,11 +11,11 @@ use flate2::write::ZlibEncoder;
 use sha1::{Digest, Sha1};
 
 /// The name of an object: the SHA-1 of its kind, size and content.
-pub type ObjectName = [u8; 20];
+pub(super) type ObjectName = [u8; 20];
 
 /// What an object is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(super) enum Kind {
     /// Names a tree and earlier commits.
     Commit,
     /// Names blobs.
@@ -26,16 +26,16 @@ pub enum Kind {
 
 /// One object.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Object {
+pub(super) struct Object {
     /// What it is.
-    pub kind: Kind,
+    pub(super) kind: Kind,
     /// Its content.
-    pub body: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Object {
     /// A commit of `tree` after `parents`.
-    pub fn commit(tree: ObjectName, parents: &[ObjectName], text: &str) -> Object {
+    pub(super) fn commit(tree: ObjectName, parents: &[ObjectName], text: &str) -> Object {
         let mut body = format!("tree {}\n", hex(&tree));
         for parent in parents {
             body += &format!("parent {}\n", hex(parent));
@@ -45,12 +45,12 @@ impl Object {
     }
 
     /// A tree of one blob.
-    pub fn tree(blob: ObjectName) -> Object {
+    pub(super) fn tree(blob: ObjectName) -> Object {
         Object { kind: Kind::Tree, body: [b"100644 file\0".as_slice(), &blob].concat() }
     }
 
     /// A blob.
-    pub fn blob(body: Vec<u8>) -> Object {
+    pub(super) fn blob(body: Vec<u8>) -> Object {
         Object { kind: Kind::Blob, body }
     }
 
@@ -64,17 +64,17 @@ impl Object {
     }
 
     /// Its name.
-    pub fn name(&self) -> ObjectName {
+    pub(super) fn name(&self) -> ObjectName {
         sha1(&self.plain())
     }
 
     /// The file of a loose object.
-    pub fn loose(&self) -> Vec<u8> {
+    pub(super) fn loose(&self) -> Vec<u8> {
         deflate(&self.plain())
     }
 
     /// Reads the file of a loose object; `None` when it isn't one, whole and alone.
-    pub fn of_loose(file: &[u8]) -> Option<Object> {
+    pub(super) fn of_loose(file: &[u8]) -> Option<Object> {
         let (plain, used) = inflate(file)?;
         let end = plain.iter().position(|&b| b == 0).filter(|_| used == file.len())?;
         let head = std::str::from_utf8(&plain[..end]).ok()?;
@@ -90,7 +90,7 @@ impl Object {
     }
 
     /// The objects that it can't do without.
-    pub fn needs(&self) -> Vec<ObjectName> {
+    pub(super) fn needs(&self) -> Vec<ObjectName> {
         match self.kind {
             Kind::Blob => Vec::new(),
             Kind::Tree => self.body.get(self.body.len().saturating_sub(20)..).and_then(|n| n.try_into().ok()).into_iter().collect(),
@@ -104,7 +104,7 @@ impl Object {
 }
 
 /// A pack of these objects and its index of version 2; the name of both is `pack-<trailer of the pack>`.
-pub fn pack(objects: &BTreeMap<ObjectName, Object>) -> (Vec<u8>, Vec<u8>, String) {
+pub(super) fn pack(objects: &BTreeMap<ObjectName, Object>) -> (Vec<u8>, Vec<u8>, String) {
     let mut pack = b"PACK\0\0\0\x02".to_vec();
     pack.extend_from_slice(&(objects.len() as u32).to_be_bytes());
     let mut places = Vec::new();
@@ -142,7 +142,7 @@ pub fn pack(objects: &BTreeMap<ObjectName, Object>) -> (Vec<u8>, Vec<u8>, String
 }
 
 /// Reads a pack by its index; `None` when either is not whole.
-pub fn unpack(pack: &[u8], index: &[u8]) -> Option<BTreeMap<ObjectName, Object>> {
+pub(super) fn unpack(pack: &[u8], index: &[u8]) -> Option<BTreeMap<ObjectName, Object>> {
     let (body, trailer) = pack.split_at_checked(pack.len().checked_sub(20)?)?;
     let (of_index, index_trailer) = index.split_at_checked(index.len().checked_sub(20)?)?;
     if sha1(body) != trailer || sha1(of_index) != index_trailer || !of_index.ends_with(trailer) {
@@ -206,12 +206,12 @@ fn sha1(bytes: &[u8]) -> ObjectName {
 }
 
 /// Hexadecimal digits.
-pub fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// An object's name from its 40 digits.
-pub fn unhex(text: &str) -> Option<ObjectName> {
+pub(super) fn unhex(text: &str) -> Option<ObjectName> {
     let digit = |at: usize| u8::from_str_radix(text.get(at..at + 2)?, 16).ok();
     let bytes: Option<Vec<u8>> = (0..20).map(|n| digit(n * 2)).collect();
     bytes?.try_into().ok().filter(|_| text.len() == 40)

@@ -8,26 +8,26 @@ use super::objects::{Object, ObjectName, hex, unhex, unpack};
 use crate::model::Seen;
 
 /// A tree, by path below the root.
-pub type Files = BTreeMap<Vec<u8>, Seen>;
+pub(super) type Files = BTreeMap<Vec<u8>, Seen>;
 
 /// The folder of all repositories, below the root.
-pub const REPOSITORIES: &str = "shared/data/repositories";
+pub(super) const REPOSITORIES: &str = "shared/data/repositories";
 
 /// References by full name, of both namespaces.
-pub type References = BTreeMap<String, ObjectName>;
+pub(super) type References = BTreeMap<String, ObjectName>;
 
 /// The folders of loose references, and the files of packed ones.
-pub const NAMESPACES: [(&str, &str); 2] = [("refs", "packed-refs"), ("stash-refs", "stash-packed-refs")];
+pub(super) const NAMESPACES: [(&str, &str); 2] = [("refs", "packed-refs"), ("stash-refs", "stash-packed-refs")];
 
 /// The names of repositories.
-pub fn repositories(files: &Files) -> BTreeSet<String> {
+pub(super) fn repositories(files: &Files) -> BTreeSet<String> {
     let within = format!("{REPOSITORIES}/");
     let below = files.range(within.clone().into_bytes()..).map_while(|(path, _)| path.strip_prefix(within.as_bytes()));
     below.filter(|p| !p.contains(&b'/')).map(|p| String::from_utf8_lossy(p).into_owned()).collect()
 }
 
 /// All that is below a folder, by path below it.
-pub fn below<'a>(files: &'a Files, dir: &str) -> impl Iterator<Item = (&'a [u8], &'a Seen)> {
+pub(super) fn below<'a>(files: &'a Files, dir: &str) -> impl Iterator<Item = (&'a [u8], &'a Seen)> {
     let prefix = format!("{dir}/").into_bytes();
     files.range(prefix.clone()..).map_while(move |(path, seen)| Some((path.strip_prefix(prefix.as_slice())?, seen)))
 }
@@ -40,7 +40,7 @@ fn is_file(seen: &Seen) -> bool {
 ///
 /// # Errors
 /// In words: a reference that is none.
-pub fn references(files: &Files, repository: &str) -> Result<References, String> {
+pub(super) fn references(files: &Files, repository: &str) -> Result<References, String> {
     let mut out = References::new();
     let text = |seen: &Seen| String::from_utf8_lossy(&seen.content).into_owned();
     for (dir, packed) in NAMESPACES {
@@ -64,7 +64,7 @@ pub fn references(files: &Files, repository: &str) -> Result<References, String>
 
 /// Objects that were read before, so that each is taken apart once.
 #[derive(Debug, Default)]
-pub struct Library {
+pub(super) struct Library {
     loose: HashMap<Vec<u8>, Option<Object>>,
     #[allow(clippy::type_complexity)] // a pack and its index, to what they hold
     packs: HashMap<(Vec<u8>, Vec<u8>), Option<BTreeMap<ObjectName, Object>>>,
@@ -81,7 +81,7 @@ impl Library {
     }
 
     /// All objects of a repository, without those that it borrows. What is damaged is left out.
-    pub fn own(&mut self, files: &Files, repository: &str) -> BTreeMap<ObjectName, Object> {
+    pub(super) fn own(&mut self, files: &Files, repository: &str) -> BTreeMap<ObjectName, Object> {
         let mut out = BTreeMap::new();
         let objects = format!("{REPOSITORIES}/{repository}/objects");
         for (path, seen) in below(files, &objects).filter(|(_, s)| is_file(s)) {
@@ -102,7 +102,7 @@ impl Library {
     }
 
     /// All objects of a repository, with those of the one that it borrows from.
-    pub fn all(&mut self, files: &Files, repository: &str) -> BTreeMap<ObjectName, Object> {
+    pub(super) fn all(&mut self, files: &Files, repository: &str) -> BTreeMap<ObjectName, Object> {
         let mut out = self.own(files, repository);
         if let Some(base) = base_of(files, repository) {
             out.extend(self.own(files, &base));
@@ -114,7 +114,7 @@ impl Library {
     ///
     /// # Errors
     /// In words: what is missing.
-    pub fn closed(&mut self, files: &Files, repository: &str, references: &References) -> Result<(), String> {
+    pub(super) fn closed(&mut self, files: &Files, repository: &str, references: &References) -> Result<(), String> {
         let objects = self.all(files, repository);
         let mut seen = BTreeSet::new();
         for (reference, value) in references {
@@ -134,14 +134,14 @@ impl Library {
 }
 
 /// The repository that this one borrows objects from.
-pub fn base_of(files: &Files, repository: &str) -> Option<String> {
+pub(super) fn base_of(files: &Files, repository: &str) -> Option<String> {
     let seen = files.get(format!("{REPOSITORIES}/{repository}/objects/info/alternates").as_bytes())?;
     let text = String::from_utf8_lossy(&seen.content).into_owned();
     Some(text.trim_end().strip_suffix("/objects")?.rsplit('/').next()?.into())
 }
 
 /// All that these references lead to.
-pub fn reachable(objects: &BTreeMap<ObjectName, Object>, references: impl Iterator<Item = ObjectName>) -> BTreeSet<ObjectName> {
+pub(super) fn reachable(objects: &BTreeMap<ObjectName, Object>, references: impl Iterator<Item = ObjectName>) -> BTreeSet<ObjectName> {
     let mut out = BTreeSet::new();
     let mut left: Vec<_> = references.collect();
     while let Some(name) = left.pop() {
@@ -153,7 +153,7 @@ pub fn reachable(objects: &BTreeMap<ObjectName, Object>, references: impl Iterat
 }
 
 /// Whether git never means a path to last.
-pub fn is_transient(path: &[u8]) -> bool {
+pub(super) fn is_transient(path: &[u8]) -> bool {
     let inside = |component: &[u8]| component.starts_with(b"tmp_");
     path.ends_with(b".lock") || path.ends_with(b"packed-refs.new") || path.split(|&b| b == b'/').any(inside)
 }

@@ -13,7 +13,7 @@ use crate::Chance;
 use crate::model::ModelDisk;
 
 /// The root, in the disk's own tree.
-pub const HOME: &str = "/home";
+pub(super) const HOME: &str = "/home";
 
 /// One file operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,14 +31,14 @@ enum Step {
 
 /// The writer.
 #[derive(Debug)]
-pub struct Writer {
+pub(super) struct Writer {
     disk: ModelDisk,
     chance: Chance,
     library: Library,
     steps: VecDeque<Step>,
     count: u64,
     /// What is being done.
-    pub operation: String,
+    pub(super) operation: String,
 }
 
 const BRANCHES: [&str; 6] = [
@@ -56,12 +56,12 @@ const REPOSITORIES_MAX: usize = 4;
 
 impl Writer {
     /// Someone who writes to this disk.
-    pub fn new(disk: ModelDisk, chance: Chance) -> Writer {
+    pub(super) fn new(disk: ModelDisk, chance: Chance) -> Writer {
         Writer { disk, chance, library: Library::default(), steps: VecDeque::new(), count: 0, operation: String::new() }
     }
 
     /// Makes a home of a few repositories, durably.
-    pub fn begin(&mut self) {
+    pub(super) fn begin(&mut self) {
         for dir in [REPOSITORIES, "shared/data/attachments", "shared/data/git-lfs/storage", "shared/tmp"] {
             self.disk.make_dirs(format!("{HOME}/{dir}"));
         }
@@ -77,16 +77,16 @@ impl Writer {
     }
 
     /// Whether an operation is under way.
-    pub fn is_busy(&self) -> bool {
+    pub(super) fn is_busy(&self) -> bool {
         !self.steps.is_empty()
     }
 
-    /// Takes the next step, of the next operation if none is under way; the path that changed, below the root.
-    pub fn step(&mut self) -> Option<String> {
+    /// Takes the next step, of the next operation if none is under way; the paths that changed, below the root.
+    pub(super) fn step(&mut self) -> Vec<String> {
         if self.steps.is_empty() {
             self.plan();
         }
-        let step = self.steps.pop_front()?;
+        let Some(step) = self.steps.pop_front() else { return Vec::new() };
         let at = |path: &str| format!("{HOME}/{path}");
         match &step {
             Step::Dir(path) => self.disk.make_dirs(at(path)),
@@ -102,22 +102,21 @@ impl Writer {
             Step::Settle => self.disk.settle(),
         }
         match step {
-            Step::Settle => None,
-            Step::Dir(path) | Step::Write(path, _) | Step::Part(path, ..) | Step::Remove(path) | Step::RemoveDir(path) => Some(path),
-            Step::Move(from, to) if from.starts_with(REPOSITORIES) && !to.starts_with(REPOSITORIES) => Some(from),
-            Step::Move(_, to) => Some(to),
+            Step::Settle => Vec::new(),
+            Step::Dir(path) | Step::Write(path, _) | Step::Part(path, ..) | Step::Remove(path) | Step::RemoveDir(path) => vec![path],
+            Step::Move(from, to) => vec![from, to],
         }
     }
 
     /// Takes all steps that are planned.
-    pub fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         while self.is_busy() {
             self.step();
         }
     }
 
     /// The host went down: what was under way is over, and somebody cleans up what it left.
-    pub fn recover(&mut self, disk: ModelDisk) {
+    pub(super) fn recover(&mut self, disk: ModelDisk) {
         self.disk = disk;
         self.steps.clear();
         let files = self.files();
@@ -278,7 +277,8 @@ impl Writer {
     fn move_reference(&mut self, repository: &str, reference: &str, to: ObjectName) {
         let path = format!("{repository}/{reference}");
         let dir = path.rsplit_once('/').map_or("", |(dir, _)| dir).to_string();
-        self.do_all([Step::Settle, Step::Dir(dir)]);
+        // An empty folder may be left where branches were.
+        self.do_all([Step::Settle, Step::RemoveDir(path.clone()), Step::Dir(dir)]);
         self.replace(&path, format!("{}\n", hex(&to)).into_bytes());
     }
 
@@ -438,7 +438,9 @@ impl Writer {
                 let other = format!("shared/tmp/new-{number}");
                 self.do_all([Step::Write(other.clone(), content), Step::Settle, Step::Move(other, path)]);
             }
-            1 => self.do_all([Step::Write(path.clone(), content[..half].to_vec()), Step::Part(path, half as u64, content[half..].to_vec())]),
+            1 => {
+                self.do_all([Step::Write(path.clone(), content[..half].to_vec()), Step::Part(path, half as u64, content[half..].to_vec())])
+            }
             _ => self.do_all([Step::Part(path, self.chance.clone().below(300), content)]),
         }
     }

@@ -1,0 +1,486 @@
+//! The active: performs what `coldspare_core::follow` decides, as the daemon does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use coldspare_core::changeset::Have;
+use coldspare_core::control::Session;
+use coldspare_core::exclude::Exclude;
+use coldspare_core::follow::{Effect, Extent, Follow, FollowConfig, Input, Scope, Sent};
+use coldspare_core::intake::End;
+use coldspare_core::{Epoch, NodeId, RelPath, RootId, Seq, SessionId};
+use coldspare_os::Disk;
+use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, HeldBack, Report, Root, Work};
+use coldspare_scan::dirty::{Hint, Hints};
+use coldspare_scan::index::Index;
+use coldspare_scan::watch::Watch;
+
+use super::fuse::{Death, Fuse, StoreCopy, StoreFile};
+use super::outlet::Changeset;
+use super::wire::{ToActive, ToStandby};
+use super::writer::HOME;
+use super::{Defect, Event, Shared, World, lock};
+use crate::model::{Change, ChangeKind, ModelDisk};
+
+const NODE: NodeId = NodeId([2; 16]);
+const STANDBY: NodeId = NodeId([3; 16]);
+
+/// The active's host and its daemon.
+pub(super) struct Active {
+    pub(super) disk: ModelDisk,
+    pub(super) fuse: Fuse,
+    pub(super) death: Death,
+    index: StoreFile,
+    told: Arc<Mutex<Told>>,
+    daemon: Option<Daemon>,
+    /// How many times a daemon was started.
+    life: u64,
+    session: Session,
+    is_new_boot: bool,
+    knows_standby: bool,
+    capturing: Arc<AtomicBool>,
+    /// A capture that is to begin.
+    pub(super) due: Option<Due>,
+}
+
+struct Daemon {
+    capture: Arc<Capture<ModelDisk>>,
+    follow: Follow,
+    started_us: u64,
+    tick_us: Option<u64>,
+    link: Option<u64>,
+    connecting: Option<u64>,
+    certainty: Certainty,
+    literal: BTreeSet<(RootId, RelPath)>,
+    give_up: bool,
+    must_ask: bool,
+    taken: Option<Hints>,
+    answers: BTreeMap<u32, Vec<Have>>,
+    next_question: u32,
+}
+
+/// A capture's orders.
+pub(super) struct Due {
+    cycle: Cycle,
+    link: u64,
+    capture: Arc<Capture<ModelDisk>>,
+    /// The index as it was when the capture began.
+    index: StoreCopy,
+}
+
+/// Where the kernel's events go.
+#[derive(Default)]
+struct Told {
+    capture: Option<Arc<Capture<ModelDisk>>>,
+    is_awake: bool,
+}
+
+impl Active {
+    pub(super) fn new(disk: ModelDisk) -> Active {
+        Active {
+            disk,
+            fuse: Fuse::default(),
+            death: Death::Killed,
+            index: StoreFile::default(),
+            told: Arc::default(),
+            daemon: None,
+            life: 0,
+            session: Session { epoch: Epoch(1), id: SessionId([1; 16]), opened_by: NODE },
+            is_new_boot: false,
+            knows_standby: false,
+            capturing: Arc::default(),
+            due: None,
+        }
+    }
+
+    pub(super) fn session(&self) -> SessionId {
+        self.session.id
+    }
+
+    pub(super) fn is_dead(&self) -> bool {
+        self.fuse.is_dead()
+    }
+
+    pub(super) fn is_capturing(&self) -> bool {
+        self.capturing.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.daemon.is_some()
+    }
+
+    /// Whether nothing is known that the standby lacks.
+    pub(super) fn is_idle(&self) -> bool {
+        let quiet = |d: &Daemon| d.follow.is_idle() && d.capture.watch.as_ref().is_some_and(|w| w.dirty().is_empty());
+        self.due.is_none() && self.daemon.as_ref().is_some_and(quiet)
+    }
+
+    /// Whether a capture for this link goes on.
+    pub(super) fn may_send(&self, link: u64) -> bool {
+        !self.is_dead() && self.daemon.as_ref().is_some_and(|d| d.link == Some(link) && !d.give_up)
+    }
+
+    pub(super) fn next_question(&mut self) -> u32 {
+        let daemon = self.daemon.as_mut().expect("a daemon that captures");
+        daemon.next_question += 1;
+        daemon.next_question
+    }
+
+    pub(super) fn answer(&mut self, no: u32) -> Option<Vec<Have>> {
+        self.daemon.as_mut().and_then(|d| d.answers.remove(&no))
+    }
+
+    pub(super) fn end(&mut self) {
+        self.disk.leave_alone();
+        lock(&self.told).capture = None;
+        self.daemon = None;
+        self.due = None;
+    }
+}
+
+impl World {
+    pub(super) fn start_active(&mut self) {
+        let active = &mut self.active;
+        if active.daemon.is_some() {
+            return; // it died twice before it was started
+        }
+        active.fuse.renew();
+        active.disk.heal();
+        active.life += 1;
+        if std::mem::take(&mut active.is_new_boot) && self.options.defect != Defect::SessionSurvivesPowerLoss {
+            active.session.id.0[0] += 1;
+        }
+        let path = PathBuf::from(HOME);
+        let dir = active.disk.open_root(&path).expect("a home");
+        let roots = vec![Root { path: path.clone(), dir, exclude: Exclude::new::<&str>([]).expect("no patterns") }];
+        // The thread that writes the index has no place in the order of things: it burns no fuse.
+        let index = Index::open_in(active.index.open(&Fuse::default())).expect("an index");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
+        let acked = if active.knows_standby { index.acked(STANDBY).expect("a readable index") } else { None };
+        let config = FollowConfig {
+            session: active.session.id,
+            next_seq: index.next_seq().expect("a readable index"),
+            acked,
+            full_scan_every: Duration::from_secs(600),
+            retry_min: Duration::from_millis(200),
+            retry_max: Duration::from_secs(5),
+        };
+        let watch = Some(Watch::told(vec![path]));
+        let disk = active.disk.clone();
+        let capture = Arc::new(Capture { disk, roots, index, watch, held: HeldBack::default(), pool, zstd_level: 1 });
+        lock(&active.told).capture = Some(capture.clone());
+        active.daemon = Some(Daemon {
+            capture,
+            follow: Follow::new(config, Duration::ZERO),
+            started_us: self.now_us,
+            tick_us: None,
+            link: None,
+            connecting: None,
+            certainty: Certainty::Ask,
+            literal: BTreeSet::new(),
+            give_up: false,
+            must_ask: false,
+            taken: None,
+            answers: BTreeMap::new(),
+            next_question: 0,
+        });
+        self.hook_active();
+        self.tell(|| "active: started".into());
+        self.active_input(Input::Tick);
+    }
+
+    /// Lets the world go on beside the calls of a capture, and hints follow changes.
+    fn hook_active(&self) {
+        let (world, capturing, fuse) = (self.me.clone(), self.active.capturing.clone(), self.active.fuse.clone());
+        self.active.disk.on_call(move |_, _| {
+            if capturing.load(Ordering::Relaxed) && !fuse.is_dead() {
+                let world = world.upgrade().expect("the world");
+                lock(&world).meanwhile();
+            }
+        });
+        let (told, capturing) = (self.active.told.clone(), self.active.capturing.clone());
+        let loses_late = self.options.defect == Defect::LateHintsAreLost;
+        self.active.disk.on_change(move |change| {
+            let mut told = lock(&told);
+            if loses_late && capturing.load(Ordering::Relaxed) {
+                return;
+            }
+            told.take(change);
+        });
+    }
+
+    pub(super) fn wake_soon(&mut self) {
+        let told = self.active.told.clone();
+        if std::mem::take(&mut lock(&told).is_awake) {
+            let (life, after) = (self.active.life, 10 + self.chance.below(2_000));
+            self.at(after, Event::Wake(life));
+        }
+    }
+
+    pub(super) fn wake(&mut self, life: u64) {
+        if life == self.active.life {
+            self.hinted();
+        }
+    }
+
+    fn hinted(&mut self) {
+        let Some(daemon) = self.active.daemon.as_ref() else { return };
+        let watch = daemon.capture.watch.as_ref().expect("a watch");
+        let (everything, any) = (watch.dirty().is_everything() || watch.is_stale(), !watch.dirty().is_empty());
+        if everything {
+            self.active_input(Input::Uncovered);
+        } else if any {
+            self.active_input(Input::Hints);
+        }
+    }
+
+    pub(super) fn tick(&mut self, life: u64) {
+        if life == self.active.life
+            && let Some(daemon) = self.active.daemon.as_mut()
+        {
+            daemon.tick_us = None;
+            self.active_input(Input::Tick);
+        }
+    }
+
+    pub(super) fn active_asked(&mut self, id: u64) {
+        self.active_input(Input::Checkpoint { id });
+    }
+
+    fn active_input(&mut self, input: Input) {
+        let now_us = self.now_us;
+        let Some(daemon) = self.active.daemon.as_mut() else { return };
+        daemon.follow.handle(Duration::from_micros(now_us - daemon.started_us), input);
+        while let Some(effect) = self.active.daemon.as_mut().and_then(|d| d.follow.poll_effect()) {
+            self.perform_active(effect);
+        }
+        let life = self.active.life;
+        let Some(daemon) = self.active.daemon.as_mut() else { return };
+        if let Some(at) = daemon.follow.poll_timeout() {
+            let at = daemon.started_us + at.as_nanos().div_ceil(1000) as u64;
+            if daemon.tick_us.is_none_or(|known| known > at) {
+                daemon.tick_us = Some(at);
+                self.at(at.saturating_sub(now_us), Event::Tick(life));
+            }
+        }
+    }
+
+    fn perform_active(&mut self, effect: Effect) {
+        if !matches!(effect, Effect::RecordAcked { .. }) {
+            self.tell(|| format!("active: {effect:?}"));
+        }
+        match effect {
+            Effect::Connect => self.connect(),
+            Effect::Capture { seq, baseline, scope } => {
+                let daemon = self.active.daemon.as_mut().expect("a daemon");
+                let work = if scope == Scope::Hinted { Work::Hinted } else { Work::Everything };
+                let cycle = Cycle { seq, baseline, certainty: daemon.certainty, work, literal: daemon.literal.clone() };
+                let link = daemon.link.expect("the link is up");
+                daemon.give_up = false;
+                let capture = daemon.capture.clone();
+                capture.index.reserve(seq).expect("a writable index");
+                assert!(self.active.due.is_none() && !self.active.is_capturing(), "two captures at once");
+                self.active.due = Some(Due { cycle, link, capture, index: self.active.index.copy() });
+            }
+            Effect::RecordAcked { seq } => {
+                let daemon = self.active.daemon.as_ref().expect("a daemon");
+                daemon.capture.index.record_acked(STANDBY, seq).expect("a writable index");
+            }
+            Effect::RestoreHints => {
+                let daemon = self.active.daemon.as_mut().expect("a daemon");
+                let taken = daemon.taken.take();
+                if let (Some(hints), Some(watch)) = (taken, &daemon.capture.watch)
+                    && self.options.defect != Defect::HintsAreDropped
+                {
+                    watch.dirty().restore(hints);
+                }
+            }
+            Effect::Confirm { id, .. } => {
+                let held = self.active.daemon.as_ref().expect("a daemon").capture.held.list().0;
+                if let Some(mark) = self.asked.remove(&id)
+                    && held.is_empty()
+                {
+                    let covered = self.oracle.confirmed(&mark);
+                    self.check(covered);
+                }
+            }
+        }
+    }
+
+    fn connect(&mut self) {
+        let number = self.new_link();
+        self.active.daemon.as_mut().expect("a daemon").connecting = Some(number);
+        if self.wire.is_parted || !self.host.is_listening() {
+            self.wire.links.get_mut(&number).expect("a link").is_up = false;
+            let after = self.chance.below(2_000_000);
+            return self.at(after, Event::ActiveNotices(number));
+        }
+        let session = self.active.session;
+        self.say_to_standby(number, ToStandby::Open(session));
+    }
+
+    pub(super) fn active_notices(&mut self, link: u64) {
+        let Some(daemon) = self.active.daemon.as_mut() else { return };
+        if daemon.link == Some(link) || daemon.connecting == Some(link) {
+            (daemon.link, daemon.connecting) = (None, None);
+            daemon.certainty = Certainty::Ask;
+            self.tell(|| format!("active: link {link} is gone"));
+            self.active_input(Input::Lost);
+        }
+    }
+
+    pub(super) fn at_active(&mut self, number: u64, message: ToActive) {
+        let arrives = self.wire.links.get(&number).is_some_and(|l| l.is_up || l.has_last_word);
+        let Some(daemon) = self.active.daemon.as_mut() else { return };
+        if !arrives || self.active.fuse.is_dead() || ![daemon.link, daemon.connecting].contains(&Some(number)) {
+            return;
+        }
+        match message {
+            ToActive::Welcome(applied, staged_files) => {
+                let is_empty = applied.is_none() && staged_files == 0;
+                let follows = applied.is_some_and(|a| a.session == self.active.session.id) && staged_files == 0;
+                let is_sure = is_empty || (follows && daemon.follow.last_acked().0 > 0);
+                daemon.certainty = if is_sure { Certainty::Sure } else { Certainty::Ask };
+                (daemon.link, daemon.connecting) = (Some(number), None);
+                self.active.knows_standby = true;
+                self.tell(|| format!("active: connected, the standby is at {applied:?}"));
+                self.active_input(Input::Opened { applied });
+            }
+            ToActive::Refused(why) => {
+                self.tell(|| format!("active: refused, {why}"));
+                self.active_notices(number);
+            }
+            ToActive::Answer(no, have) => drop(daemon.answers.insert(no, have)),
+            ToActive::Acked(seq) => {
+                daemon.literal.clear();
+                if !std::mem::take(&mut daemon.must_ask) {
+                    daemon.certainty = Certainty::Sure;
+                }
+                self.tell(|| format!("active: {seq} is acknowledged"));
+                self.active_input(Input::Acked { seq });
+                if let Some(daemon) = self.active.daemon.as_mut().filter(|d| d.follow.last_acked() == seq) {
+                    daemon.taken = None;
+                }
+            }
+            ToActive::Incomplete(seq, repositories) => {
+                daemon.certainty = Certainty::Ask;
+                daemon.must_ask = true;
+                let noted = daemon.capture.note_incomplete(&repositories, Seq(0)).map_err(|e| e.to_string());
+                self.tell(|| format!("active: {seq} left {repositories:?} incomplete"));
+                self.check(noted);
+                self.hinted();
+            }
+            ToActive::Failed(seq, literal, why) => {
+                daemon.give_up = true;
+                daemon.literal.extend(literal);
+                daemon.certainty = Certainty::Ask;
+                self.tell(|| format!("active: {seq} failed, {why}"));
+                self.active_input(Input::Refused { seq });
+            }
+        }
+    }
+
+    fn captured(&mut self, due: &Due, has_begun: bool, frames: (u64, u64), hints: Hints, result: Result<Report, CaptureError>) {
+        if has_begun {
+            let seq = due.cycle.seq;
+            let message = match &result {
+                Ok(report) => {
+                    let (batches, segments) = frames;
+                    ToStandby::End(End { seq, as_of_ms: report.as_of_ms, batches, segments, totals: report.totals })
+                }
+                Err(_) => ToStandby::Abandon(seq),
+            };
+            self.say_to_standby(due.link, message);
+        } else if result.is_ok() {
+            self.say_to_standby(due.link, ToStandby::Idle);
+        }
+        self.tell(|| format!("active: captured {:?}, {frames:?} frames", result));
+        self.active.daemon.as_mut().expect("a daemon").taken = Some(hints);
+        match result {
+            Ok(report) => {
+                let extent = if report.is_left { Extent::Part } else { Extent::All };
+                self.active_input(Input::Captured { sent: if has_begun { Sent::Changeset } else { Sent::Nothing }, extent });
+            }
+            Err(CaptureError::Index(e)) => self.check(Err(format!("the index failed: {e}"))),
+            Err(_) => self.active_input(Input::CaptureFailed),
+        }
+        self.hinted();
+    }
+
+    /// The daemon, or its host, is gone.
+    pub(super) fn active_died(&mut self) {
+        let copy = self.active.index.copy();
+        self.active_died_at(copy);
+    }
+
+    fn active_died_at(&mut self, index: StoreCopy) {
+        let death = self.active.death;
+        self.trace.deaths += 1;
+        self.tell(|| format!("active: {death:?}"));
+        lock(&self.active.told).capture = None;
+        let daemon = self.active.daemon.take();
+        self.active.due = None;
+        self.active.index.die_at(death, index);
+        for link in daemon.iter().flat_map(|d| [d.link, d.connecting]).flatten() {
+            self.lose(link);
+        }
+        drop(daemon);
+        self.active.disk.heal();
+        self.asked.clear();
+        self.calm = None;
+        if death == Death::PowerLost {
+            self.active.disk.leave_alone();
+            self.active.disk = self.active.disk.crash(&mut self.chance);
+            self.active.is_new_boot = true;
+            self.writer.recover(self.active.disk.clone());
+            let files = self.active.disk.tree(HOME).expect("a home");
+            self.oracle.saw(&files, None);
+        }
+        let after = 1 + self.chance.below(2_000_000);
+        self.at(after, Event::StartActive);
+    }
+}
+
+impl Told {
+    fn take(&mut self, change: &Change) {
+        let Some(capture) = self.capture.as_ref() else { return };
+        let Some(below) = change.path.strip_prefix(HOME.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")) else { return };
+        let Ok(path) = RelPath::new(below) else { return };
+        let hint = match change.kind {
+            ChangeKind::Appeared | ChangeKind::Vanished => Hint::Replaced,
+            ChangeKind::Content | ChangeKind::Attributes => Hint::Changed,
+        };
+        let watch = capture.watch.as_ref().expect("a watch");
+        self.is_awake |= watch.tell(RootId(0), &path, hint, capture.disk.now_ms());
+    }
+}
+
+/// Runs a capture beside which the world goes on.
+pub(super) fn run_capture(world: &Shared, due: Due) {
+    let capturing = lock(world).active.capturing.clone();
+    let changeset = Changeset {
+        world,
+        link: due.link,
+        seq: due.cycle.seq,
+        baseline: due.cycle.baseline,
+        has_begun: AtomicBool::new(false),
+        batches: AtomicU64::new(0),
+        segments: AtomicU64::new(0),
+    };
+    capturing.store(true, Ordering::Relaxed);
+    let (hints, result) = due.capture.run(due.cycle.clone(), &changeset);
+    capturing.store(false, Ordering::Relaxed);
+    let frames = (changeset.batches.load(Ordering::Relaxed), changeset.segments.load(Ordering::Relaxed));
+    let has_begun = changeset.has_begun.load(Ordering::Relaxed);
+    let mut held = lock(world);
+    if held.active.is_dead() {
+        let index = due.index.clone();
+        drop((due, hints));
+        held.active_died_at(index);
+    } else if held.violation.is_none() {
+        held.captured(&due, has_begun, frames, hints, result);
+    }
+}
