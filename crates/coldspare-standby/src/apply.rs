@@ -26,6 +26,8 @@ struct Touched {
     is_many: bool,
     /// Folders that were missing, and those above them: what somebody else changed.
     remade: BTreeSet<(RootId, RelPath)>,
+    /// Roots from whose trash something went: what comes back to it after a crash would be taken for somebody else's.
+    emptied: BTreeSet<RootId>,
 }
 
 impl Touched {
@@ -94,6 +96,7 @@ impl<D: Disk> Standby<D> {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 // Taken before the crash: what left the tree for it may still be in the trash.
                 touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+                touched.emptied.insert(root);
                 return self.purge(manifest, root, path);
             }
             Err(e) => return Err(io("examining the staged", path.as_bytes())(e)),
@@ -104,7 +107,10 @@ impl<D: Disk> Standby<D> {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
             Ok(old) if !is_own(row.as_ref(), &old) && old.ino != new.ino => self.quarantine(root, &dir, path.name(), path)?,
-            Ok(old) if old.kind == FileKind::Dir || new.kind == FileKind::Dir => self.discard(root, &dir, path)?,
+            Ok(old) if old.kind == FileKind::Dir || new.kind == FileKind::Dir => {
+                touched.emptied.insert(root);
+                self.discard(root, &dir, path)?;
+            }
             Ok(_) => {} // a rename replaces it atomically
         }
         self.disk.rename(&stage, &name, &dir, path.name()).map_err(io("putting in place", path.as_bytes()))?;
@@ -127,9 +133,13 @@ impl<D: Disk> Standby<D> {
             Err(e) => return Err(io("opening the folder of", path.as_bytes())(e)),
         };
         match self.disk.stat(&dir, path.name()) {
-            Err(e) if e.kind() == ErrorKind::NotFound => {}
+            // Gone before a crash: it may still be in the trash.
+            Err(e) if e.kind() == ErrorKind::NotFound => drop(touched.emptied.insert(root)),
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
-            Ok(stat) if stat.kind == FileKind::Dir => self.discard(root, &dir, path)?,
+            Ok(stat) if stat.kind == FileKind::Dir => {
+                touched.emptied.insert(root);
+                self.discard(root, &dir, path)?;
+            }
             Ok(stat) if !is_own(manifest.manifest(root, path)?.as_ref(), &stat) => self.quarantine(root, &dir, path.name(), path)?,
             Ok(_) => self.disk.remove_file(&dir, path.name()).map_err(io("removing", path.as_bytes()))?,
         }
@@ -210,6 +220,9 @@ impl<D: Disk> Standby<D> {
                 Err(e) => Err(e),
             };
             synced.map_err(io("syncing", path.as_bytes()))?;
+        }
+        for root in &touched.emptied {
+            self.disk.sync_dir(&self.root(*root).trash).map_err(io("syncing", b"trash"))?;
         }
         Ok(())
     }

@@ -74,14 +74,16 @@ impl<D: Disk> Standby<D> {
     pub(crate) fn quarantine(&self, root: RootId, dir: &D::Dir, name: &[u8], path: &RelPath) -> Result<(), StandbyError> {
         let control = &self.root(root).control;
         match self.disk.create_dir(control, QUARANTINE) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(io("making the quarantine for", path.as_bytes())(e)),
-            _ => {}
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            made => made.and_then(|()| self.disk.sync_dir(control)).map_err(io("making the quarantine for", path.as_bytes()))?,
         }
         let quarantine = self.disk.open_dir(control, QUARANTINE).map_err(io("opening the quarantine for", path.as_bytes()))?;
         let mut last = path.name().to_vec();
         last.truncate(200);
         let to = [&self.fresh_name(), b"-".as_slice(), &last].concat();
         self.disk.rename(dir, name, &quarantine, &to).map_err(io("moving to quarantine", path.as_bytes()))?;
+        // Out of the trash, say: nothing that is swept may come back there.
+        self.disk.sync_dir(&quarantine).map_err(io("syncing the quarantine for", path.as_bytes()))?;
         tracing::error!(
             path = %path,
             quarantine = %coldspare_core::path::escape(&to),

@@ -264,10 +264,12 @@ impl<D: Disk> Standby<D> {
             match self.disk.open_file(&dir, &name) {
                 Ok(file) => self.disk.sync_file(&file).map_err(io("syncing", &at.0))?,
                 Err(_) => {
-                    // A folder, or a symlink, which has nothing of its own to sync.
-                    if let Ok(own) = self.disk.open_dir(&dir, &name) {
-                        self.disk.sync_dir(&own).map_err(io("syncing", &at.0))?;
-                    }
+                    let synced = match self.disk.open_dir(&dir, &name) {
+                        Ok(own) => self.disk.sync_dir(&own),
+                        // A symlink has an owner and a time, and no descriptor to sync them by.
+                        Err(_) => self.disk.sync_fs(&self.root(*root).dir),
+                    };
+                    synced.map_err(io("syncing", &at.0))?;
                 }
             }
             let mut above = at.split().0.to_vec();
