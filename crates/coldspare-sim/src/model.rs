@@ -14,14 +14,26 @@
 //! Left out: bytes that rot, a sync that lies, blocks of somebody else's in a new file.
 
 mod content;
+mod crash;
 mod disk;
+mod draft;
+mod expected;
+mod explore;
 mod fault;
 mod hash;
 mod image;
 mod log;
 mod other;
+mod rehearsal;
 mod state;
+mod store;
 
+pub use crash::{CrashPoint, Crashed, Order};
 pub use disk::{ModelDir, ModelDisk, ModelFile};
-pub use fault::{Call, CallKind, Change, ChangeKind, Fault};
+pub use draft::{Draft, Part};
+pub use expected::{Expected, Holds};
+pub use explore::{Explored, Limits, VIOLATIONS_MAX, Violation, explore, replay};
+pub use fault::{Call, CallKind, Change, ChangeKind, Fault, SyncCall};
 pub use other::Seen;
+pub use rehearsal::{Defect, Kind, Rehearsal};
+pub use store::{ModelStore, StoreImage};

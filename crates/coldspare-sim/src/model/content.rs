@@ -24,12 +24,6 @@ struct Page {
 }
 
 impl Content {
-    pub(super) fn of(bytes: &[u8]) -> Content {
-        let mut content = Content::default();
-        content.write(0, bytes);
-        content
-    }
-
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -80,6 +74,10 @@ impl Content {
         for (number, start, range) in parts(offset, bytes.len()) {
             let new = &bytes[range];
             let old = self.pages.get(number).and_then(Option::as_ref).map_or(&[][..], |p| &p.bytes);
+            if start == 0 && new.len() >= old.len() {
+                self.set(number, Some(new.into()));
+                continue;
+            }
             let mut page = old.to_vec();
             page.resize(old.len().max(start + new.len()), 0);
             page[start..start + new.len()].copy_from_slice(new);

@@ -52,6 +52,15 @@ pub enum ChangeKind {
     Attributes,
 }
 
+/// A sync that a test may leave out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SyncCall {
+    /// The method's name.
+    pub name: &'static str,
+    /// How many syncs came before, of all names.
+    pub number: u64,
+}
+
 /// Calls that are to fail.
 #[derive(Clone, Copy)]
 pub struct Fault {
@@ -80,6 +89,8 @@ pub(super) type ChangeHook = Arc<dyn Fn(&Change) + Send + Sync>;
 pub(super) struct Interference {
     pub(super) calls: u64,
     pub(super) faults: Vec<Fault>,
+    syncs: u64,
+    pub(super) skipped: Option<fn(&SyncCall) -> bool>,
     pub(super) on_call: Option<CallHook>,
     pub(super) on_change: Option<ChangeHook>,
 }
@@ -100,6 +111,14 @@ impl Interference {
         }
         self.faults.retain(|f| f.times > 0);
         (call, result)
+    }
+}
+
+impl Interference {
+    pub(super) fn is_skipped(&mut self, name: &'static str) -> bool {
+        let sync = SyncCall { name, number: self.syncs };
+        self.syncs += 1;
+        self.skipped.is_some_and(|which| which(&sync))
     }
 }
 

@@ -184,6 +184,11 @@ impl Op {
         }
     }
 
+    /// Whether what it works on is there at all.
+    pub(super) fn changes(&self, image: &Image) -> bool {
+        self.inode().is_none_or(|id| image.node(id).is_some())
+    }
+
     /// Whether it is bytes of a file, which no journal orders.
     pub(super) fn is_content(&self) -> bool {
         matches!(self, Op::Write { .. } | Op::SetLen { .. })
@@ -193,8 +198,10 @@ impl Op {
 impl Log {
     /// Makes durable what `which` picks, unless it is lost.
     pub(super) fn sync(&mut self, which: impl Fn(&Op) -> bool) {
-        self.settle(which, Durability::Durable);
-        self.fold();
+        if !self.ops.is_empty() {
+            self.settle(which, Durability::Durable);
+            self.fold();
+        }
     }
 
     /// Loses for ever what `which` picks and is not durable.

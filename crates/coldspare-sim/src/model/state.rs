@@ -140,6 +140,9 @@ impl State {
     }
 
     pub(super) fn lookup(&self, dir: Id, name: &[u8]) -> io::Result<Option<Id>> {
+        if self.live.known(dir).links == 0 {
+            return Ok(None);
+        }
         if name.len() > NAME_BYTES_MAX {
             return errno(ENAMETOOLONG);
         }
