@@ -117,6 +117,7 @@ fn hard_links(r: &mut Rehearsal) {
         c.hardlink("folder/three", "one");
         c.delete("linked");
     });
+    r.changeset(Kind::Delta, |c| c.hardlink("only", "config"));
 }
 
 fn attributes(r: &mut Rehearsal) {

@@ -183,7 +183,15 @@ impl<'a> Judge<'a> {
         }
         // What an exploration never numbers a changeset.
         let seq = Seq(1 << 40);
-        let draft = following(tree, seq);
+        let mut draft = following(tree, seq);
+        if staged > 0 {
+            // What an interrupted changeset left is there, whole, or not said to be there.
+            let later = self.record.trees.range(applied.unwrap_or_default().next()..);
+            let files = later.flat_map(|(_, tree)| tree.all()).filter(|(_, holds)| holds.entry.digest().is_some());
+            for (number, (_, holds)) in files.enumerate() {
+                draft.asked(&format!("left-{number}"), &holds.content);
+            }
+        }
         let fail = |e| format!("the following changeset fails: {e}");
         standby.begin(SESSION, seq, Baseline::Full).map_err(fail)?;
         let ops = draft.stage(&standby, seq, draft.steps()).map_err(fail)?;
