@@ -260,7 +260,7 @@ fn every_crash_state_recovers_to_one_changeset() {
         let states_max = match (is_all, workload.0) {
             (false, "many") => 60,
             (false, _) => 800,
-            (true, "many") => 300,
+            (true, "many") => 200,
             (true, _) => 4000,
         };
         found.add(look(Limits { states_max, stops_at_first: false }, workload));
