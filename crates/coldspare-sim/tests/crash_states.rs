@@ -5,11 +5,11 @@
 
 use std::time::Instant;
 
-use coldspare_sim::model::{Explored, Kind, Limits, Part, Rehearsal, explore, replay};
+use coldspare_sim::model::{Defect, Explored, Kind, Limits, Part, Rehearsal, explore, replay};
 
 type Workload = (&'static str, fn(&mut Rehearsal));
 
-const WORKLOADS: [Workload; 11] = [
+const WORKLOADS: [Workload; 13] = [
     ("seed", seed),
     ("push", push),
     ("new folders", new_folders),
@@ -21,6 +21,8 @@ const WORKLOADS: [Workload; 11] = [
     ("segments", segments),
     ("resume", resume),
     ("unnamed", unnamed),
+    ("recovery", recovery),
+    ("one after another", one_after_another),
 ];
 
 /// A small home with a repository.
@@ -50,6 +52,7 @@ fn push(r: &mut Rehearsal) {
     }
 }
 
+/// Once with each folder and file synced by itself, once with a symlink, for which the filesystem is.
 fn new_folders(r: &mut Rehearsal) {
     seed(r);
     r.disk().settle();
@@ -57,10 +60,14 @@ fn new_folders(r: &mut Rehearsal) {
         c.dir("other");
         c.dir("other/objects");
         c.file("other/objects/x", b"x");
-        c.symlink("other/link", "objects/x");
+        c.dir("other/empty");
         c.dir("repo/objects/cd");
-        c.file("repo/objects/cd/ef", b"in a new folder");
         c.file("repo/refs/heads/main", b"4567\n");
+    });
+    r.changeset(Kind::Delta, |c| {
+        c.dir("third");
+        c.symlink("third/link", "objects/x");
+        c.file("third/f", b"in a new folder");
     });
 }
 
@@ -110,6 +117,7 @@ fn hard_links(r: &mut Rehearsal) {
         c.hardlink("folder/three", "one");
         c.delete("linked");
     });
+    r.changeset(Kind::Delta, |c| c.hardlink("only", "config"));
 }
 
 fn attributes(r: &mut Rehearsal) {
@@ -184,6 +192,48 @@ fn unnamed(r: &mut Rehearsal) {
     r.changeset(Kind::Full, |c| c.asked("config", b"a = 9\n"));
 }
 
+/// The power goes a second time while a changeset that was committed before is applied.
+fn recovery(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    let make = |c: &mut coldspare_sim::model::Draft| {
+        c.file("config", b"a = 2\n");
+        c.delete("repo/objects");
+        c.dir("new");
+        c.file("new/f", b"f");
+        c.hardlink("new/g", "new/f");
+        c.attributes("repo/HEAD", 0o400);
+    };
+    for back in [1, 4, 8, 12] {
+        r.changeset(Kind::Delta, make);
+        r.recover_from(back);
+        r.changeset(Kind::Full, |c| {
+            c.dir("repo");
+            c.asked("repo/HEAD", b"ref: refs/heads/main\n");
+            c.dir("repo/objects");
+            c.file("repo/objects/x", b"x");
+            c.asked("config", b"a = 1\n");
+        });
+        r.disk().settle();
+    }
+}
+
+/// Without anybody else who syncs in between.
+fn one_after_another(r: &mut Rehearsal) {
+    seed(r);
+    for n in 0..3 {
+        r.changeset(Kind::Delta, |c| {
+            c.file("repo/refs/heads/main", format!("{n}\n").as_bytes());
+            c.dir(&format!("repo/objects/{n}"));
+            c.file(&format!("repo/objects/{n}/o"), b"object");
+            c.symlink("current", &format!("repo{n}"));
+            if n > 0 {
+                c.delete(&format!("repo/objects/{}", n - 1));
+            }
+        });
+    }
+}
+
 fn look(limits: Limits, (name, workload): Workload) -> Explored {
     let start = Instant::now();
     let found = explore(limits, None, workload);
@@ -204,11 +254,32 @@ fn every_crash_state_recovers_to_one_changeset() {
         return;
     }
     let is_all = std::env::var("COLDSPARE_CRASH_STATES").is_ok_and(|v| v == "all");
-    let limits = Limits { states_max: if is_all { 600 } else { 100 }, stops_at_first: false };
     let mut found = Explored::default();
     for workload in WORKLOADS {
-        found.add(look(limits, workload));
+        // A state of the large one costs as much as ten of the others.
+        let states_max = match (is_all, workload.0) {
+            (false, "many") => 60,
+            (false, _) => 800,
+            (true, "many") => 200,
+            (true, _) => 4000,
+        };
+        found.add(look(Limits { states_max, stops_at_first: false }, workload));
     }
     println!("{} crash states ({} recovered), {} violations", found.states, found.recovered, found.violations.len());
     assert!(found.violations.is_empty());
+}
+
+#[track_caller]
+fn check_noticed(name: &str, defect: Defect, workload: fn(&mut Rehearsal)) {
+    let found = explore(Limits { states_max: 100, stops_at_first: true }, Some(defect), workload);
+    let first = found.violations.first().unwrap_or_else(|| panic!("{name}: {} states and nothing wrong", found.states));
+    println!("{name}: noticed after {} states: {}", found.first_after.unwrap_or_default(), first.detail);
+}
+
+#[test]
+fn a_forgotten_sync_is_noticed() {
+    check_noticed("files", Defect::Syncs(|s| s.name == "sync_file"), push);
+    check_noticed("folders", Defect::Syncs(|s| s.name == "sync_dir"), push);
+    check_noticed("the filesystem", Defect::Syncs(|s| s.name == "sync_fs"), resume);
+    check_noticed("the store", Defect::StoreSyncs, push);
 }

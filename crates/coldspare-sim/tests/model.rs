@@ -56,7 +56,8 @@ impl<D: Disk> Bench<D> {
             },
             2..=4 => done(disk.create_dir(dir, &n)),
             5 => {
-                let target: &[u8] = *chance.pick(&[&b"nowhere"[..], b"a", b"", b"a\0b", &[b'x'; 4095], &[b'x'; 4096]]);
+                let targets = [&b"nowhere"[..], b"a", b"", b"a\0b", &[b'x'; 4095], &[b'x'; 4096]];
+                let target: &&[u8] = chance.pick(&targets);
                 done(disk.symlink(target, dir, &n))
             }
             6 | 7 => done(disk.link(dir, &n, other, &m)),

@@ -5,6 +5,7 @@
 //! next changeset, which names everything and uses what the standby says it has, succeeds and leaves nothing staged.
 
 use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -73,11 +74,12 @@ pub fn explore(limits: Limits, defect: Option<Defect>, rehearse: impl FnOnce(&mu
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
-                while let number = next.fetch_add(1, Ordering::Relaxed)
-                    && let Some(instant) = record.points.get(number)
-                    && !judge.is_done()
-                {
-                    judge.examine(number, instant);
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    match record.points.get(number) {
+                        Some(instant) if !judge.is_done() => judge.examine(number, instant),
+                        _ => return,
+                    }
                 }
             });
         }
@@ -133,7 +135,9 @@ impl<'a> Judge<'a> {
                     }
                     self.recovered.fetch_add(1, Ordering::Relaxed);
                     let choice = crashed.choice();
-                    if let Err(detail) = self.judge(instant, crashed.clone(), image) {
+                    // A store that lost what it synced makes redb panic.
+                    let judged = catch_unwind(AssertUnwindSafe(|| self.judge(instant, crashed.clone(), image)));
+                    if let Err(detail) = judged.unwrap_or_else(|_| Err("a panic".into())) {
                         let sign = if order == Order::Journal { "J" } else { "A" };
                         lock(&self.first_after).get_or_insert(state + 1);
                         let mut violations = lock(&self.violations);
@@ -179,7 +183,15 @@ impl<'a> Judge<'a> {
         }
         // What an exploration never numbers a changeset.
         let seq = Seq(1 << 40);
-        let draft = following(tree, seq);
+        let mut draft = following(tree, seq);
+        if staged > 0 {
+            // What an interrupted changeset left is there, whole, or not said to be there.
+            let later = self.record.trees.range(applied.unwrap_or_default().next()..);
+            let files = later.flat_map(|(_, tree)| tree.all()).filter(|(_, holds)| holds.entry.digest().is_some());
+            for (number, (_, holds)) in files.enumerate() {
+                draft.asked(&format!("left-{number}"), &holds.content);
+            }
+        }
         let fail = |e| format!("the following changeset fails: {e}");
         standby.begin(SESSION, seq, Baseline::Full).map_err(fail)?;
         let ops = draft.stage(&standby, seq, draft.steps()).map_err(fail)?;

@@ -107,6 +107,8 @@ impl Op {
     /// [`Malformed`]: never when everything before it was applied; the image is to be dropped then.
     pub(super) fn apply(&self, image: &mut Image, at: Time, left: Left) -> Result<(), Malformed> {
         match self {
+            // A durable name in a folder that is lost leads nowhere.
+            Op::Create { dir, .. } | Op::Link { dir, .. } if image.node(*dir).is_none() => {}
             Op::Create { dir, name, id, node } => {
                 is_free(image, *dir, name)?;
                 if image.node(*id).is_none() {
@@ -235,9 +237,8 @@ fn edit(image: &mut Image, id: Id, change: impl FnOnce(&mut Node)) -> Result<(),
     Ok(())
 }
 
-/// The folder is there and doesn't hold this name.
+/// The folder doesn't hold this name.
 fn is_free(image: &Image, dir: Id, name: &[u8]) -> Result<(), Malformed> {
-    image.node(dir).ok_or(Malformed)?;
     if image.entry(dir, name).is_some() { Err(Malformed) } else { Ok(()) }
 }
 

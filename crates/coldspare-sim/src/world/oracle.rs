@@ -166,13 +166,15 @@ impl Oracle {
                 current.clone()
             }
         };
+        let mut removed = BTreeSet::new();
+        let mut kept = Vec::new();
         for op in ops {
             match op {
-                Op::Delete { path, .. } => remove(&mut tree, path.as_bytes()),
-                Op::Keep { path, .. } => {
-                    let kept = current.iter().filter(|(p, _)| is_within(p, path.as_bytes()));
-                    tree.extend(kept.map(|(p, entry)| (p.clone(), entry.clone())));
+                Op::Delete { path, .. } => {
+                    remove(&mut tree, path.as_bytes());
+                    removed.insert(path.as_bytes().to_vec());
                 }
+                Op::Keep { path, .. } => kept.push(path.as_bytes().to_vec()),
                 Op::Put { .. } => {}
             }
         }
@@ -180,15 +182,20 @@ impl Oracle {
             ops.iter().filter_map(|op| if let Op::Put { path, entry, .. } = op { Some((path, entry)) } else { None }).collect();
         puts.sort_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
         for (path, entry) in puts {
+            // What was met before its folder went is gone with it.
+            if removed.iter().any(|gone| gone != path.as_bytes() && is_within(path.as_bytes(), gone)) {
+                continue;
+            }
             if !entry.is_dir() {
                 remove(&mut tree, path.as_bytes());
             }
             tree.insert(path.as_bytes().to_vec(), entry.clone());
         }
-        for (_, repository) in incomplete {
-            let is_mine = |path: &[u8]| is_within(path, repository.as_bytes());
-            tree.retain(|path, _| !is_mine(path));
-            tree.extend(current.iter().filter(|(path, _)| is_mine(path)).map(|(path, entry)| (path.clone(), entry.clone())));
+        kept.extend(incomplete.iter().map(|(_, repository)| repository.as_bytes().to_vec()));
+        for base in kept {
+            tree.retain(|path, _| !is_within(path, &base));
+            let mine = current.iter().filter(|(path, _)| is_within(path, &base));
+            tree.extend(mine.map(|(path, entry)| (path.clone(), entry.clone())));
         }
         self.trees.insert(key, tree);
         Ok(())
