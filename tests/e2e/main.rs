@@ -11,3 +11,4 @@ mod pair;
 mod push;
 mod refusals;
 mod shortages;
+mod sweep;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::pair::{Pair, Ran, run};
 
-fn git(dir: &Path, args: &[&str]) -> Ran {
+pub(crate) fn git(dir: &Path, args: &[&str]) -> Ran {
     let mut command = Command::new("git");
     command.arg("-C").arg(dir).args(args).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").env("LC_ALL", "C");
     for who in ["AUTHOR", "COMMITTER"] {
@@ -16,7 +16,7 @@ fn git(dir: &Path, args: &[&str]) -> Ran {
     run(&mut command)
 }
 
-fn git_ok(dir: &Path, args: &[&str]) -> String {
+pub(crate) fn git_ok(dir: &Path, args: &[&str]) -> String {
     git(dir, args).expect_code(0).out
 }
 
