@@ -105,6 +105,9 @@ fn sweep(point: Point, benches: &Mutex<Vec<Bench>>, found: &Found, is_alone: boo
         let log = bench.log();
         let wrong = oracle::judge(&bench, &run);
         if is_alone {
+            for (n, call) in run.calls.iter().enumerate() {
+                println!("{:>5} {} {}", n + 1, call.name, call.path.display());
+            }
             println!("{point} hit {:?}, acknowledged: {}\n{log}", run.hit, run.acknowledged);
         }
         benches.lock().unwrap().push(bench);

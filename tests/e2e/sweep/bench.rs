@@ -75,7 +75,7 @@ pub(super) struct Run {
 
 /// A daemon, supervised or not; killed when dropped.
 enum Process {
-    Plain(Child, OwnedFd),
+    Plain(Killed, OwnedFd),
     Supervised(Supervised),
 }
 
@@ -106,8 +106,8 @@ impl Bench {
 
     /// The receiver is killed as it renames its first file into the tree.
     fn stop_between_commit_and_apply(&mut self) {
-        let staged = self.pair.standby.home.join(".coldspare/stage");
-        let is_apply = |call: &Call| call.name.starts_with("rename") && call.path.starts_with(&staged);
+        let (home, own) = (&self.pair.standby.home, self.pair.standby.home.join(".coldspare"));
+        let is_apply = |call: &Call| call.name.starts_with("rename") && call.path.starts_with(home) && !call.path.starts_with(&own);
         // Threads that stage meet each other or don't: the number of that call is not the same each time.
         for _ in 0..TRIES {
             let run = self.run(Side::Receiver, None);
@@ -286,6 +286,16 @@ pub(super) fn references(repository: &Path) -> BTreeMap<String, String> {
     listed.lines().filter_map(|line| line.split_once(' ')).map(|(name, value)| (name.into(), value.into())).collect()
 }
 
+/// Killed when dropped.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Process {
     fn start(mut command: Command, plan: Option<Plan>) -> Process {
         match plan {
@@ -293,7 +303,7 @@ impl Process {
             None => {
                 let child = command.spawn().unwrap();
                 let pidfd = rustix::process::pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).unwrap();
-                Process::Plain(child, pidfd)
+                Process::Plain(Killed(child), pidfd)
             }
         }
     }
@@ -312,7 +322,7 @@ impl Process {
 
     fn wait(mut self, run: &mut Run) -> ExitStatus {
         if let Process::Plain(child, _) = &mut self {
-            return child.wait().unwrap();
+            return child.0.wait().unwrap();
         }
         let Process::Supervised(supervised) = self else { unreachable!("the other kind") };
         let ended = supervised.wait().unwrap();

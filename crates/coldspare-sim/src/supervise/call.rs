@@ -13,7 +13,7 @@ use rustix::io::Errno;
 pub struct Call {
     /// The kernel's name for it.
     pub name: &'static str,
-    /// What it acts on; of two paths the first.
+    /// What it acts on; of two paths the one that it makes.
     pub path: PathBuf,
     /// What it does.
     pub effect: Effect,
@@ -155,8 +155,8 @@ const COMMON: &[Listed] = listed! {
     SYS_mkdirat "mkdirat" On::At(0, 1), Take;
     SYS_symlinkat "symlinkat" On::At(1, 2), Take;
     SYS_linkat "linkat" On::At(2, 3), Take;
-    SYS_renameat "renameat" On::At(0, 1), Take;
-    SYS_renameat2 "renameat2" On::At(0, 1), Take;
+    SYS_renameat "renameat" On::At(2, 3), Take;
+    SYS_renameat2 "renameat2" On::At(2, 3), Take;
     SYS_setxattr "setxattr" On::Path(0), Take;
     SYS_lsetxattr "lsetxattr" On::Path(0), Take;
     SYS_fsetxattr "fsetxattr" On::Fd(0), Take;
@@ -184,7 +184,7 @@ const OLD: &[Listed] = listed! {
     SYS_mkdir "mkdir" On::Path(0), Take;
     SYS_symlink "symlink" On::Path(1), Take;
     SYS_link "link" On::Path(1), Take;
-    SYS_rename "rename" On::Path(0), Take;
+    SYS_rename "rename" On::Path(1), Take;
     SYS_unlink "unlink" On::Path(0), Change;
     SYS_rmdir "rmdir" On::Path(0), Change;
     SYS_chmod "chmod" On::Path(0), Change;

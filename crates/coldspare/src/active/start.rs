@@ -121,6 +121,7 @@ fn open_capture(
         let dir = disk.open_root(path).map_err(|e| Failure::usage(format!("root {:?}: {}: {e}", root.name, path.display())))?;
         opened.push(Root { path: path.clone(), dir, exclude: root.exclude().map_err(Failure::usage)? });
     }
+    state.make_store(&state.index_path(), Index::open)?;
     let index = Index::open(&state.index_path()).map_err(Failure::usage)?;
     let watch = match (mode, config.send.watch) {
         (Mode::Once { .. }, _) | (_, WatchMode::Scan) => None,
