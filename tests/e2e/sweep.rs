@@ -203,10 +203,10 @@ fn failures() -> impl Iterator<Item = Fault> + Clone {
     ERRNOS.iter().map(|&(_, errno)| Fault::Once(errno)).chain(lasting)
 }
 
-/// Calls `work` with each number below `count`, from as many threads as there are processors.
+/// Calls `work` with each number below `count`, from twice as many threads as there are processors: half of a run is waiting.
 fn in_parallel(count: usize, work: impl Fn(usize) + Sync) {
     let next = AtomicUsize::new(0);
-    let threads = std::thread::available_parallelism().map_or(2, usize::from).min(count.max(1));
+    let threads = std::thread::available_parallelism().map_or(2, usize::from).saturating_mul(2).min(count.max(1));
     std::thread::scope(|scope| {
         for _ in 0..threads {
             scope.spawn(|| {
