@@ -166,7 +166,6 @@ const COMMON: &[Listed] = listed! {
     SYS_unlinkat "unlinkat" On::At(0, 1), Change;
     SYS_fchmod "fchmod" On::Fd(0), Change;
     SYS_fchmodat "fchmodat" On::At(0, 1), Change;
-    SYS_fchmodat2 "fchmodat2" On::At(0, 1), Change;
     SYS_fchown "fchown" On::Fd(0), Change;
     SYS_fchownat "fchownat" On::At(0, 1), Change;
     SYS_utimensat "utimensat" On::At(0, 1), Change;
@@ -174,6 +173,9 @@ const COMMON: &[Listed] = listed! {
     SYS_lremovexattr "lremovexattr" On::Path(0), Change;
     SYS_fremovexattr "fremovexattr" On::Fd(0), Change;
 };
+
+/// `libc` doesn't know its number everywhere; newer calls have the same on all machines.
+const FCHMODAT2: &Listed = &Listed { number: 452, name: "fchmodat2", on: On::At(0, 1), effect: Effect::Change };
 
 /// Calls that newer machines no longer have.
 #[cfg(target_arch = "x86_64")]
@@ -197,4 +199,5 @@ const OLD: &[Listed] = listed! {
 const OLD: &[Listed] = &[];
 
 /// All of them.
-pub(super) static CALLS: std::sync::LazyLock<Vec<&'static Listed>> = std::sync::LazyLock::new(|| COMMON.iter().chain(OLD).collect());
+pub(super) static CALLS: std::sync::LazyLock<Vec<&'static Listed>> =
+    std::sync::LazyLock::new(|| COMMON.iter().chain([FCHMODAT2]).chain(OLD).collect());
