@@ -21,5 +21,6 @@ mod relay;
 mod sampler;
 mod seed;
 mod shortages;
+mod sweep;
 mod watches;
 mod writers;

@@ -46,9 +46,12 @@ pub(crate) struct Ran {
 impl Pair {
     /// Both hosts initialised, homes empty, no daemon.
     pub(crate) fn new() -> Pair {
-        let dir = TempDir::new().unwrap();
+        Pair::in_folder(TempDir::new().unwrap(), free_port())
+    }
+
+    /// As [`Pair::new`], below `dir`, with a standby that listens on `port`.
+    pub(crate) fn in_folder(dir: TempDir, port: u16) -> Pair {
         let (active, standby) = (Host::new(dir.path(), "active", "send"), Host::new(dir.path(), "standby", "receive"));
-        let port = free_port();
         let invitation = standby.init_standby(port);
         active.init_active(&invitation).expect_code(0);
         Pair { active, standby, invitation, port, dir }
@@ -172,7 +175,7 @@ impl Host {
         path
     }
 
-    fn program(&self) -> Command {
+    pub(crate) fn program(&self) -> Command {
         let binary = env!("CARGO_BIN_EXE_coldspare");
         match self.wrapper.split_first() {
             None => Command::new(binary),

@@ -278,17 +278,9 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Removes what is left in the stage folders; trouble with it is told and costs only room.
+    ///
+    /// The list of it goes first: what is staged and in no list is removed when the standby is opened.
     pub(crate) fn sweep(&self) {
-        for root in &self.roots {
-            for (dir, what) in [(&root.files, "f"), (&root.trees, "t"), (&root.trash, "trash")] {
-                let Ok(names) = self.disk.list(dir) else { continue };
-                for listed in names {
-                    if let Err(e) = self.remove_all(dir, &listed.name) {
-                        tracing::warn!(root = %root.path.display(), folder = what, error = %e, "staged content can't be removed");
-                    }
-                }
-            }
-        }
         let cleared = self.store.view(LEFT).and_then(|left| left.len()).and_then(|len| {
             if len == 0 {
                 return Ok(());
@@ -301,6 +293,16 @@ impl<D: Disk> Standby<D> {
         });
         if let Err(e) = cleared {
             tracing::warn!(error = %e, "the list of staged content can't be emptied");
+        }
+        for root in &self.roots {
+            for (dir, what) in [(&root.files, "f"), (&root.trees, "t"), (&root.trash, "trash")] {
+                let Ok(names) = self.disk.list(dir) else { continue };
+                for listed in names {
+                    if let Err(e) = self.remove_all(dir, &listed.name) {
+                        tracing::warn!(root = %root.path.display(), folder = what, error = %e, "staged content can't be removed");
+                    }
+                }
+            }
         }
     }
 }

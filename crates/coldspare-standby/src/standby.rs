@@ -138,6 +138,9 @@ impl<D: Disk> Standby<D> {
         if let Some(committed) = standing.committed {
             tracing::info!(seq = committed.seq.0, "finishing a committed changeset");
             standby.apply(committed)?;
+        } else if standby.staged_files()? == 0 {
+            // From a crash: nothing knows of it.
+            standby.sweep();
         }
         Ok(standby)
     }

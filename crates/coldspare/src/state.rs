@@ -50,6 +50,25 @@ impl State {
         self.dir.join("manifest.redb")
     }
 
+    /// Makes the store at `path`, if there is none, with what opens it: under another name until it is whole, since a crash
+    /// may leave a part of it that can't be opened.
+    ///
+    /// # Errors
+    /// `Usage`, naming the path; what `open` says.
+    pub(crate) fn make_store<T, E: std::fmt::Display>(&self, path: &Path, open: impl Fn(&Path) -> Result<T, E>) -> Result<(), Failure> {
+        if path.exists() {
+            return Ok(());
+        }
+        let temporary = path.with_extension("redb.new");
+        match std::fs::remove_file(&temporary) {
+            Err(e) if e.kind() != ErrorKind::NotFound => return Err(self.fail(&temporary, "can't be removed", e)),
+            _ => {}
+        }
+        drop(open(&temporary).map_err(Failure::usage)?);
+        std::fs::rename(&temporary, path).map_err(|e| self.fail(path, "can't be made", e))?;
+        self.sync()
+    }
+
     /// Where [`State::replace`] keeps the note `name`.
     pub(crate) fn note_path(&self, name: &str) -> PathBuf {
         self.dir.join(name)

@@ -173,11 +173,13 @@ fn open_capture(
         let dir = disk.open_root(path).map_err(|e| Failure::usage(format!("root {:?}: {}: {e}", root.name, path.display())))?;
         opened.push(Root { path: path.clone(), dir, exclude: root.exclude().map_err(Failure::usage)? });
     }
-    let index = Index::open(&state.index_path()).map_err(|e| match e {
+    let in_use = |e| match e {
         // By what is left of the last try.
         IndexError::InUse { .. } => Failure { passes: true, ..Failure::usage(e) },
         e => super::index_failure(e),
-    })?;
+    };
+    state.make_store(&state.index_path(), Index::open)?;
+    let index = Index::open(&state.index_path()).map_err(in_use)?;
     let watch = match (mode, config.send.watch) {
         (Mode::Once { .. }, _) | (_, WatchMode::Scan) => None,
         (Mode::Daemon, wanted) => {
