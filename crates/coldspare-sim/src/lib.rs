@@ -4,19 +4,24 @@
 //! - [`home`]: makes a home and changes it.
 //! - [`pair`]: an active and a standby in one process, wired as the daemons wire them, that can be cut off and killed.
 //! - [`fault`]: a disk that fails when it is told to.
+//! - [`sent`]: what was sent for one changeset, to be sent once more.
+//! - [`blocklog`]: a block device that remembers every write, so that any power cut can be tried.
 //! - [`compare`]: reads a tree with nothing of coldspare's and tells what differs.
 //!
 //! Architecture invariant: nothing that ships depends on this crate.
 
 #![forbid(unsafe_code)]
 
+pub mod blocklog;
 pub mod chance;
 pub mod compare;
 pub mod fault;
 pub mod home;
 pub mod pair;
+pub mod sent;
 
 pub use chance::Chance;
 pub use compare::Tree;
 pub use fault::FaultyDisk;
 pub use pair::{Ending, Pair, Setup, Stopped};
+pub use sent::Sent;
