@@ -17,7 +17,7 @@ use coldspare_sim::blocklog::{CrashState, Filesystem, Op, Replay};
 
 use crate::workload::Recorded;
 
-const STATES: usize = 330;
+const STATES: usize = 306;
 /// LIMIT: violations that are printed in full, and whose images are kept.
 const SHOWN: usize = 10;
 
