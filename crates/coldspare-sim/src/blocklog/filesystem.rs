@@ -108,7 +108,7 @@ impl Disk {
     pub fn new(filesystem: Filesystem) -> io::Result<Disk> {
         remove_left_over();
         let dir = tempfile::Builder::new().prefix(&format!("{PREFIX}{}-", std::process::id())).tempdir()?;
-        let (served, mount_point) = (dir.path().join("device"), dir.path().join(filesystem.name()));
+        let (served, mount_point) = (dir.path().join(DEVICE), dir.path().join(filesystem.name()));
         std::fs::create_dir(&served)?;
         std::fs::create_dir(&mount_point)?;
         let device = Device::serve(&served, filesystem.image_bytes())?;
@@ -187,6 +187,7 @@ impl Drop for Loop {
 }
 
 const PREFIX: &str = "coldspare-blocklog-";
+const DEVICE: &str = "device";
 const WAIT: Duration = Duration::from_secs(30);
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
@@ -214,21 +215,35 @@ fn run(command: &str, arguments: &[&str]) -> io::Result<String> {
 }
 
 /// Unmounts and detaches what a killed run left.
+///
+/// A thread of it may still wait for its own device, which nobody serves any more: it can't end before that is aborted,
+/// and a forced unmount does so, also where it fails.
 fn remove_left_over() {
-    let is_dead = |path: &str| {
-        let pid = path.split_once(PREFIX).and_then(|(_, rest)| rest.split('-').next());
-        pid.is_some_and(|pid| std::fs::metadata(format!("/proc/{pid}")).is_err_and(|e| e.kind() == io::ErrorKind::NotFound))
-    };
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| is_dead(point));
-    let points: Vec<_> = points.collect();
-    for point in points.iter().filter(|point| !point.ends_with("/device")).chain(points.iter().filter(|p| p.ends_with("/device"))) {
-        let _ = rustix::mount::unmount(*point, UnmountFlags::DETACH);
-    }
+    let points: Vec<_> = mounts.lines().filter_map(|line| line.split(' ').nth(1)).filter(|point| is_of_dead(point)).collect();
     let loops = run("losetup", &["--list", "--noheadings", "--output", "NAME,BACK-FILE"]).unwrap_or_default();
-    for (name, file) in loops.lines().filter_map(|line| line.trim().split_once(' ')) {
-        if is_dead(file) {
-            let _ = run("losetup", &["--detach", name]);
-        }
+    let loops = loops.lines().filter_map(|line| line.trim().split_once(' ')).filter(|(_, file)| is_of_dead(file));
+    let (devices, others): (Vec<_>, Vec<_>) = points.into_iter().partition(|point| point.ends_with(DEVICE));
+    for device in &devices {
+        let _ = rustix::mount::unmount(*device, UnmountFlags::FORCE);
+    }
+    for point in others {
+        let _ = rustix::mount::unmount(point, UnmountFlags::DETACH);
+    }
+    for (name, _) in loops {
+        let _ = run("losetup", &["--detach", name]);
+    }
+    for device in devices {
+        let _ = rustix::mount::unmount(device, UnmountFlags::DETACH);
+        let _ = Path::new(device).parent().map(std::fs::remove_dir_all);
+    }
+}
+
+/// Whether a path below a folder of ours belongs to a process that ended, or that was told to.
+fn is_of_dead(path: &str) -> bool {
+    let Some(pid) = path.split_once(PREFIX).and_then(|(_, rest)| rest.split('-').next()) else { return false };
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(e) => e.kind() == io::ErrorKind::NotFound,
     }
 }
