@@ -5,7 +5,7 @@ use std::path::Path;
 
 use coldspare_os::RealDisk;
 use coldspare_sim::Tree;
-use coldspare_sim::blocklog::CrashState;
+use coldspare_sim::blocklog::{CrashState, Cut};
 use coldspare_sim::pair::{open_standby_at, standby_root};
 use coldspare_standby::{Depth, Progress, Standby};
 
@@ -16,11 +16,21 @@ use crate::workload::{self, Recorded, Step};
 const GIT_EVERY: usize = 5;
 const GO_ON_EVERY: usize = 2;
 
-/// Mounts what the power cut left and looks at it; one sentence for each thing that is wrong.
-pub(crate) fn violations(recorded: &Recorded, state: &CrashState, number: usize) -> Vec<String> {
+/// What came of a state.
+pub(crate) enum Verdict {
+    /// One sentence for each thing that is wrong; none when all is right.
+    Looked(Vec<String>),
+    /// The filesystem doesn't take it: a block of its own, such as btrfs's superblock, is torn inside, where no log has it
+    /// whole. It relies on the disk there, and nothing above it can do better.
+    Refused,
+}
+
+/// Mounts what the power cut left and looks at it.
+pub(crate) fn judge(recorded: &Recorded, state: &CrashState, number: usize) -> Verdict {
     let mounted = match recorded.disk.mount() {
         Ok(mounted) => mounted,
-        Err(e) => return vec![format!("it can't be mounted: {e}")],
+        Err(_) if state.cut == Cut::Torn => return Verdict::Refused,
+        Err(e) => return Verdict::Looked(vec![format!("it can't be mounted: {e}")]),
     };
     let mut found = Vec::new();
     let looked = catch_unwind(AssertUnwindSafe(|| look(recorded, state, number, &mut found)));
@@ -29,7 +39,7 @@ pub(crate) fn violations(recorded: &Recorded, state: &CrashState, number: usize)
         found.push(format!("a panic: {}", text.unwrap_or_default()));
     }
     mounted.unmount().unwrap();
-    found
+    Verdict::Looked(found)
 }
 
 fn look(recorded: &Recorded, state: &CrashState, number: usize, found: &mut Vec<String>) {
