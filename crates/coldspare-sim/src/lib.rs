@@ -6,17 +6,21 @@
 //! - [`fault`]: a disk that fails when it is told to.
 //! - [`model`]: a disk in memory that knows what of it is durable.
 //! - [`world`]: both ends, a network and a git that writes, with one seed for all of it, and what has to hold.
+//! - [`sent`]: what was sent for one changeset, to be sent once more.
+//! - [`blocklog`]: a block device that remembers every write, so that any power cut can be tried.
 //! - [`compare`]: reads a tree with nothing of coldspare's and tells what differs.
 //! - [`supervise`]: runs a program and kills or fails it at a chosen call.
 //!
 //! Architecture invariant: nothing that ships depends on this crate.
 
+pub mod blocklog;
 pub mod chance;
 pub mod compare;
 pub mod fault;
 pub mod home;
 pub mod model;
 pub mod pair;
+pub mod sent;
 pub mod supervise;
 pub mod world;
 
@@ -25,3 +29,4 @@ pub use compare::Tree;
 pub use fault::FaultyDisk;
 pub use model::ModelDisk;
 pub use pair::{Ending, Pair, Setup, Stopped};
+pub use sent::Sent;

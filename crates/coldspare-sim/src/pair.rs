@@ -15,11 +15,12 @@ use coldspare_os::{Disk, RealDisk};
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Closed, Cycle, FilePart, HeldBack, Outlet, Report, Root, Work};
 use coldspare_scan::index::Index;
 use coldspare_scan::watch::{Watch, make_cookie_dir};
-use coldspare_standby::{Depth, Progress, RootSetup, Standby, StandbyError, Store, Verification};
+use coldspare_standby::{Depth, OpenError, Progress, RootSetup, Standby, StandbyError, Store, Verification};
 use tempfile::TempDir;
 
 use crate::compare::{EXCLUDED, Tree};
 use crate::fault::FaultyDisk;
+use crate::sent::{Part, Sent};
 
 /// How a pair is set up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,7 @@ pub enum Stopped {
 /// Both ends.
 pub struct Pair {
     dir: TempDir,
+    standby_at: PathBuf,
     setup: Setup,
     capture: Option<Capture<RealDisk>>,
     standby: Option<Standby<FaultyDisk>>,
@@ -61,6 +63,7 @@ pub struct Pair {
     last_seq: Seq,
     interrupt: Option<(u64, Ending)>,
     literal: BTreeSet<(RootId, RelPath)>,
+    sent: Option<Sent>,
 }
 
 const NODE: NodeId = NodeId([7; 16]);
@@ -71,14 +74,25 @@ impl Pair {
     /// Makes both ends, with empty roots, below `place`.
     pub fn new(setup: Setup, place: &Path) -> Pair {
         let dir = tempfile::tempdir_in(place).expect("a folder for the pair");
+        let standby_at = dir.path().to_path_buf();
+        Pair::of(setup, dir, standby_at)
+    }
+
+    /// Makes both ends, with empty roots: the active below `place`, the standby's root and its store in `standby_at`,
+    /// which may be another filesystem.
+    pub fn with_standby_at(setup: Setup, place: &Path, standby_at: &Path) -> Pair {
+        Pair::of(setup, tempfile::tempdir_in(place).expect("a folder for the pair"), standby_at.into())
+    }
+
+    fn of(setup: Setup, dir: TempDir, standby_at: PathBuf) -> Pair {
         let disk = FaultyDisk::default();
         let session = SessionId([1; 16]);
-        let (capture, standby, interrupt) = (None, None, None);
-        let literal = BTreeSet::new();
-        let mut pair = Pair { dir, setup, capture, standby, disk, session, last_seq: Seq(0), interrupt, literal };
-        for root in [pair.active_root(), pair.standby_root()] {
-            std::fs::create_dir(&root).expect("a root");
-            std::fs::create_dir(root.join(".coldspare")).expect("a control folder");
+        let (capture, standby, interrupt, sent) = (None, None, None, None);
+        let (literal, last_seq) = (BTreeSet::new(), Seq(0));
+        let mut pair = Pair { dir, standby_at, setup, capture, standby, disk, session, last_seq, interrupt, literal, sent };
+        make_root(&pair.active_root());
+        if !pair.standby_root().exists() {
+            make_root(&pair.standby_root());
         }
         make_cookie_dir(&pair.active_root()).expect("a folder for marks");
         pair.open_active();
@@ -93,7 +107,7 @@ impl Pair {
 
     /// The standby's root.
     pub fn standby_root(&self) -> PathBuf {
-        self.dir.path().join("standby")
+        standby_root(&self.standby_at)
     }
 
     /// The active's side.
@@ -145,14 +159,17 @@ impl Pair {
         let (capture, standby) = (self.capture(), self.standby());
         standby.begin(self.session, seq, baseline).map_err(Stopped::Standby)?;
         let calls = AtomicU64::new(interrupt.map_or(u64::MAX, |(calls, _)| calls));
-        let outlet = Direct { standby, seq, calls, failure: Mutex::default() };
+        let outlet = Direct { standby, seq, calls, failure: Mutex::default(), parts: Mutex::default() };
         let (taken, result) = capture.run(Cycle { seq, baseline, certainty, work, literal }, &outlet);
         let failure = outlet.failure.into_inner().expect("no panic");
+        let parts = outlet.parts.into_inner().expect("no panic");
         let stopped = match (result, failure) {
             (_, Some(e)) => Stopped::Standby(e),
             (Ok(report), None) => match standby.finish(seq, report.as_of_ms, report.totals) {
                 Ok(_) => {
                     capture.index.record_acked(NODE, seq).expect("a writable index");
+                    let (as_of_ms, totals) = (report.as_of_ms, report.totals);
+                    self.sent = Some(Sent { session: self.session, seq, baseline, parts, as_of_ms, totals });
                     return Ok(report);
                 }
                 Err(e) => Stopped::Standby(e),
@@ -175,6 +192,11 @@ impl Pair {
         Err(stopped)
     }
 
+    /// What was sent for the changeset that was acknowledged last.
+    pub fn sent(&self) -> Option<&Sent> {
+        self.sent.as_ref()
+    }
+
     /// Lets the next cycle's outlet close after `calls` calls.
     pub fn interrupt_after(&mut self, calls: u64, ending: Ending) {
         self.interrupt = Some((calls, ending));
@@ -194,7 +216,7 @@ impl Pair {
     /// Kills the standby, so that nothing of its store counts that wasn't durable, and starts it again.
     pub fn kill_standby(&mut self) {
         // The store would save itself when it is closed: what is in the file now is what a killed process leaves.
-        let (store, left) = (self.standby_store(), self.dir.path().join("killed.redb"));
+        let (store, left) = (self.standby_store(), self.standby_at.join("killed.redb"));
         std::fs::copy(&store, &left).expect("a copy of the store");
         self.standby = None;
         std::fs::rename(left, store).expect("the store as it was");
@@ -220,7 +242,7 @@ impl Pair {
     }
 
     fn standby_store(&self) -> PathBuf {
-        self.dir.path().join("standby.redb")
+        standby_store(&self.standby_at)
     }
 
     fn open_active(&mut self) {
@@ -239,10 +261,32 @@ impl Pair {
 
     fn open_standby(&mut self) {
         self.disk.fail_after(i64::MAX);
-        let store = Store::open(&self.standby_store()).expect("a store");
-        let setup = RootSetup { path: self.standby_root(), exclude: exclude() };
-        self.standby = Some(Standby::open(self.disk.clone(), store, vec![setup]).expect("a standby"));
+        self.standby = Some(open_standby_at(&self.standby_at, self.disk.clone()).expect("a standby"));
     }
+}
+
+/// Makes an empty root.
+pub fn make_root(path: &Path) {
+    std::fs::create_dir(path).expect("a root");
+    std::fs::create_dir(path.join(".coldspare")).expect("a control folder");
+}
+
+/// Opens the standby that a pair keeps in `standby_at`, which finishes what it had committed.
+///
+/// # Errors
+/// As [`Store::open`] and [`Standby::open`].
+pub fn open_standby_at<D: Disk>(standby_at: &Path, disk: D) -> Result<Standby<D>, OpenError> {
+    let store = Store::open(&standby_store(standby_at))?;
+    Standby::open(disk, store, vec![RootSetup { path: standby_root(standby_at), exclude: exclude() }])
+}
+
+/// The root of the standby that a pair keeps in `standby_at`.
+pub fn standby_root(standby_at: &Path) -> PathBuf {
+    standby_at.join("standby")
+}
+
+fn standby_store(standby_at: &Path) -> PathBuf {
+    standby_at.join("standby.redb")
 }
 
 fn exclude() -> Exclude {
@@ -266,9 +310,17 @@ struct Direct<'a> {
     /// How many calls are still taken.
     calls: AtomicU64,
     failure: Mutex<Option<StandbyError>>,
+    /// What the standby took, in the order in which it took it.
+    parts: Mutex<Vec<Part>>,
 }
 
 impl Direct<'_> {
+    fn part(&self, part: Part) -> Result<(), Closed> {
+        self.pass(|| part.stage(self.standby, self.seq))?;
+        self.parts.lock().expect("no panic").push(part);
+        Ok(())
+    }
+
     fn pass<T>(&self, call: impl FnOnce() -> Result<T, StandbyError>) -> Result<T, Closed> {
         let taken = self.calls.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
         taken.map_err(|_| Closed)?;
@@ -281,12 +333,11 @@ impl Direct<'_> {
 
 impl Outlet for Direct<'_> {
     fn batch(&self, ops: Vec<Op>, payload: Packed, raw_len: usize) -> Result<(), Closed> {
-        self.pass(|| self.standby.stage_batch(self.seq, ops, &raw(payload, raw_len)))
+        self.part(Part::Batch { ops, payload: raw(payload, raw_len) })
     }
 
     fn segment(&self, part: FilePart, literal: Packed, raw_len: usize) -> Result<(), Closed> {
-        let FilePart { file, root, path, offset, pieces } = part;
-        self.pass(|| self.standby.stage_segment(self.seq, file, (root, &path), offset, &pieces, &raw(literal, raw_len)))
+        self.part(Part::Segment { part, literal: raw(literal, raw_len) })
     }
 
     fn ask(&self, items: Vec<Ask>) -> Result<Vec<Have>, Closed> {

@@ -55,11 +55,23 @@ impl Store {
     /// # Errors
     /// `InUse`, `Format`, `Recovery` with the store's failure.
     pub fn open(path: &Path) -> Result<Store, OpenError> {
-        let db = redb::Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(|e| match e {
-            redb::DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.into() },
-            e => OpenError::Recovery(fail(path)(e)),
-        })?;
-        Store::of(db, path)
+        if path.exists() { Store::of(open_or_create(path)?, path) } else { Store::make(path) }
+    }
+
+    /// Makes the store under another name: one that a crash left half made can't be opened, and here it is made anew.
+    fn make(path: &Path) -> Result<Store, OpenError> {
+        let mut new = path.as_os_str().to_owned();
+        new.push(".new");
+        let io = |e: std::io::Error| OpenError::Recovery(fail(path)(e));
+        match std::fs::remove_file(&new) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+            _ => {}
+        }
+        let store = Store::of(open_or_create(Path::new(&new))?, path)?;
+        std::fs::rename(&new, path).map_err(io)?;
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;
+        Ok(store)
     }
 
     /// Opens the store that `backend` holds, such as one in memory.
@@ -255,6 +267,13 @@ impl View {
     }
 }
 
+fn open_or_create(path: &Path) -> Result<Database, OpenError> {
+    redb::Builder::new().set_cache_size(CACHE_BYTES).create(path).map_err(|e| match e {
+        redb::DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.into() },
+        e => OpenError::Recovery(fail(path)(e)),
+    })
+}
+
 fn fail<E: Into<redb::Error>>(path: &Path) -> impl FnOnce(E) -> StandbyError {
     let path = path.to_path_buf();
     move |e| {
@@ -266,5 +285,20 @@ fn fail<E: Into<redb::Error>>(path: &Path) -> impl FnOnce(E) -> StandbyError {
             redb::Error::Corrupted(detail) => StandbyError::Damaged { path, detail: detail.clone() },
             _ => StandbyError::Store { path, source: Box::new(source) },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_a_crash_left_half_made_is_made_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, half) = (dir.path().join("manifest.redb"), dir.path().join("manifest.redb.new"));
+        std::fs::write(&half, [0; 4096]).unwrap();
+        drop(Store::open(&path).unwrap());
+        assert!(!half.exists());
+        Store::open(&path).unwrap().standing().unwrap();
     }
 }
