@@ -182,7 +182,7 @@ impl<D: Disk> Run<'_, D> {
             }
         }
         self.hold(root, &path, ProblemKind::Unstable, format!("changed {TRIES} times while it was read; it is tried again"));
-        self.again(root, &path);
+        self.hint(root, &path);
         Ok(Outcome::Held)
     }
 
@@ -419,7 +419,7 @@ impl<D: Disk> Run<'_, D> {
         // What is there is no longer what its row says.
         lock(&self.untaken).insert((root, path.clone()));
         self.hold(root, &path, ProblemKind::Unstable, "changed since it was captured; it is tried again".into());
-        self.again(root, &path);
+        self.hint(root, &path);
         Ok(())
     }
 

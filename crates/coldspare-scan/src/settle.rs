@@ -125,7 +125,7 @@ impl<D: Disk> Run<'_, D> {
         let count = |n: &std::sync::atomic::AtomicU64| n.load(Ordering::Relaxed);
         let c = &self.counters;
         let totals = Totals { ops: count(&c.ops), files_read: count(&c.files_read), bytes_read: count(&c.bytes_read) };
-        let is_left = left.is_part;
+        let is_left = left.is_part || self.is_left.load(Ordering::Relaxed);
         Ok((Report { as_of_ms: 0, totals, entries: count(&c.entries), special: count(&c.special), is_left }, left))
     }
 

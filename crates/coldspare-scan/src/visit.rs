@@ -23,7 +23,7 @@ use crate::discover::join;
 use crate::index::{Row, Snapshot, State};
 use crate::links::is_linked;
 use crate::read::{Builder, Outcome};
-use crate::unit::{Fate, Unit, Units};
+use crate::unit::{Extent, Fate, Unit, Units};
 use crate::writer::{Change, Writer};
 
 /// A directory to look at.
@@ -90,6 +90,8 @@ pub(crate) struct Run<'a, D: Disk> {
     /// the same changeset, nor the reverse.
     met: Mutex<BTreeMap<(RootId, RelPath), Met>>,
     stopped: AtomicBool,
+    /// Whether something was left to the next cycle.
+    pub(crate) is_left: AtomicBool,
     failure: Mutex<Option<CaptureError>>,
     opened: AtomicU64,
     /// When the first object was looked at, in milliseconds since 1970.
@@ -197,6 +199,7 @@ impl<'a, D: Disk> Run<'a, D> {
             claims: Mutex::default(),
             met: Mutex::default(),
             stopped: AtomicBool::new(false),
+            is_left: AtomicBool::new(false),
             failure: Mutex::default(),
             opened: AtomicU64::new(0),
             objects_from_ms: AtomicU64::new(0),
@@ -273,8 +276,16 @@ impl<'a, D: Disk> Run<'a, D> {
         self.cycle.work == Work::Everything || self.claim(root, path, builder)
     }
 
-    /// Leaves `path` to the next cycle.
+    /// Leaves `path` to the next cycle, which belongs to this one: a checkpoint waits for it.
     pub(crate) fn again(&self, root: RootId, path: &RelPath) {
+        if self.capture.watch.is_some() {
+            self.is_left.store(true, Ordering::Relaxed);
+        }
+        self.hint(root, path);
+    }
+
+    /// Has `path`, which is reported as held back, tried again with the next cycle.
+    pub(crate) fn hint(&self, root: RootId, path: &RelPath) {
         if let Some(watch) = &self.capture.watch {
             let dir = path.parent().unwrap_or_else(RelPath::root);
             watch.dirty().add(root, dir, path.name(), Hint::Replaced, self.capture.disk.now_ms());
@@ -334,7 +345,10 @@ impl<'a, D: Disk> Run<'a, D> {
         let dir = match disk.open_dir(&self.root(root).dir, path.as_bytes()) {
             Ok(dir) => dir,
             // Gone, or no directory any more: the directory above it, which changed with it, is looked at too.
-            Err(e) if is_vanished(&e) => return Ok(()),
+            Err(e) if is_vanished(&e) => {
+                self.note_vanished_dir(root, &path, &what);
+                return Ok(());
+            }
             Err(e) => {
                 self.hold(root, &path, ProblemKind::Unreadable, format!("the folder can't be opened: {e}"));
                 return Ok(());
@@ -384,6 +398,22 @@ impl<'a, D: Disk> Run<'a, D> {
         }
     }
 
+    /// A directory that was found or hinted is gone: with folders of objects went what references may need.
+    fn note_vanished_dir(&self, root: RootId, path: &RelPath, what: &What) {
+        let Some(unit) = self.units.of(root, path) else { return };
+        let inside = path.below(&unit.at.1).unwrap_or_default();
+        match (inside, what) {
+            (b"objects" | b"objects/pack", _) => unit.again("its objects went while it was read"),
+            (_, What::Names(names)) if inside.starts_with(b"objects/") => {
+                names
+                    .keys()
+                    .filter(|name| !git::looks_transient(name))
+                    .for_each(|name| path.join(name).into_iter().for_each(|p| unit.note_vanished(p)));
+            }
+            _ => {}
+        }
+    }
+
     /// What is there of the hinted entries, and what the index knows of them.
     #[allow(clippy::type_complexity)] // names with what is known of each
     fn hinted_entries(
@@ -396,16 +426,19 @@ impl<'a, D: Disk> Run<'a, D> {
         for name in names.keys() {
             match self.capture.disk.stat(dir, name) {
                 Ok(stat) => found.push((name.clone(), stat)),
-                Err(e) if is_vanished(&e) => place.note_vanished(name),
+                Err(e) if is_vanished(&e) => {}
                 Err(e) => {
                     self.hold_name(place.root, place.path, name, format!("can't be examined: {e}"));
                     continue;
                 }
             }
+            let is_there = found.last().is_some_and(|(last, _)| last == name);
             if let Ok(below) = place.path.join(name)
                 && let Some(row) = self.snapshot.row(place.root, &below)?
             {
                 known.insert(name.clone(), row);
+            } else if !is_there {
+                place.note_vanished(name); // it came and went
             }
         }
         Ok((found, known))
@@ -470,11 +503,19 @@ impl<'a, D: Disk> Run<'a, D> {
         found.sort_by(|a, b| (is_pack_index(&a.0), &a.0).cmp(&(is_pack_index(&b.0), &b.0)));
         let mut missing_packs = BTreeSet::new();
         let mut later: BTreeMap<CapturePass, BTreeMap<Box<[u8]>, Hint>> = BTreeMap::new();
+        let is_partly = place.unit.as_ref().is_some_and(|unit| *lock(&unit.extent) == Extent::Hinted);
         let mut is_mine = |name: &Box<[u8]>| {
             let pass = place.pass_of(name);
             if pass > place.pass {
                 let hint = hints.and_then(|h| h.get(name)).copied().unwrap_or(Hint::Replaced);
                 later.entry(pass).or_default().insert(name.clone(), hint);
+            }
+            if pass < place.pass
+                && (hints.is_some() || is_partly)
+                && let Ok(path) = path.join(name)
+            {
+                // It was not known to be a repository's when its pass was.
+                self.again(root, &path);
             }
             pass == place.pass
         };
@@ -633,10 +674,15 @@ impl<'a, D: Disk> Run<'a, D> {
         {
             return Ok(Standing::Known);
         }
+        let seen = seen_as(&own);
         let is_held = if self.claim(own.root, &own.path, builder) {
+            lock(&self.claims).insert(seen);
             unit.inspect(|unit| unit.count_op());
             matches!(self.capture_one(own, builder)?, Outcome::Held | Outcome::Vanished)
         } else {
+            if !lock(&self.claims).contains(&seen) {
+                self.again(own.root, &own.path); // it changed since it was handed over
+            }
             lock(&self.kept).contains(&key)
         };
         Ok(if is_held { Standing::Unknown } else { Standing::Known })
@@ -683,6 +729,13 @@ impl<'a, D: Disk> Run<'a, D> {
     pub(crate) fn root(&self, root: RootId) -> &crate::capture::Root<D> {
         &self.capture.roots[usize::from(root.0)]
     }
+}
+
+/// Stands for a directory as it was examined.
+fn seen_as(dir: &Candidate) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (dir.root, &dir.path, dir.stat.ino, dir.stat.ctime, dir.stat.mtime).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn is_pack_index(name: &[u8]) -> bool {

@@ -412,7 +412,8 @@ impl Writer {
         self.lay_out(&repository);
         let alternates = format!("{HOME}/{REPOSITORIES}/{base}/objects\n");
         let lines = references(files, base).expect("references").into_iter().filter(|(name, _)| name.starts_with("refs/"));
-        let packed: String = lines.map(|(name, value)| format!("{} {name}\n", hex(&value))).collect();
+        let lines: String = lines.map(|(name, value)| format!("{} {name}\n", hex(&value))).collect();
+        let packed = format!("# pack-refs with: peeled fully-peeled sorted \n{lines}");
         self.do_all([Step::Write(format!("{repository}/objects/info/alternates"), alternates.into_bytes()), Step::Settle]);
         self.replace(&format!("{repository}/packed-refs"), packed.into_bytes());
         self.complete(&repository);
