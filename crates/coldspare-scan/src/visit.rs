@@ -504,11 +504,11 @@ impl<'a, D: Disk> Run<'a, D> {
         let mut missing_packs = BTreeSet::new();
         let mut later: BTreeMap<CapturePass, BTreeMap<Box<[u8]>, Hint>> = BTreeMap::new();
         let is_partly = place.unit.as_ref().is_some_and(|unit| *lock(&unit.extent) == Extent::Hinted);
-        let mut is_mine = |name: &Box<[u8]>| {
+        let mut is_mine = |name: &[u8]| {
             let pass = place.pass_of(name);
             if pass > place.pass {
                 let hint = hints.and_then(|h| h.get(name)).copied().unwrap_or(Hint::Replaced);
-                later.entry(pass).or_default().insert(name.clone(), hint);
+                later.entry(pass).or_default().insert(name.into(), hint);
             }
             if pass < place.pass
                 && (hints.is_some() || is_partly)

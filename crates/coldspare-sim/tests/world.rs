@@ -40,7 +40,7 @@ fn run_seeds(seeds: std::ops::Range<u64>, options: Options, violations_max: usiz
                     }
                     let ended = run(seed, options);
                     let mut sum = sum.lock().unwrap();
-                    let trace = ended.as_ref().map_or_else(|v| &v.trace, |trace| trace);
+                    let trace = ended.as_ref().unwrap_or_else(|v| &v.trace);
                     let Trace { judged, written, deaths, .. } = *trace;
                     sum.judged += judged;
                     sum.written += written;
@@ -56,7 +56,16 @@ fn run_seeds(seeds: std::ops::Range<u64>, options: Options, violations_max: usiz
 }
 
 #[test]
-#[ignore = "finds what the capture doesn't hold yet (G2)"]
+fn no_seed_tears_a_repository() {
+    let sum = run_seeds(0..number("COLDSPARE_SEEDS").unwrap_or(SEEDS), Options::default(), usize::MAX);
+    println!("{} changesets judged, {} steps written, {} deaths", sum.judged, sum.written, sum.deaths);
+    let torn: Vec<String> = sum.violations.iter().map(Violation::to_string).filter(|line| line.contains(": G2")).collect();
+    assert!(torn.is_empty(), "{} violations:\n{}", torn.len(), torn.join("\n"));
+    assert!(sum.judged > SEEDS && sum.deaths > SEEDS / 10, "too little happens");
+}
+
+#[test]
+#[ignore = "a few seeds in a thousand still break G1, G3 or liveness where a repository is renamed while it is captured"]
 fn no_seed_breaks_a_promise() {
     if let Some(seed) = number("COLDSPARE_SEED") {
         let ended = run(seed, Options { is_loud: true, ..Options::default() });

@@ -299,7 +299,7 @@ mod tests {
         pack.chunks(33).for_each(|b| c.update(b));
         let seal = c.finish().unwrap().unwrap();
         assert_eq!(seal, PackSeal { objects: 5, trailer: ObjectId::new(&[7; 20]).unwrap() });
-        check(Promise::Pack, &vec![0; 132], Err("begin"));
+        check(Promise::Pack, &[0; 132], Err("begin"));
         check(Promise::Pack, b"PACK\0\0\0\x02\0\0\0\x05", Err("cut off"));
         check(Promise::Pack, &[b"PACK\0\0\0\x02\0\0\0\x05".to_vec(), vec![0; 120]].concat(), Err("zeros"));
         check(Promise::Pack, b"", Err("empty"));

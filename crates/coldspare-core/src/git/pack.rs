@@ -108,6 +108,6 @@ mod tests {
             assert!(!holds(&other));
         }
         assert_eq!(hash_bytes(1000, bytes.len() as u64 - 1), None);
-        assert!(Fanout::parse(&bytes[..1000]).is_err() && Fanout::parse(&vec![0; 2000]).is_err());
+        assert!(Fanout::parse(&bytes[..1000]).is_err() && Fanout::parse(&[0; 2000]).is_err());
     }
 }
