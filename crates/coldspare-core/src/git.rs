@@ -1,7 +1,7 @@
 //! What coldspare knows of git: the layout of a bare repository, the order of its parts, and what its files say.
 //!
-//! - [`layout`](self): parts by the shape of a path, when they are captured and applied, names that are never carried.
-//! - [`reference`]: what a reference file and `packed-refs` say.
+//! - the layout: parts by the shape of a path, when they are captured and applied, names that are never carried.
+//! - [`mod@reference`]: what a reference file and `packed-refs` say.
 //! - [`object`]: whether a loose object, a pack or an LFS file is what its name says.
 //! - [`pack`]: object ids in a pack index.
 //! - [`derived`]: what a multi-pack index and a commit graph name.

@@ -2,7 +2,7 @@
 //!
 //! The kernel stops each such call before it happens and asks (seccomp user notification, `seccomp_unotify(2)`); the
 //! program needs no preparation and is the one that ships. What counts is a fixed list of calls on files below given
-//! folders ([`call`]): logs, sockets and wake-ups don't move the numbers.
+//! folders (`call.rs`): logs, sockets and wake-ups don't move the numbers.
 //!
 //! Needs Linux 5.19 or newer, on x86-64 or aarch64, and no privileges. Cost: about 15 µs a call.
 

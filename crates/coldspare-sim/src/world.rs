@@ -5,7 +5,7 @@
 //! disks, the stores are in memory, time is a number. A capture takes time: before each of its calls to the disk the
 //! world may go on, so that git writes, frames travel and processes die in the midst of it.
 //!
-//! [`run`] runs one seed and judges, see [`oracle`]; the same seed gives the same [`Trace`].
+//! [`run`] runs one seed and judges, see `oracle.rs`; the same seed gives the same [`Trace`].
 
 mod active;
 mod fuse;

@@ -192,8 +192,8 @@ impl Hash {
 
 /// Reads what a pack says of itself from its first 12 bytes and its end.
 ///
-/// The hash's length can't be told from a pack alone: the last 20 bytes stand for the trailer here and in
-/// [`index_seal`].
+/// The hash's length can't be told from a pack alone: the last 20 bytes stand for the trailer here, and
+/// where a pack index is read.
 ///
 /// # Errors
 /// [`Damage`]: no pack, or one that was cut off before its trailer.
