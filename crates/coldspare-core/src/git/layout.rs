@@ -338,7 +338,7 @@ mod tests {
         check("a/1/refs/heads", &["a/1", "a/1/refs/heads"]);
         check("a/objects/1/refs", &["a", "a/objects/1", "a/objects/1/refs"]);
         check("a/b", &["a/b"]);
-        check("objects/pack", &["", "objects/pack"]);
+        check("objects/pack", &[".", "objects/pack"]);
     }
 
     #[test]

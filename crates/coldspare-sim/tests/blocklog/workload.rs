@@ -50,6 +50,8 @@ pub(crate) fn record(filesystem: Filesystem) -> Recorded {
         home.change(number);
         let tree = pair.active_tree();
         promise(at, number as u64);
+        // What git derives from other files is left to the next changeset while it is new.
+        coldspare_sim::home::let_clock_pass(60);
         pair.follow(Work::Everything).unwrap();
         disk.device.mark(number);
         steps.push(Step { tree, sent: pair.sent().unwrap().clone() });
