@@ -35,7 +35,7 @@ const LOOSE_MAX: usize = 20_000;
 impl<D: Disk> Run<'_, D> {
     /// Where objects go, what is derived from them has to be looked at, whether or not it changed.
     pub(crate) fn revisit_derived(&self) {
-        for unit in self.units.all().iter().filter(|unit| unit.removals.load(Ordering::Relaxed) > 0) {
+        for unit in self.units.all().iter().filter(|unit| unit.has_removed()) {
             let (root, path) = &unit.at;
             for (dir, names) in [("objects/pack", &[&b"multi-pack-index"[..]][..]), ("objects/info", &[b"commit-graph", b"commit-graphs"])]
             {
@@ -53,7 +53,7 @@ impl<D: Disk> Run<'_, D> {
         if !is_old {
             // It may name objects that came after they were read: the next changeset brings it.
             self.again(root, &path);
-            if unit.removals.load(Ordering::Relaxed) == 0 {
+            if !unit.has_removed() {
                 self.keep(root, &path);
                 return Ok(Outcome::Vanished);
             }

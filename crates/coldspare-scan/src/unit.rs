@@ -25,9 +25,7 @@ pub(crate) struct Unit {
     pub(crate) ops: AtomicU64,
     /// Stands for all references as they were captured; 0 when only hinted ones were.
     pub(crate) references: AtomicU64,
-    /// Objects that are removed from the standby.
-    pub(crate) removals: AtomicU64,
-    /// Those that were handed over as gone.
+    /// Objects, and folders of them, that were handed over as gone.
     removed: Mutex<Vec<RelPath>>,
     /// Objects that were seen, or hinted, and gone before they were read.
     vanished: Mutex<Vec<RelPath>>,
@@ -99,8 +97,12 @@ impl Unit {
 
     /// An object, or a folder of them, is handed over as gone.
     pub(crate) fn note_removed(&self, path: RelPath) {
-        self.removals.fetch_add(1, Ordering::Relaxed);
         lock(&self.removed).push(path);
+    }
+
+    /// Whether any object goes from the standby.
+    pub(crate) fn has_removed(&self) -> bool {
+        !lock(&self.removed).is_empty()
     }
 
     pub(crate) fn removed(&self) -> Vec<RelPath> {
@@ -142,7 +144,6 @@ impl Units {
             extent: Mutex::new(extent),
             ops: AtomicU64::new(0),
             references: AtomicU64::new(0),
-            removals: AtomicU64::new(0),
             removed: Mutex::default(),
             vanished: Mutex::default(),
             fate: Mutex::default(),

@@ -692,7 +692,7 @@ impl<'a, D: Disk> Run<'a, D> {
     fn consider(&self, candidate: Candidate, unit: Option<&Unit>, builder: &mut Builder) -> Result<Option<Outcome>, CaptureError> {
         let derived_from =
             unit.filter(|unit| CapturePass::of(candidate.path.below(&unit.at.1).unwrap_or_default()) == CapturePass::Derived);
-        let must_look = derived_from.is_some_and(|unit| unit.removals.load(Ordering::Relaxed) > 0);
+        let must_look = derived_from.is_some_and(|unit| unit.has_removed());
         if let Some(row) = &candidate.row
             && row.version <= self.acked
             && is_unchanged(row, &candidate.stat)

@@ -96,7 +96,6 @@ pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord) 
         OpenError::Recovery(e) => Failure::damage(e),
         e => Failure::usage(e),
     };
-    state.make_store(&state.manifest_path(), Store::open)?;
     let store = Store::open(&state.manifest_path()).map_err(failure)?;
     Standby::open(RealDisk::staying(), store, setups).map_err(failure)
 }
