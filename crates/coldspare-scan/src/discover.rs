@@ -77,6 +77,7 @@ impl<D: Disk> Run<'_, D> {
                 self.defer(CapturePass::Rest, Visit::deep(*root, at.1.clone()));
             } else if when == When::First && !is_covered {
                 self.register_full(at.clone());
+                self.defer(CapturePass::Rest, Visit { root: at.0, path: at.1.clone(), what: What::Names(BTreeMap::new()) });
             } else {
                 self.units.add(at.clone(), Extent::Hinted);
             }

@@ -3,7 +3,8 @@
 //! References were read before objects, so that all they need was on disk then. Only what went since can be missing,
 //! and git removes only what no reference needs any more: so nothing is missing unless references changed, too. If they
 //! did, what goes from the objects stays on the standby until the next changeset; and if an object went before it was
-//! read, and is in no pack either, the repository is left to the next changeset as a whole.
+//! read, and is in no pack either, the repository is left to the next changeset as a whole. So is one that was no longer
+//! where it was found when the last pass came by.
 //!
 //! Invariants: what is kept is kept with all below it, and with the family of a kept repository.
 
@@ -41,6 +42,9 @@ impl<D: Disk> Run<'_, D> {
     /// Finds the repositories that changed under the capture.
     pub(crate) fn validate(&self) -> Result<(), CaptureError> {
         let touched: Vec<Arc<Unit>> = self.units.all().into_iter().filter(|unit| unit.has_ops()).collect();
+        for unit in touched.iter().filter(|unit| unit.has_moved()) {
+            unit.again("it was moved or removed while it was read");
+        }
         let at_risk = |unit: &Unit| !unit.removed().is_empty() || !unit.vanished().is_empty();
         if !touched.iter().any(|unit| at_risk(unit)) {
             return Ok(());

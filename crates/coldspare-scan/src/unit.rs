@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use coldspare_core::git::family::Repository;
+use coldspare_core::git::{CapturePass, family::Repository};
 use coldspare_core::{RelPath, RootId};
 
 use crate::visit::lock;
@@ -25,6 +25,8 @@ pub(crate) struct Unit {
     pub(crate) ops: AtomicU64,
     /// Stands for all references as they were captured; 0 when only hinted ones were.
     pub(crate) references: AtomicU64,
+    /// Its directory as it was met first, and whether the last pass met it.
+    met: Mutex<(Option<u64>, bool)>,
     /// Objects, and folders of them, that were handed over as gone.
     removed: Mutex<Vec<RelPath>>,
     /// Objects that were seen, or hinted, and gone before they were read.
@@ -66,6 +68,23 @@ impl Unit {
         if matches!(*fate, Fate::Whole | Fate::ReferenceHeld) {
             *fate = Fate::Again(why.into());
         }
+    }
+
+    /// Its directory is looked at: another one under its name is another repository.
+    pub(crate) fn met_as(&self, ino: u64, pass: CapturePass) {
+        let mut met = lock(&self.met);
+        let is_other = *met.0.get_or_insert(ino) != ino;
+        met.1 |= pass == CapturePass::Rest;
+        drop(met);
+        if is_other {
+            self.again("another repository took its place while it was read");
+        }
+    }
+
+    /// A repository that is looked at as a whole has to be where it was found when the folder above it is read, which may
+    /// be watched only since then.
+    pub(crate) fn has_moved(&self) -> bool {
+        *lock(&self.extent) == Extent::Full && !lock(&self.met).1
     }
 
     /// A part that others need can't be had.
@@ -144,6 +163,7 @@ impl Units {
             extent: Mutex::new(extent),
             ops: AtomicU64::new(0),
             references: AtomicU64::new(0),
+            met: Mutex::default(),
             removed: Mutex::default(),
             vanished: Mutex::default(),
             fate: Mutex::default(),

@@ -374,6 +374,9 @@ impl<'a, D: Disk> Run<'a, D> {
             return Ok(());
         }
         let inside = unit.as_ref().and_then(|u| path.below(&u.at.1)).unwrap_or_default().to_vec();
+        if let Some(unit) = unit.as_ref().filter(|unit| unit.at.1 == path) {
+            unit.met_as(stat.ino, pass);
+        }
         let place = Place { root, path: &path, dev: stat.dev, at_ms, unit, inside, pass };
         if !self.meet(root, &path, Met::There) {
             // RACE: it came back since it was met as gone. Worst case: it comes with the next changeset.
