@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use coldspare_core::git::{CapturePass, family::Repository};
+use coldspare_core::git::family::Repository;
 use coldspare_core::{RelPath, RootId};
 
 use crate::visit::lock;
@@ -25,8 +25,8 @@ pub(crate) struct Unit {
     pub(crate) ops: AtomicU64,
     /// Stands for all references as they were captured; 0 when only hinted ones were.
     pub(crate) references: AtomicU64,
-    /// Its directory as it was met first, and whether the last pass met it.
-    met: Mutex<(Option<u64>, bool)>,
+    /// The inode of its directory, before anything of it was read.
+    pub(crate) ino: Option<u64>,
     /// Objects, and folders of them, that were handed over as gone.
     removed: Mutex<Vec<RelPath>>,
     /// Objects that were seen, or hinted, and gone before they were read.
@@ -68,23 +68,6 @@ impl Unit {
         if matches!(*fate, Fate::Whole | Fate::ReferenceHeld) {
             *fate = Fate::Again(why.into());
         }
-    }
-
-    /// Its directory is looked at: another one under its name is another repository.
-    pub(crate) fn met_as(&self, ino: u64, pass: CapturePass) {
-        let mut met = lock(&self.met);
-        let is_other = *met.0.get_or_insert(ino) != ino;
-        met.1 |= pass == CapturePass::Rest;
-        drop(met);
-        if is_other {
-            self.again("another repository took its place while it was read");
-        }
-    }
-
-    /// A repository that is looked at as a whole has to be where it was found when the folder above it is read, which may
-    /// be watched only since then.
-    pub(crate) fn has_moved(&self) -> bool {
-        *lock(&self.extent) == Extent::Full && !lock(&self.met).1
     }
 
     /// A part that others need can't be had.
@@ -146,8 +129,9 @@ impl Unit {
 pub(crate) struct Units(RwLock<BTreeMap<Repository, Arc<Unit>>>);
 
 impl Units {
-    /// Adds the repository at `at`; says whether more of it is to be looked at than was known before.
-    pub(crate) fn add(&self, at: Repository, extent: Extent) -> (Arc<Unit>, IsMore) {
+    /// Adds the repository at `at`, whose directory has this inode now; says whether more of it is to be looked at than was
+    /// known before.
+    pub(crate) fn add(&self, at: Repository, extent: Extent, ino: Option<u64>) -> (Arc<Unit>, IsMore) {
         let mut units = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = units.get(&at) {
             let mut mine = known.extent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -163,7 +147,7 @@ impl Units {
             extent: Mutex::new(extent),
             ops: AtomicU64::new(0),
             references: AtomicU64::new(0),
-            met: Mutex::default(),
+            ino,
             removed: Mutex::default(),
             vanished: Mutex::default(),
             fate: Mutex::default(),
@@ -214,8 +198,8 @@ mod tests {
     #[test]
     fn a_path_belongs_to_the_innermost_repository() {
         let units = Units::default();
-        units.add((RootId(0), path("r/1")), Extent::Hinted);
-        units.add((RootId(0), path("r/1/modules/2")), Extent::Full);
+        units.add((RootId(0), path("r/1")), Extent::Hinted, None);
+        units.add((RootId(0), path("r/1/modules/2")), Extent::Full, None);
         let of = |p: &str| units.of(RootId(0), &path(p)).map(|u| u.at.1.to_string());
         assert_eq!(of("r/1"), Some("r/1".into()));
         assert_eq!(of("r/1/refs/heads"), Some("r/1".into()));
@@ -226,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_held_back_is_not_merely_tried_again() {
-        let (unit, _) = Units::default().add((RootId(0), path("r")), Extent::Hinted);
+        let (unit, _) = Units::default().add((RootId(0), path("r")), Extent::Hinted, None);
         unit.hold_reference();
         assert_eq!(unit.fate(), Fate::ReferenceHeld);
         unit.again("moved");
