@@ -82,6 +82,26 @@ fn a_pull_requests_reference_that_was_packed_does_not_shadow_the_newer_one() {
 }
 
 #[test]
+fn a_packed_value_that_a_loose_reference_shadows_needs_no_object() {
+    let mut s = Setting::new();
+    commit(&s.clone, "file", "kept");
+    push(&s.clone, &["HEAD:main"]);
+    s.checkpoint();
+    s.pair.active.kill();
+    let packed = commit(&s.clone, "file", "packed, and overwritten");
+    push(&s.clone, &["HEAD:refs/heads/x"]);
+    git_ok(&s.here, &["pack-refs", "--all"]);
+    git_ok(&s.clone, &["reset", "-q", "--hard", "HEAD~1"]);
+    let loose = commit(&s.clone, "file", "loose");
+    push(&s.clone, &["+HEAD:refs/heads/x"]);
+    git_ok(&s.here, &["prune", "--expire=now"]);
+    assert!(!git::git(&s.here, &["cat-file", "-e", &packed]).code.eq(&0), "git keeps what only packed-refs names");
+    s.pair.active.start();
+    s.checkpoint();
+    assert_eq!(tip(&s.there, "refs/heads/x"), loose);
+}
+
+#[test]
 fn a_branch_becomes_a_folder_of_branches_and_a_branch_again() {
     let s = Setting::new();
     commit(&s.clone, "file", "first");

@@ -122,17 +122,25 @@ impl<D: Disk> Future<'_, D> {
             let Ok(path) = repository.join(name) else { continue };
             if self.pending.pending(*root, &path)?.is_some_and(|row| row.action.staged().is_some()) {
                 let mut old = BTreeSet::new();
-                self.each_packed(*root, &path, Version::InTree, &mut |id| {
+                self.each_packed(*root, &path, Version::InTree, &mut |_, id| {
                     old.insert(id);
+                    Ok(())
                 })?;
-                self.each_packed(*root, &path, Version::Staged, &mut |id| {
-                    if !old.contains(&id) {
+                self.each_packed(*root, &path, Version::Staged, &mut |name, id| {
+                    if !old.contains(&id) && !self.is_shadowed(*root, repository, name)? {
                         wanted.insert(id);
                     }
+                    Ok(())
                 })?;
             }
         }
         Ok(wanted)
+    }
+
+    /// Whether a reference is loose too, so that its packed value means nothing: git keeps no objects for that.
+    fn is_shadowed(&self, root: RootId, repository: &RelPath, name: &[u8]) -> Result<bool, StandbyError> {
+        let Ok(loose) = RelPath::new([repository.as_bytes(), b"/", name].concat()) else { return Ok(false) };
+        Ok(self.entry(root, &loose)?.is_some_and(|entry| entry.digest().is_some()))
     }
 
     /// Removes from `wanted` what the repository has, by itself or by alternates.
@@ -243,7 +251,8 @@ impl<D: Disk> Future<'_, D> {
 
     fn content(&self, root: RootId, path: &RelPath, limit: usize) -> Result<Option<Vec<u8>>, StandbyError> {
         let Some(file) = self.open(root, path)? else { return Ok(None) };
-        let mut bytes = vec![0; limit.min(64 << 10)];
+        let size = self.standby.disk.stat_file(&file).map_or(0, |stat| stat.size);
+        let mut bytes = vec![0; limit.min(usize::try_from(size).unwrap_or(limit))];
         match self.standby.disk.read_at(&file, 0, &mut bytes) {
             Ok(read) => {
                 bytes.truncate(read);
@@ -253,7 +262,13 @@ impl<D: Disk> Future<'_, D> {
         }
     }
 
-    fn each_packed(&self, root: RootId, path: &RelPath, version: Version, each: &mut dyn FnMut(ObjectId)) -> Result<(), StandbyError> {
+    fn each_packed(
+        &self,
+        root: RootId,
+        path: &RelPath,
+        version: Version,
+        each: &mut dyn FnMut(&[u8], ObjectId) -> Result<(), StandbyError>,
+    ) -> Result<(), StandbyError> {
         let file = match version {
             Version::InTree => self.open_in_tree(root, path),
             Version::Staged => self.open(root, path)?,
@@ -265,8 +280,16 @@ impl<D: Disk> Future<'_, D> {
         loop {
             let Ok(read) = self.standby.disk.read_at(&file, offset, &mut window) else { return Ok(()) };
             offset += read as u64;
+            let mut outcome = Ok(());
+            let mut each_once = |name: &[u8], id| {
+                if outcome.is_ok() {
+                    outcome = each(name, id);
+                }
+            };
             // The active doesn't send what can't be read; an old one that can't be has named nothing.
-            if read == 0 || reader.push(&window[..read], &mut |_, id| each(id)).is_err() {
+            let is_over = read == 0 || reader.push(&window[..read], &mut each_once).is_err();
+            outcome?;
+            if is_over {
                 return Ok(());
             }
         }
