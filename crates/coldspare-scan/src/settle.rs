@@ -15,7 +15,7 @@ use coldspare_core::changeset::Totals;
 use coldspare_core::git::family::{Alternate, Repository, closure};
 use coldspare_core::git::object::Promise;
 use coldspare_core::git::{self, CapturePass, ObjectId};
-use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId};
+use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, seeded_bug};
 use coldspare_os::Disk;
 
 use crate::capture::{BARRIER_LIMIT, CaptureError, Certainty, Report};
@@ -79,7 +79,7 @@ impl<D: Disk> Run<'_, D> {
     /// The references that were read may need what went.
     fn keep_what_went(&self, unit: &Unit) {
         let (root, repository) = &unit.at;
-        for path in unit.removed() {
+        for path in unit.removed().into_iter().filter(|_| !seeded_bug!(RemovedObjectsAreNotKept)) {
             self.keep(*root, &path);
             self.again(*root, &path);
         }
