@@ -68,10 +68,14 @@ mod switch {
         PartCountsAsAll,
         /// An active of a lower epoch than promised is served.
         LowerEpochsAreServed,
+        /// A host that lost its power goes on with its session.
+        SessionsSurviveThePowerLoss,
         /// The tree is changed before the commit is recorded.
         AppliedBeforeCommit,
         /// Where much is staged, the filesystem is not synced before the commit.
         StagedFilesystemIsNotSynced,
+        /// The content of an interrupted changeset is recorded before it is synced.
+        LeftContentIsNotSynced,
         /// Where much was changed, the filesystem is not synced before the acknowledgement.
         TouchedFilesystemIsNotSynced,
         /// No transaction of the standby's store is durable.
@@ -98,6 +102,8 @@ mod switch {
         ForeignFilesAreTaken,
         /// What the first changeset of a session takes away is not kept.
         DivergenceIsNotKept,
+        /// The list of what the first changeset of a session takes away is not synced.
+        DivergenceIsNotSynced,
         /// A changeset that names everything leaves what it doesn't name.
         UnnamedStays,
         /// Objects are captured before references.

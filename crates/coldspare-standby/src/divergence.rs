@@ -9,7 +9,7 @@
 use std::io::ErrorKind;
 
 use coldspare_core::control::Applied;
-use coldspare_core::{Body, Entry, RelPath, RootId, path::escape};
+use coldspare_core::{Body, Entry, RelPath, RootId, path::escape, seeded_bug};
 use coldspare_os::Disk;
 use serde_json::json;
 
@@ -74,7 +74,9 @@ impl<D: Disk> Standby<D> {
             pending.for_each_below(root, &RelPath::root(), &mut each)?;
             self.append_to_list(root, committed, &mut list, &mut window)?;
             if let Some(list) = list {
-                self.synced(self.disk.sync_file(&list.file).map_err(io("syncing the list of", QUARANTINE)))?;
+                if !seeded_bug!(DivergenceIsNotSynced) {
+                    self.synced(self.disk.sync_file(&list.file).map_err(io("syncing the list of", QUARANTINE)))?;
+                }
                 for dir in [&list.dir, &self.open_quarantine(root)?, &self.root(root).control] {
                     self.synced(self.disk.sync_dir(dir).map_err(io("syncing", QUARANTINE)))?;
                 }

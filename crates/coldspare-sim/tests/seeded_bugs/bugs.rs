@@ -1,7 +1,7 @@
 //! The table: each bug, the promise that it breaks, and the harness that notices it.
 
 use coldspare_core::seeded_bugs::SeededBug;
-use coldspare_sim::model;
+use coldspare_sim::model::Defect::{self, StoreSyncs, Syncs};
 use coldspare_sim::world;
 
 use crate::scenarios;
@@ -20,7 +20,7 @@ pub(crate) enum Switch {
     /// In the code, by its mark.
     Code(SeededBug),
     /// On the disk: syncs that do nothing.
-    Disk(model::Defect),
+    Disk(Defect),
     /// In how the world drives both ends.
     World(world::Defect),
 }
@@ -40,10 +40,10 @@ pub(crate) enum Harness {
 impl Harness {
     pub(crate) fn name(&self) -> &'static str {
         match self {
-            Harness::World => "world",
-            Harness::CrashStates(_) => "crash states",
-            Harness::Readers => "readers",
-            Harness::Scenario(_) => "scenario",
+            World => "world",
+            CrashStates(_) => "crash states",
+            Readers => "readers",
+            Scenario(_) => "scenario",
         }
     }
 }
@@ -61,16 +61,15 @@ macro_rules! code {
     };
 }
 
-const fn disk(name: &'static str, breaks: &'static str, defect: model::Defect, workloads: &'static [&'static str]) -> Bug {
-    Bug { name, breaks, switch: Switch::Disk(defect), harness: Harness::CrashStates(workloads) }
+const fn disk(name: &'static str, breaks: &'static str, defect: Defect, workloads: &'static [&'static str]) -> Bug {
+    Bug { name, breaks, switch: Switch::Disk(defect), harness: CrashStates(workloads) }
 }
 
 const fn world(name: &'static str, breaks: &'static str, defect: world::Defect) -> Bug {
-    Bug { name, breaks, switch: Switch::World(defect), harness: Harness::World }
+    Bug { name, breaks, switch: Switch::World(defect), harness: World }
 }
 
 use Harness::{CrashStates, Readers, Scenario, World};
-use model::Defect::{StoreSyncs, Syncs};
 
 const WORK: &[u8] = b"/home/.coldspare";
 const STAGE: &[u8] = b"/home/.coldspare/stage";
@@ -80,7 +79,7 @@ const TRASH: &[u8] = b"/home/.coldspare/trash";
 
 pub(crate) const BUGS: &[Bug] = &[
     // What is forgotten to be synced.
-    disk("work folders are not synced", "G3", Syncs(|s| s.path == WORK || s.path == STAGE), &["seed"]),
+    disk("work folders are not synced", "G3", Syncs(|s| s.path == WORK || s.path == STAGE), &["segments"]),
     disk("staged files are not synced", "G3", Syncs(|s| s.name == "sync_file" && s.path.starts_with(FILES)), &["push"]),
     disk("the folder of staged files is not synced", "G3", Syncs(|s| s.path == FILES), &["push"]),
     disk("files in new folders are not synced", "G3", Syncs(|s| s.name == "sync_file" && s.path.starts_with(TREES)), &["new folders"]),
@@ -94,10 +93,11 @@ pub(crate) const BUGS: &[Bug] = &[
     disk("changed folders are not synced", "G3", Syncs(|s| s.name == "sync_dir" && !s.path.starts_with(WORK)), &["push"]),
     disk("changed files are not synced", "G3", Syncs(|s| s.name == "sync_file" && !s.path.starts_with(WORK)), &["attributes"]),
     disk("the filesystem is not synced for a symlink", "G3", Syncs(|s| s.name == "sync_fs"), &["one after another"]),
-    disk("left content is not synced", "G3", Syncs(|s| s.name == "sync_fs"), &["resume"]),
     disk("the trash is not synced", "G1", Syncs(|s| s.path == TRASH), &["recovery", "file and folder change places"]),
     disk("the store is not synced", "G3", StoreSyncs, &["push"]),
     code!(StagedFilesystemIsNotSynced, "G3", CrashStates(&["many"])),
+    code!(LeftContentIsNotSynced, "G3", CrashStates(&["resume"])),
+    code!(DivergenceIsNotSynced, "G5", Scenario(scenarios::what_a_new_session_takes_away_survives_a_power_loss)),
     code!(TouchedFilesystemIsNotSynced, "G3", CrashStates(&["many"])),
     // Commit and recovery.
     code!(CommitsAreNotDurable, "G3", CrashStates(&["push"])),
@@ -117,7 +117,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(DivergenceIsNotKept, "G5", Scenario(scenarios::what_a_new_session_takes_away_is_kept)),
     code!(KeepIsIgnored, "G2", World),
     code!(UnnamedStays, "G1", World),
-    code!(EndsBeforeAllFrames, "G3", World),
+    code!(EndsBeforeAllFrames, "G3", Scenario(scenarios::an_end_waits_for_its_frames)),
     world("frames count before they are staged", "G3", world::Defect::FramesAreNotStaged),
     // The order in which a changeset is applied.
     code!(ReferencesBeforeObjects, "G1", Readers),
@@ -133,11 +133,11 @@ pub(crate) const BUGS: &[Bug] = &[
     // Capture.
     code!(ObjectsBeforeReferences, "G2", World),
     code!(ReferencesOfTwoInstants, "G2", World),
-    code!(TornFilesAreTaken, "G2", World),
+    code!(TornFilesAreTaken, "G2", Scenario(scenarios::a_file_that_is_rewritten_is_never_torn)),
     code!(TransientFilesTravel, "G2", World),
-    code!(FamiliesAreTornApart, "G2", World),
-    code!(VanishedObjectsAreForgotten, "G2", World),
-    code!(RemovedObjectsAreNotKept, "G2", World),
+    code!(FamiliesAreTornApart, "G2", Scenario(scenarios::a_family_stays_together)),
+    code!(VanishedObjectsAreForgotten, "G2", Scenario(scenarios::objects_may_go_before_they_are_read)),
+    code!(RemovedObjectsAreNotKept, "G2", Scenario(scenarios::objects_may_go_that_the_standby_has)),
     code!(DamagedReferencesTravel, "G2", Scenario(scenarios::an_empty_reference_does_not_replace_a_good_one)),
     code!(DamagedObjectsTravel, "G2", Scenario(scenarios::a_damaged_object_does_not_replace_a_good_one)),
     code!(ChangedPacksTravel, "G2", Scenario(scenarios::a_changed_pack_does_not_replace_the_good_one)),
@@ -148,8 +148,8 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(UnacknowledgedCountsAsSent, "G3", World),
     code!(NumbersAreUsedTwice, "G1", World),
     code!(CheckpointsJoinTheCycle, "G3", World),
-    code!(PartCountsAsAll, "G3", World),
+    code!(PartCountsAsAll, "G3", Scenario(scenarios::a_checkpoint_waits_for_what_is_left)),
     world("hints of a failed cycle are dropped", "G3", world::Defect::HintsAreDropped),
     world("hints that come during a capture are lost", "G3", world::Defect::LateHintsAreLost),
-    world("a session survives the loss of power", "G1", world::Defect::SessionSurvivesPowerLoss),
+    code!(SessionsSurviveThePowerLoss, "G5", Scenario(scenarios::what_a_power_loss_took_is_kept)),
 ];

@@ -2,11 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use coldspare_core::changeset::{Ask, Have, Totals};
 use coldspare_core::control::{ControlRecord, Role, Session};
 use coldspare_core::exclude::Exclude;
+use coldspare_core::follow::{Effect as FollowEffect, Extent, Follow, FollowConfig, Input as Following, Sent};
+use coldspare_core::intake::{Effect, End, Input, Intake};
 use coldspare_core::{
     Baseline, Body, ClusterId, ContentRef, Digest, Entry, Epoch, Meta, NodeId, Op, RelPath, RootId, Seq, SessionId, Time,
 };
@@ -16,10 +19,11 @@ use coldspare_scan::capture::{Capture, Certainty, Closed, Cycle, FilePart, HeldB
 use coldspare_scan::dirty::Hint;
 use coldspare_scan::index::Index;
 use coldspare_scan::watch::Watch;
-use coldspare_sim::model::{CallKind, Fault, ModelDisk, ModelStore};
+use coldspare_sim::model::{CallKind, Fault, ModelDisk, ModelStore, Order, StoreImage};
 use coldspare_standby::{RootSetup, Standby, StandbyError, Store};
 
 const HOME: &str = "/home";
+const CLUSTER: ClusterId = ClusterId([1; 16]);
 const NODE: NodeId = NodeId([1; 16]);
 const STANDBY: NodeId = NodeId([2; 16]);
 const TIP: &str = "1111111111111111111111111111111111111111";
@@ -114,13 +118,15 @@ fn capture(disk: &ModelDisk) -> Capture<ModelDisk> {
     let root = Root { path: path.clone(), dir: disk.open_root(&path).unwrap(), exclude: Exclude::new::<&str>([]).unwrap() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let index = Index::open_in(ModelStore::default()).unwrap();
-    let watch = Some(Watch::told(vec![path]));
-    Capture { disk: disk.clone(), roots: vec![root], index, watch, held: HeldBack::default(), pool, zstd_level: 1 }
+    Capture { disk: disk.clone(), roots: vec![root], index, watch: None, held: HeldBack::default(), pool, zstd_level: 1 }
 }
 
 fn standby(disk: &ModelDisk) -> Standby<ModelDisk> {
-    let setup = RootSetup { path: PathBuf::from(HOME), exclude: Exclude::new::<&str>([]).unwrap() };
-    Standby::open(disk.clone(), Store::open_in(ModelStore::default()).unwrap(), vec![setup]).unwrap()
+    Standby::open(disk.clone(), Store::open_in(ModelStore::default()).unwrap(), setup()).unwrap()
+}
+
+fn setup() -> Vec<RootSetup> {
+    vec![RootSetup { path: PathBuf::from(HOME), exclude: Exclude::new::<&str>([]).unwrap() }]
 }
 
 fn contents(disk: &ModelDisk) -> Contents {
@@ -189,12 +195,17 @@ fn with_repository() -> Both {
 }
 
 fn loose_object() -> (String, Vec<u8>) {
+    blob("hello")
+}
+
+/// The name of a blob and its loose object.
+fn blob(content: &str) -> (String, Vec<u8>) {
     use sha1::Digest as _;
     use std::io::Write as _;
-    let plain = b"blob 5\0hello";
+    let plain = format!("blob {}\0{content}", content.len()).into_bytes();
     let mut encoder = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::default());
-    encoder.write_all(plain).unwrap();
-    let name = sha1::Sha1::digest(plain).iter().map(|byte| format!("{byte:02x}")).collect();
+    encoder.write_all(&plain).unwrap();
+    let name = sha1::Sha1::digest(&plain).iter().map(|byte| format!("{byte:02x}")).collect();
     (name, encoder.finish().unwrap())
 }
 
@@ -233,6 +244,102 @@ pub(crate) fn a_reference_to_nothing_is_not_committed() -> Result<(), String> {
     holds(!both.there().contains_key("repo/refs/heads/topic"), "G2: a reference without its object is on the standby")
 }
 
+impl Both {
+    fn write_blob(&self, repository: &str, content: &str) -> String {
+        let (name, file) = blob(content);
+        let path = format!("{repository}/objects/{}/{}", &name[..2], &name[2..]);
+        self.write(&path, &file);
+        path
+    }
+
+    fn write_reference(&self, repository: &str, branch: &str, content: &str) {
+        self.write(&format!("{repository}/refs/heads/{branch}"), format!("{}\n", blob(content).0).as_bytes());
+    }
+
+    /// One cycle, at call `at` of which somebody writes; says whether it had so many.
+    fn follow_while(&mut self, at: u64, write: impl Fn(&ModelDisk) + Send + Sync + 'static) -> Result<bool, String> {
+        let calls = self.active.calls();
+        self.active.on_call(move |disk, call| {
+            if call.number == calls + at {
+                write(disk);
+            }
+        });
+        let ended = self.follow();
+        self.active.leave_alone();
+        ended.map(|()| self.active.calls() > calls + at)
+    }
+}
+
+/// A branch goes and an object that only it needed, at each call of a capture.
+fn while_git_prunes(is_known: impl Fn(&mut Both) -> Result<(), String>) -> Result<(), String> {
+    for at in 0.. {
+        let mut both = with_repository();
+        let (tip, inner) = (both.write_blob("repo", "tip"), both.write_blob("repo", "what the tip needs"));
+        both.write_reference("repo", "topic", "tip");
+        is_known(&mut both)?;
+        both.write_reference("repo", "other", "tip");
+        let pruned = inner.clone();
+        let is_within = both.follow_while(at, move |disk| {
+            for path in ["repo/refs/heads/topic", "repo/refs/heads/other", &pruned] {
+                disk.remove(Both::at(path)).unwrap();
+            }
+            disk.advance_ms(1);
+        })?;
+        let there = both.there();
+        let is_needed = there.keys().any(|path| path.ends_with("heads/topic") || path.ends_with("heads/other"));
+        let is_whole = there.contains_key(&tip) && there.contains_key(&inner);
+        holds(!is_needed || is_whole, &format!("G2: pruned at call {at}: a branch is there without what it needs"))?;
+        if !is_within {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn objects_may_go_before_they_are_read() -> Result<(), String> {
+    while_git_prunes(|_| Ok(()))
+}
+
+pub(crate) fn objects_may_go_that_the_standby_has() -> Result<(), String> {
+    while_git_prunes(Both::follow)
+}
+
+/// A fork that can't be had stays with what it borrows.
+pub(crate) fn a_family_stays_together() -> Result<(), String> {
+    let mut both = with_repository();
+    let borrowed = both.write_blob("repo", "borrowed");
+    both.write("fork/objects/info/alternates", b"../../repo/objects\n");
+    both.write_reference("fork", "main", "borrowed");
+    both.write("fork/HEAD", b"ref: refs/heads/main\n");
+    both.follow()?;
+    assert_eq!(both.there(), both.here());
+    // The fork's branch moves on to what is damaged; then the parent collects what the fork had borrowed.
+    let damaged = both.write_blob("fork", "damaged");
+    both.write(&damaged, b"");
+    both.write_reference("fork", "main", "damaged");
+    both.active.remove(Both::at(&borrowed)).unwrap();
+    both.follow()?;
+    let there = both.there();
+    let is_still = there["fork/refs/heads/main"] == format!("{}\n", blob("borrowed").0).as_bytes();
+    holds(is_still && there.contains_key(&borrowed), "G2: a fork is there without what it borrows")
+}
+
+/// A file of several windows is rewritten at each call of a capture.
+pub(crate) fn a_file_that_is_rewritten_is_never_torn() -> Result<(), String> {
+    const BYTES: usize = 5 << 20;
+    for at in 0.. {
+        let mut both = Both::with(&[("other", b"content")]);
+        both.write("large", &vec![1; BYTES]);
+        let is_within = both.follow_while(at, |disk| disk.write_part(Both::at("large"), 0, &vec![2; BYTES]).unwrap())?;
+        let is_torn = both.there().get("large").is_some_and(|content| content.iter().any(|byte| *byte != content[0]));
+        holds(!is_torn, &format!("G2: rewritten at call {at}, the file is torn"))?;
+        if !is_within {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
 pub(crate) fn what_changed_within_a_clock_tick_is_read_again() -> Result<(), String> {
     let mut both = Both::with(&[("file", b"old")]);
     both.active.write(Both::at("file"), b"one").unwrap();
@@ -252,10 +359,11 @@ pub(crate) fn an_unmounted_root_is_no_deletion() -> Result<(), String> {
 
 pub(crate) fn what_cannot_be_read_is_not_gone() -> Result<(), String> {
     let mut both = Both::with(&[("dir/file", b"content"), ("dir/other", b"content")]);
-    let watch = both.capture.watch.as_ref().unwrap();
+    let watch = both.capture.watch.insert(Watch::told(vec![PathBuf::from(HOME)]));
+    watch.dirty().take();
     watch.dirty().add(RootId(0), RelPath::new(&b"dir"[..]).unwrap(), b"file", Hint::Changed, 0);
     let from = both.standby.applied().unwrap().seq;
-    both.active.fail(Fault { on: |call| call.name == "stat", after: 0, times: 1, errno: 5 });
+    both.active.fail(Fault { on: |call| call.name == "stat", after: 0, times: u64::MAX, errno: 5 });
     both.cycle(Work::Hinted, Baseline::Delta(from))?;
     both.active.heal();
     holds(both.there().contains_key("dir/file"), "G5: a file that can't be read was removed")
@@ -282,6 +390,106 @@ pub(crate) fn what_a_new_session_takes_away_is_kept() -> Result<(), String> {
     both.cycle(Work::Everything, Baseline::Full)?;
     let are_kept = both.is_quarantined(b"content") && both.is_quarantined(b"older");
     holds(both.there() == both.here() && are_kept, "G5: what the standby had beyond the active is gone")
+}
+
+/// The host lost its power, and with it what was not synced; the standby has it.
+pub(crate) fn what_a_power_loss_took_is_kept() -> Result<(), String> {
+    let mut both = Both::with(&[("file", b"content"), ("lost", b"pushed, not synced")]);
+    both.active.remove(Both::at("lost")).unwrap();
+    let session = Session { epoch: Epoch(1), id: both.session, opened_by: NODE };
+    if record().adopt(session).continues([2; 16]) {
+        both.follow()?;
+    } else {
+        both.begin_a_session();
+        both.cycle(Work::Everything, Baseline::Full)?;
+    }
+    holds(both.there() == both.here() && both.is_quarantined(b"pushed, not synced"), "G5: what only the standby had is gone")
+}
+
+/// The power goes at any call while the first changeset of a session is committed and applied.
+pub(crate) fn what_a_new_session_takes_away_survives_a_power_loss() -> Result<(), String> {
+    let disk = ModelDisk::new();
+    disk.make_dirs(HOME);
+    let store = ModelStore::default();
+    let standby = Standby::open(disk.clone(), Store::open_in(store.clone()).unwrap(), setup()).unwrap();
+    let apply = |session: u8, seq: u64, files: &[&str], content: &[u8]| {
+        standby.begin(SessionId([session; 16]), Seq(seq), Baseline::Full).unwrap();
+        files.iter().for_each(|path| standby.stage_batch(Seq(seq), vec![put(path, content)], content).unwrap());
+        standby.finish(Seq(seq), 1, Totals { ops: files.len() as u64, ..Totals::default() }).unwrap();
+    };
+    apply(1, 1, &["file", "replaced"], b"only here");
+    disk.settle();
+    let points = Arc::new(Mutex::new(Vec::new()));
+    let (taken, image) = (points.clone(), store.clone());
+    disk.on_call(move |disk, call| {
+        if call.kind != CallKind::Looks {
+            taken.lock().unwrap().push((disk.crash_point(), image.durable()));
+        }
+    });
+    apply(2, 2, &["replaced"], b"newer");
+    disk.leave_alone();
+    let mut result = Ok(());
+    for (number, (files, store)) in points.lock().unwrap().iter().enumerate() {
+        for order in [Order::Journal, Order::Any] {
+            files.for_each(order, 100, number as u64, &mut |crashed| {
+                let judged = is_kept(&crashed.disk(), store);
+                if let (Ok(()), Err(e)) = (&result, judged) {
+                    result = Err(format!("G5: at call {number}, {order:?}: {e}"));
+                }
+            });
+        }
+    }
+    result
+}
+
+fn is_kept(disk: &ModelDisk, store: &StoreImage) -> Result<(), String> {
+    let opened = Standby::open(disk.clone(), Store::open_in(ModelStore::of(store.clone())).unwrap(), setup());
+    if opened.map_err(|e| e.to_string())?.applied().is_none_or(|applied| applied.seq != Seq(2)) {
+        return Ok(());
+    }
+    let kept = disk.tree(format!("{HOME}/.coldspare/quarantine")).unwrap_or_default();
+    let files = kept.values().filter(|seen| seen.content == b"only here").count();
+    let list = kept.iter().find(|(path, _)| path.ends_with(b"LIST")).map(|(_, seen)| seen.content.clone()).unwrap_or_default();
+    let lines = list.iter().filter(|byte| **byte == b'\n').count();
+    holds((files, lines) == (2, 2), &format!("the quarantine has {files} of 2 files, and {lines} of 2 lines of the list"))
+}
+
+/// A changeset is applied only once all frames that its end counted are staged.
+pub(crate) fn an_end_waits_for_its_frames() -> Result<(), String> {
+    let mut intake = Intake::<()>::new();
+    intake.handle(Input::Begin { seq: Seq(1), baseline: Baseline::Full });
+    while intake.poll_effect().is_some() {}
+    intake.handle(Input::Begun(Ok(())));
+    intake.handle(Input::End(End { seq: Seq(1), as_of_ms: 1, batches: 1, segments: 0, totals: Totals::default() }));
+    let is_early = std::iter::from_fn(|| intake.poll_effect()).any(|effect| matches!(effect, Effect::Finish(_)));
+    holds(!is_early, "G3: a changeset is applied before its frames are staged")
+}
+
+/// A checkpoint is not confirmed by a cycle that left something to the next.
+pub(crate) fn a_checkpoint_waits_for_what_is_left() -> Result<(), String> {
+    let config = FollowConfig {
+        session: SessionId([1; 16]),
+        next_seq: Seq(1),
+        acked: None,
+        full_scan_every: Duration::from_secs(600),
+        retry_min: Duration::from_millis(200),
+        retry_max: Duration::from_secs(5),
+    };
+    let mut machine = Follow::new(config, Duration::ZERO);
+    let mut effects = Vec::new();
+    for input in [
+        Following::Tick,
+        Following::Checkpoint { id: 7 },
+        Following::Opened { applied: None },
+        Following::Captured { sent: Sent::Changeset, extent: Extent::Part },
+        Following::Acked { seq: Seq(1) },
+    ] {
+        machine.handle(Duration::ZERO, input);
+        effects.extend(std::iter::from_fn(|| machine.poll_effect()));
+    }
+    assert!(effects.contains(&FollowEffect::RecordAcked { seq: Seq(1) }), "{effects:?}");
+    let is_early = effects.iter().any(|effect| matches!(effect, FollowEffect::Confirm { .. }));
+    holds(!is_early, "G3: a checkpoint is confirmed, and something is left to the next cycle")
 }
 
 pub(crate) fn a_damaged_base_is_noticed() -> Result<(), String> {
@@ -346,12 +554,11 @@ pub(crate) fn what_a_failed_sync_was_to_write_is_never_acknowledged() -> Result<
     disk.make_dirs(HOME);
     disk.settle();
     let store = ModelStore::default();
-    let setup = || vec![RootSetup { path: PathBuf::from(HOME), exclude: Exclude::new::<&str>([]).unwrap() }];
     let standby = Standby::open(disk.clone(), Store::open_in(store.clone()).unwrap(), setup()).unwrap();
     let session = SessionId([1; 16]);
     disk.fail(Fault { on: |call| call.kind == CallKind::Syncs, after: 0, times: 1, errno: 5 });
     let text = |e: StandbyError| e.to_string();
-    let mut finish = |seq: Seq, content: ContentRef| {
+    let finish = |seq: Seq, content: ContentRef| {
         standby.begin(session, seq, Baseline::Full).map_err(text)?;
         let Op::Put { root, path, entry, .. } = put("file", b"content") else { unreachable!("a put") };
         let inline = if content == ContentRef::Inline { &b"content"[..] } else { b"" };
@@ -374,11 +581,12 @@ pub(crate) fn what_a_failed_sync_was_to_write_is_never_acknowledged() -> Result<
     )
 }
 
+fn record() -> ControlRecord {
+    let (cluster, node, role, promised) = (CLUSTER, STANDBY, Role::Standby, Epoch(1));
+    ControlRecord { cluster, node, role, promised, session: None, boot: [1; 16], clean: false }
+}
+
 pub(crate) fn a_lower_epoch_is_refused() -> Result<(), String> {
-    let cluster = ClusterId([1; 16]);
-    let record =
-        ControlRecord { cluster, node: STANDBY, role: Role::Standby, promised: Epoch(1), session: None, boot: [0; 16], clean: false };
     let session = |epoch| Session { epoch: Epoch(epoch), id: SessionId([epoch as u8; 16]), opened_by: NODE };
-    let record = record.adopt(session(3));
-    holds(record.admit(cluster, &session(2)).is_err(), "G4: an active of a lower epoch is served")
+    holds(record().adopt(session(3)).admit(CLUSTER, &session(2)).is_err(), "G4: an active of a lower epoch is served")
 }
