@@ -104,6 +104,8 @@ mod switch {
         DivergenceIsNotKept,
         /// The list of what the first changeset of a session takes away is not synced.
         DivergenceIsNotSynced,
+        /// A file is replaced before its name in the quarantine is durable.
+        ReplacedIsNotSynced,
         /// A changeset that names everything leaves what it doesn't name.
         UnnamedStays,
         /// Objects are captured before references.

@@ -98,6 +98,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(StagedFilesystemIsNotSynced, "G3", CrashStates(&["many"])),
     code!(LeftContentIsNotSynced, "G3", CrashStates(&["resume"])),
     code!(DivergenceIsNotSynced, "G5", Scenario(scenarios::what_a_new_session_takes_away_survives_a_power_loss)),
+    code!(ReplacedIsNotSynced, "G5", Scenario(scenarios::what_a_new_session_takes_away_survives_a_power_loss)),
     code!(TouchedFilesystemIsNotSynced, "G3", CrashStates(&["many"])),
     // Commit and recovery.
     code!(CommitsAreNotDurable, "G3", CrashStates(&["push"])),
