@@ -40,7 +40,8 @@ impl<D: Disk> Run<'_, D> {
 
     /// Registers a repository of which everything is looked at.
     pub(crate) fn register_full(&self, at: Repository) {
-        let (unit, is_more) = self.units.add(at, Extent::Full);
+        let ino = self.ino_of(&at);
+        let (unit, is_more) = self.units.add(at, Extent::Full, ino);
         if is_more == IsMore::No {
             return;
         }
@@ -78,7 +79,7 @@ impl<D: Disk> Run<'_, D> {
             } else if when == When::First && !is_covered {
                 self.register_full(at.clone());
             } else {
-                self.units.add(at.clone(), Extent::Hinted);
+                self.units.add(at.clone(), Extent::Hinted, self.ino_of(&at));
             }
             self.route_inside(&at, visit, when);
         }
@@ -133,6 +134,13 @@ impl<D: Disk> Run<'_, D> {
                 }
             });
         }
+    }
+
+    /// The inode of a repository's directory.
+    pub(crate) fn ino_of(&self, (root, path): &Repository) -> Option<u64> {
+        let disk = &self.capture.disk;
+        let dir = disk.open_dir(&self.root(*root).dir, path.as_bytes()).ok()?;
+        disk.stat_dir(&dir).ok().map(|stat| stat.ino)
     }
 
     fn is_dir(&self, root: RootId, path: &RelPath) -> bool {

@@ -3,7 +3,8 @@
 //! References were read before objects, so that all they need was on disk then. Only what went since can be missing,
 //! and git removes only what no reference needs any more: so nothing is missing unless references changed, too. If they
 //! did, what goes from the objects stays on the standby until the next changeset; and if an object went before it was
-//! read, and is in no pack either, the repository is left to the next changeset as a whole.
+//! read, and is in no pack either, the repository is left to the next changeset as a whole. So is one that is no longer
+//! where it was found.
 //!
 //! Invariants: what is kept is kept with all below it, and with the family of a kept repository.
 
@@ -40,7 +41,12 @@ pub(crate) struct Left {
 impl<D: Disk> Run<'_, D> {
     /// Finds the repositories that changed under the capture.
     pub(crate) fn validate(&self) -> Result<(), CaptureError> {
-        let touched: Vec<Arc<Unit>> = self.units.all().into_iter().filter(|unit| unit.has_ops()).collect();
+        let mut touched = self.units.all();
+        touched.retain(|unit| unit.has_ops() || unit.fate() != Fate::Whole);
+        for unit in touched.iter().filter(|unit| self.has_moved(unit)) {
+            unit.again("it was moved or removed while it was read");
+            *lock(&unit.extent) = Extent::Full; // what the next cycle finds under its name has nothing to do with what was hinted
+        }
         let at_risk = |unit: &Unit| !unit.removed().is_empty() || !unit.vanished().is_empty();
         if !touched.iter().any(|unit| at_risk(unit)) {
             return Ok(());
@@ -54,6 +60,13 @@ impl<D: Disk> Run<'_, D> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a repository is no longer where it was found: what was missing may only have been elsewhere, and the folder
+    /// above it may have been watched only since.
+    fn has_moved(&self, unit: &Unit) -> bool {
+        let now = self.ino_of(&unit.at);
+        now.is_none() || now != unit.ino
     }
 
     /// Whether references of a repository changed since they were read.

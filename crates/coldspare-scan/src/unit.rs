@@ -25,6 +25,8 @@ pub(crate) struct Unit {
     pub(crate) ops: AtomicU64,
     /// Stands for all references as they were captured; 0 when only hinted ones were.
     pub(crate) references: AtomicU64,
+    /// The inode of its directory, before anything of it was read.
+    pub(crate) ino: Option<u64>,
     /// Objects, and folders of them, that were handed over as gone.
     removed: Mutex<Vec<RelPath>>,
     /// Objects that were seen, or hinted, and gone before they were read.
@@ -127,8 +129,9 @@ impl Unit {
 pub(crate) struct Units(RwLock<BTreeMap<Repository, Arc<Unit>>>);
 
 impl Units {
-    /// Adds the repository at `at`; says whether more of it is to be looked at than was known before.
-    pub(crate) fn add(&self, at: Repository, extent: Extent) -> (Arc<Unit>, IsMore) {
+    /// Adds the repository at `at`, whose directory has this inode now; says whether more of it is to be looked at than was
+    /// known before.
+    pub(crate) fn add(&self, at: Repository, extent: Extent, ino: Option<u64>) -> (Arc<Unit>, IsMore) {
         let mut units = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = units.get(&at) {
             let mut mine = known.extent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -144,6 +147,7 @@ impl Units {
             extent: Mutex::new(extent),
             ops: AtomicU64::new(0),
             references: AtomicU64::new(0),
+            ino,
             removed: Mutex::default(),
             vanished: Mutex::default(),
             fate: Mutex::default(),
@@ -194,8 +198,8 @@ mod tests {
     #[test]
     fn a_path_belongs_to_the_innermost_repository() {
         let units = Units::default();
-        units.add((RootId(0), path("r/1")), Extent::Hinted);
-        units.add((RootId(0), path("r/1/modules/2")), Extent::Full);
+        units.add((RootId(0), path("r/1")), Extent::Hinted, None);
+        units.add((RootId(0), path("r/1/modules/2")), Extent::Full, None);
         let of = |p: &str| units.of(RootId(0), &path(p)).map(|u| u.at.1.to_string());
         assert_eq!(of("r/1"), Some("r/1".into()));
         assert_eq!(of("r/1/refs/heads"), Some("r/1".into()));
@@ -206,7 +210,7 @@ mod tests {
 
     #[test]
     fn what_is_held_back_is_not_merely_tried_again() {
-        let (unit, _) = Units::default().add((RootId(0), path("r")), Extent::Hinted);
+        let (unit, _) = Units::default().add((RootId(0), path("r")), Extent::Hinted, None);
         unit.hold_reference();
         assert_eq!(unit.fate(), Fate::ReferenceHeld);
         unit.again("moved");

@@ -286,6 +286,7 @@ impl<'a, D: Disk> Run<'a, D> {
 
     /// Has `path`, which is reported as held back, tried again with the next cycle.
     pub(crate) fn hint(&self, root: RootId, path: &RelPath) {
+        tracing::trace!(%path, "hint again");
         if let Some(watch) = &self.capture.watch {
             let dir = path.parent().unwrap_or_else(RelPath::root);
             watch.dirty().add(root, dir, path.name(), Hint::Replaced, self.capture.disk.now_ms());
@@ -294,6 +295,7 @@ impl<'a, D: Disk> Run<'a, D> {
 
     /// Leaves the standby's copy of `path`, and of all below it, as it is.
     pub(crate) fn keep(&self, root: RootId, path: &RelPath) {
+        tracing::trace!(%path, "keep");
         lock(&self.kept).insert((root, path.clone()));
     }
 
@@ -334,6 +336,7 @@ impl<'a, D: Disk> Run<'a, D> {
         more: &mut dyn FnMut(Visit),
     ) -> Result<(), CaptureError> {
         let Visit { root, path, what } = visit;
+        tracing::trace!(?pass, %path, ?what, "look");
         let disk = &self.capture.disk;
         if let Some(watch) = &self.capture.watch {
             watch.cover(root, &path);
@@ -607,6 +610,7 @@ impl<'a, D: Disk> Run<'a, D> {
     fn gone(&self, place: &Place<'_>, name: &[u8], row: Row, builder: &mut Builder) -> Result<(), CaptureError> {
         let (root, unit) = (place.root, place.unit.as_deref());
         let Ok(path) = place.path.join(name) else { return Ok(()) };
+        tracing::trace!(%path, version = %row.version, "gone");
         let is_news = matches!(row.state, State::Present { .. }) || row.version == Row::UNSENT;
         if !is_news && row.version <= self.acked {
             return Ok(());

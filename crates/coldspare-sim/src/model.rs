@@ -7,6 +7,7 @@
 //! - `sync_file` makes the content and the attributes of that inode durable, not necessarily a name of it.
 //! - `sync_dir` makes the names in that directory and its own attributes durable. A rename is one step, also between two
 //!   directories: durable in both when either is synced.
+//! - A directory that is exchanged into another one gets a new time of modification, as on XFS alone.
 //! - `sync_fs` makes everything durable that was done before.
 //! - What was not synced may be durable or not, each write by itself; a file may have the length without the bytes.
 //! - A failed sync loses what it was to write, though a later one succeeds.

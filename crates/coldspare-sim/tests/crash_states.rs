@@ -45,6 +45,21 @@ fn every_crash_state_recovers_to_one_changeset() {
     assert!(found.violations.is_empty());
 }
 
+#[test]
+fn a_folder_that_takes_the_place_of_a_file_has_its_own_time() {
+    let limits = Limits { states_max: 200, stops_at_first: true };
+    let found = explore(limits, None, |r| {
+        seed(r);
+        r.disk().settle();
+        r.changeset(Kind::Delta, |c| {
+            c.dir("config");
+            c.file("config/inner", b"1");
+        });
+    });
+    let first = found.violations.first().map(|v| format!("{}: {}", v.key, v.detail));
+    assert_eq!(first, None);
+}
+
 #[track_caller]
 fn check_noticed(name: &str, defect: Defect, workload: fn(&mut Rehearsal)) {
     let found = explore(Limits { states_max: 100, stops_at_first: true }, Some(defect), workload);

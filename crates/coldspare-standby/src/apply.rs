@@ -26,8 +26,9 @@ struct Touched {
     is_many: bool,
     /// Set for the first changeset of a session: what leaves the tree is kept.
     quarantine: Option<Applied>,
-    /// Folders that were missing, and those above them: what somebody else changed.
-    remade: BTreeSet<(RootId, RelPath)>,
+    /// Folders whose attributes are set at the end though no row asks for it: those that were missing and those above
+    /// them, since somebody else changed them; those that were exchanged, since XFS gives them a new time.
+    unsettled: BTreeSet<(RootId, RelPath)>,
     /// Roots from whose trash something went: what comes back to it after a crash would be taken for somebody else's.
     emptied: BTreeSet<RootId>,
 }
@@ -37,6 +38,14 @@ impl Touched {
         if !self.is_many {
             self.paths.insert((root, path));
             self.is_many = self.paths.len() > TOUCHED_MAX;
+        }
+    }
+
+    /// Takes note that `entry` stands at `path` now, which may have come there by an exchange.
+    fn exchanged(&mut self, root: RootId, path: &RelPath, entry: &Entry) {
+        self.add(root, path.parent().unwrap_or_else(RelPath::root));
+        if entry.is_dir() {
+            self.unsettled.insert((root, path.clone()));
         }
     }
 }
@@ -64,7 +73,7 @@ impl<D: Disk> Standby<D> {
                 Ok(())
             }
         })?;
-        for (root, path) in std::mem::take(&mut touched.remade) {
+        for (root, path) in std::mem::take(&mut touched.unsettled) {
             let row = pending.pending(root, &path)?;
             self.set_dir_attributes(&manifest, root, &path, row, &mut touched)?;
         }
@@ -110,8 +119,8 @@ impl<D: Disk> Standby<D> {
         let new = match self.disk.stat(&stage, &name) {
             Ok(stat) => stat,
             Err(e) if e.kind() == ErrorKind::NotFound => {
-                // Taken before the crash: what left the tree for it may still be in the trash.
-                touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+                // Taken before the crash, by an exchange perhaps: what left the tree for it may still be in the trash.
+                touched.exchanged(root, path, entry);
                 touched.emptied.insert(root);
                 return self.purge(manifest, root, path);
             }
@@ -123,7 +132,7 @@ impl<D: Disk> Standby<D> {
         if has_left(new.kind) {
             // Exchanged before the crash: what is staged is what was in the tree.
             self.discard_staged(root, (&stage, &name), path, touched)?;
-            touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+            touched.exchanged(root, path, entry);
             return self.purge(manifest, root, path);
         }
         match self.disk.stat(&dir, path.name()) {
@@ -135,7 +144,7 @@ impl<D: Disk> Standby<D> {
                 match self.disk.exchange(&stage, &name, &dir, path.name()) {
                     Ok(()) => {
                         self.discard_staged(root, (&stage, &name), path, touched)?;
-                        touched.add(root, path.parent().unwrap_or_else(RelPath::root));
+                        touched.exchanged(root, path, entry);
                         return self.purge(manifest, root, path);
                     }
                     // Not every filesystem can.
@@ -238,7 +247,7 @@ impl<D: Disk> Standby<D> {
                         self.quarantine(root, &dir, above.name(), &above)?;
                     }
                     self.disk.create_dir(&dir, above.name()).map_err(fail())?;
-                    touched.remade.extend(above.parent().into_iter().chain([above.clone()]).map(|path| (root, path)));
+                    touched.unsettled.extend(above.parent().into_iter().chain([above.clone()]).map(|path| (root, path)));
                     self.disk.open_dir(&dir, above.name()).map_err(fail())?
                 }
                 opened => opened.map_err(fail())?,

@@ -382,7 +382,8 @@ impl<D: Disk> Standby<D> {
     /// Turns the rows of an unfinished changeset into content that can be found by its digest.
     fn keep_left_over(&self) -> Result<(), StandbyError> {
         let pending = self.store.view(PENDING)?;
-        if pending.len()? == 0 {
+        // A changeset may have named nothing yet but what it keeps.
+        if pending.len()? == 0 && self.store.is_empty(KEPT)? {
             return Ok(());
         }
         self.store.write(|txn| {

@@ -171,6 +171,12 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a table of keys has none.
+    pub(crate) fn is_empty(&self, table: TableDefinition<'static, Bytes, ()>) -> Result<bool, StandbyError> {
+        let read = || -> Result<_, redb::Error> { Ok(self.db.begin_read()?.open_table(table)?.is_empty()?) };
+        read().map_err(fail(&self.path))
+    }
+
     pub(crate) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, StandbyError> {
         codec::decode(bytes).map_err(|e| StandbyError::Damaged { path: self.path.clone(), detail: e.to_string() })
     }

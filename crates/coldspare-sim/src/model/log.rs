@@ -146,6 +146,13 @@ impl Op {
                 image.unset_entry(*b, b_name, at);
                 image.set_entry(*a, a_name, *b_id, at);
                 image.set_entry(*b, b_name, *a_id, at);
+                for id in [a_id, b_id].into_iter().filter(|_| a != b) {
+                    image.edit(*id, |node| {
+                        if node.is_dir() {
+                            node.touch(at);
+                        }
+                    });
+                }
             }
             Op::Write { id, offset, bytes } => edit(image, *id, |node| {
                 node.touch(at);

@@ -118,6 +118,12 @@ impl Active {
         self.due.is_none() && self.daemon.as_ref().is_some_and(quiet)
     }
 
+    /// The paths that are held back.
+    pub(super) fn held(&self) -> Vec<Vec<u8>> {
+        let held = self.daemon.as_ref().map(|d| d.capture.held.list().0).unwrap_or_default();
+        held.iter().map(|problem| problem.path.as_bytes().to_vec()).collect()
+    }
+
     /// Whether a capture for this link goes on.
     pub(super) fn may_send(&self, link: u64) -> bool {
         !self.is_dead() && self.daemon.as_ref().is_some_and(|d| d.link == Some(link) && !d.give_up)

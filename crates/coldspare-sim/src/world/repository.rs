@@ -23,7 +23,11 @@ pub(super) const NAMESPACES: [(&str, &str); 2] = [("refs", "packed-refs"), ("sta
 pub(super) fn repositories(files: &Files) -> BTreeSet<String> {
     let within = format!("{REPOSITORIES}/");
     let below = files.range(within.clone().into_bytes()..).map_while(|(path, _)| path.strip_prefix(within.as_bytes()));
-    below.filter(|p| !p.contains(&b'/')).map(|p| String::from_utf8_lossy(p).into_owned()).collect()
+    let names = below.filter(|p| !p.contains(&b'/')).map(|p| String::from_utf8_lossy(p).into_owned());
+    // What git takes for one: a folder that becomes a repository, or is no longer one, is none.
+    names
+        .filter(|name| ["HEAD", "objects", "refs"].iter().all(|part| files.contains_key(format!("{within}{name}/{part}").as_bytes())))
+        .collect()
 }
 
 /// All that is below a folder, by path below it.

@@ -101,8 +101,11 @@ impl Host {
 impl World {
     pub(super) fn start_standby(&mut self) {
         let host = &mut self.host;
-        if host.copy.is_some() || host.fuse.is_dead() {
+        if host.copy.is_some() {
             return;
+        }
+        if host.fuse.is_dead() {
+            return self.host_died(); // before it was opened anew
         }
         host.life += 1;
         host.is_running = true;
@@ -333,8 +336,8 @@ impl World {
             }
             Effect::Acked(applied) => {
                 let incomplete = self.host.serving.as_mut().map(|s| std::mem::take(&mut s.incomplete)).unwrap_or_default();
-                self.say_to_active(link, ToActive::Acked(applied.seq));
-                return self.say_incomplete(link, applied.seq, incomplete);
+                self.say_incomplete(link, applied.seq, incomplete);
+                return self.say_to_active(link, ToActive::Acked(applied.seq));
             }
             Effect::Failed { seq, failure } => return self.failed(link, seq, &failure),
             Effect::Begin { seq, baseline } => Work::Begin(seq, baseline),

@@ -93,7 +93,11 @@ impl Writer {
             Step::Write(path, content) => self.disk.write(at(path), content).expect("a folder"),
             Step::Part(path, offset, bytes) => self.disk.write_part(at(path), *offset, bytes).expect("a folder"),
             Step::Move(from, to) => self.disk.move_to(at(from), at(to)).expect("both folders"),
-            Step::Remove(path) => self.disk.remove(at(path)).expect("a file"),
+            // A power cut may have taken it: that is no failure to git.
+            Step::Remove(path) => match self.disk.remove(at(path)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => panic!("{path}: {e}"),
+                _ => {}
+            },
             Step::RemoveDir(path) => {
                 if self.disk.names(at(path)).is_ok_and(|names| names.is_empty()) {
                     self.disk.remove(at(path)).expect("an empty folder");

@@ -30,8 +30,7 @@ fn a_power_cut_leaves_an_acknowledged_tree() {
     let (name, state) = asked_for();
     // Mounting is mostly waiting: they go side by side.
     let bad: usize = std::thread::scope(|scope| {
-        // XFS by name only: a folder's time of modification is not always restored there (docs/shortcomings.md).
-        let is_asked = |filesystem: &Filesystem| name.as_ref().map_or(filesystem.name() != "xfs", |name| name == filesystem.name());
+        let is_asked = |filesystem: &Filesystem| name.as_ref().is_none_or(|name| name == filesystem.name());
         let asked = all.into_iter().filter(is_asked);
         let running: Vec<_> = asked.map(|filesystem| scope.spawn(move || bad_states(filesystem, state))).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).sum()
