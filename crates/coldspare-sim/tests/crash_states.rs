@@ -7,8 +7,8 @@ mod workloads;
 
 use std::time::Instant;
 
-use coldspare_sim::model::{Defect, Explored, Limits, Rehearsal, explore, replay};
-use workloads::{WORKLOADS, Workload, push, resume};
+use coldspare_sim::model::{Defect, Explored, Kind, Limits, Rehearsal, explore, replay};
+use workloads::{WORKLOADS, Workload, push, resume, seed};
 
 fn look(limits: Limits, (name, workload): Workload) -> Explored {
     let start = Instant::now();
