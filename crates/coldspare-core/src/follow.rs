@@ -18,6 +18,7 @@ use std::time::Duration;
 use crate::changeset::Baseline;
 use crate::control::Applied;
 use crate::id::{Seq, SessionId};
+use crate::seeded_bug;
 
 /// What a cycle looks at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -223,7 +224,8 @@ impl Follow {
                 }
             }
             Input::Checkpoint { id } => {
-                self.asked.push(id);
+                let joined = self.cycle.as_mut().filter(|_| seeded_bug!(CheckpointsJoinTheCycle));
+                joined.map_or(&mut self.asked, |cycle| &mut cycle.covers).push(id);
                 self.want(Scope::Hinted);
             }
             Input::Tick => {}
@@ -349,7 +351,7 @@ impl Follow {
         if cycle.scope == Scope::Everything {
             self.full_scan_at = now + self.config.full_scan_every;
         }
-        if cycle.extent == Extent::Part {
+        if cycle.extent == Extent::Part && !seeded_bug!(PartCountsAsAll) {
             // What is left was hinted once more.
             self.want(Scope::Hinted);
             self.asked.extend(cycle.covers);

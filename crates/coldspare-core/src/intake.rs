@@ -23,6 +23,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::changeset::{Baseline, Totals};
 use crate::control::Applied;
 use crate::id::Seq;
+use crate::seeded_bug;
 
 /// A data stream of the session, by any number that is its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -337,7 +338,9 @@ impl<F> Intake<F> {
                 self.effects.push_back(Effect::Abandon);
             }
             None => {
-                let is_complete = |c: &mut Current| c.end.is_some_and(|end| (c.batches, c.segments) == (end.batches, end.segments));
+                let has_all =
+                    |c: &Current, end: End| (c.batches, c.segments) == (end.batches, end.segments) || seeded_bug!(EndsBeforeAllFrames);
+                let is_complete = |c: &mut Current| c.end.is_some_and(|end| has_all(c, end));
                 if let Some(Current { seq, end: Some(end), .. }) = self.current.take_if(is_complete) {
                     self.doing = Some(Doing::Finishing(seq));
                     self.effects.push_back(Effect::Finish(end));

@@ -20,6 +20,7 @@ pub mod intake;
 pub mod key;
 pub mod path;
 pub mod problem;
+pub mod seeded_bugs;
 
 pub use changeset::{Baseline, ContentRef, Op};
 pub use entry::{Body, Digest, Entry, Meta, Time, Xattr};

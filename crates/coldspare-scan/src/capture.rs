@@ -18,7 +18,7 @@ use coldspare_core::changeset::{Ask, Have, Totals};
 use coldspare_core::exclude::Exclude;
 use coldspare_core::git::family::Repository;
 use coldspare_core::git::{self, CapturePass, Part};
-use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, Seq, seeded_bug};
 use coldspare_delta::Packed;
 use coldspare_os::Disk;
 
@@ -240,6 +240,9 @@ impl<D: Disk> Capture<D> {
             }
             Work::Hinted => run.route(&taken.dirs, When::First),
         }
+        if seeded_bug!(ObjectsBeforeReferences) {
+            [CapturePass::LooseObjects, CapturePass::Packs].into_iter().try_for_each(|pass| run.pass(pass))?;
+        }
         run.references(taken)?;
         let watch = self.watch.as_ref().filter(|_| work == Work::Hinted && !run.units.is_empty());
         if let Some(watch) = watch {
@@ -328,7 +331,7 @@ impl<D: Disk> Capture<D> {
 
     /// Refuses to capture from a root that lost its marker: an unmounted source looks like a mass deletion.
     fn check_roots(&self) -> Result<(), CaptureError> {
-        for root in &self.roots {
+        for root in self.roots.iter().filter(|_| !seeded_bug!(UnmountedRootsAreCaptured)) {
             let fail = |detail: String| CaptureError::Root { path: root.path.clone(), detail };
             let now = self.disk.open_root(&root.path).map_err(|e| fail(format!("can't be opened: {e}")))?;
             let (held, found) = (self.disk.stat_dir(&root.dir), self.disk.stat_dir(&now));

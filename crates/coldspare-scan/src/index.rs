@@ -10,7 +10,7 @@
 
 use std::path::{Path, PathBuf};
 
-use coldspare_core::{Body, Entry, NodeId, RelPath, RootId, Seq, Time, codec, key};
+use coldspare_core::{Body, Entry, NodeId, RelPath, RootId, Seq, Time, codec, key, seeded_bug};
 use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
@@ -189,7 +189,7 @@ impl Index {
     /// # Errors
     /// `Store`.
     pub fn reserve(&self, seq: Seq) -> Result<(), IndexError> {
-        if self.next_seq()? > seq {
+        if self.next_seq()? > seq || seeded_bug!(NumbersAreUsedTwice) {
             return Ok(());
         }
         self.write(Durability::Immediate, |txn| {

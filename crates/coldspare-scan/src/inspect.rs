@@ -8,7 +8,7 @@
 use coldspare_core::git::object::{Check, PackSeal, Promise, pack_seal};
 use coldspare_core::git::reference::{PackedRefs, parse_loose};
 use coldspare_core::git::{CapturePass, Damage};
-use coldspare_core::{Baseline, Digest, Problem, ProblemKind, RelPath, RootId};
+use coldspare_core::{Baseline, Digest, Problem, ProblemKind, RelPath, RootId, seeded_bug};
 use coldspare_os::Disk;
 
 use crate::index::Row;
@@ -95,6 +95,8 @@ impl<D: Disk> Run<'_, D> {
         let Some(unit) = self.units.of(root, path) else { return Inspect::Nothing };
         let inside = path.below(&unit.at.1).unwrap_or_default();
         match CapturePass::of(inside) {
+            CapturePass::References if seeded_bug!(DamagedReferencesTravel) => Inspect::Nothing,
+            CapturePass::LooseObjects | CapturePass::Packs if seeded_bug!(DamagedObjectsTravel) => Inspect::Nothing,
             CapturePass::References if inside.starts_with(b"reftable/") => Inspect::NotEmpty,
             CapturePass::References if inside.ends_with(b"packed-refs") && !inside.contains(&b'/') => Inspect::PackedReferences,
             CapturePass::References => Inspect::Reference,
@@ -119,7 +121,7 @@ impl<D: Disk> Run<'_, D> {
             Err(damage) => return Some(format!("{damage}; {advice}")),
             Ok(seal) => seal,
         };
-        let changed = known.is_some_and(|(known, _)| known != digest);
+        let changed = known.is_some_and(|(known, _)| known != digest) && !seeded_bug!(ChangedPacksTravel);
         match (file.promise, seal) {
             // A pack is called by the hash of what is in it.
             (Inspect::Object(Promise::Pack), _) if changed => Some(format!("the pack's content changed under its name; {advice}")),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use coldspare_core::git::{self, CapturePass};
-use coldspare_core::{RelPath, RootId};
+use coldspare_core::{RelPath, RootId, seeded_bug};
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::capture::{BARRIER_LIMIT, CaptureError, Work};
@@ -118,7 +118,7 @@ impl<D: Disk> Run<'_, D> {
             let before = self.stamp_references(unit);
             builder = Builder::held();
             self.read_references(visits.to_vec(), &mut builder)?;
-            if self.stamp_references(unit) == before {
+            if self.stamp_references(unit) == before || seeded_bug!(ReferencesOfTwoInstants) {
                 unit.references.store(before, Ordering::Relaxed);
                 return Ok(builder);
             }
@@ -146,7 +146,7 @@ impl<D: Disk> Run<'_, D> {
             let is_lock = |inside: &[u8]| git::looks_transient(inside.rsplit(|&b| b == b'/').next().unwrap_or_default());
             let late = dirty.take_names(root, &path, |inside| CapturePass::of(inside) == CapturePass::References && !is_lock(inside));
             let is_news = |names: &Names| !matches!(names, Names::Some(names) if names.is_empty());
-            if !late.dirs.values().any(is_news) {
+            if !late.dirs.values().any(is_news) || seeded_bug!(ReferencesOfTwoInstants) {
                 settled.push(reading); // what was taken is at most a folder that is there already
                 continue;
             }

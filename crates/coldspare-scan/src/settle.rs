@@ -16,10 +16,11 @@ use coldspare_core::changeset::Totals;
 use coldspare_core::git::family::{Alternate, Repository, closure};
 use coldspare_core::git::object::Promise;
 use coldspare_core::git::{self, CapturePass, ObjectId};
-use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId};
+use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, seeded_bug};
 use coldspare_os::Disk;
 
 use crate::capture::{BARRIER_LIMIT, CaptureError, Certainty, Report};
+use crate::dirty::Hint;
 use crate::index::Row;
 use crate::read::Builder;
 use crate::unit::{Extent, Fate, Unit};
@@ -47,19 +48,43 @@ impl<D: Disk> Run<'_, D> {
             unit.again("it was moved or removed while it was read");
             *lock(&unit.extent) = Extent::Full; // what the next cycle finds under its name has nothing to do with what was hinted
         }
-        let at_risk = |unit: &Unit| !unit.removed().is_empty() || !unit.vanished().is_empty();
-        if !touched.iter().any(|unit| at_risk(unit)) {
+        if touched.is_empty() {
             return Ok(());
         }
         if let Some(watch) = &self.capture.watch {
             watch.barrier(BARRIER_LIMIT)?;
         }
+        touched.iter().for_each(|unit| self.note_unseen_losses(unit));
+        let at_risk = |unit: &Unit| !unit.removed().is_empty() || !unit.vanished().is_empty();
         for unit in touched.iter().filter(|unit| at_risk(unit)) {
             if self.have_references_changed(unit) {
                 self.keep_what_went(unit);
             }
         }
         Ok(())
+    }
+
+    /// Takes note of objects that are gone by the hints that came meanwhile: they may have gone before they were seen.
+    fn note_unseen_losses(&self, unit: &Unit) {
+        let (root, repository) = &unit.at;
+        let (Some(watch), Ok(objects)) = (&self.capture.watch, repository.join(b"objects")) else { return };
+        let mut hinted = Vec::new();
+        watch.dirty().for_each_within(*root, &objects, |dir, name| {
+            if let Some((name, Hint::Replaced)) = name
+                && !git::looks_transient(name)
+                && let Ok(path) = dir.join(name)
+                && path.below(&objects).and_then(Promise::of_object).is_some()
+            {
+                hinted.push(path);
+            }
+        });
+        let disk = &self.capture.disk;
+        for path in hinted.into_iter().filter(|_| !seeded_bug!(UnseenLossesAreNotNoted)) {
+            let found = disk.open_dir(&self.root(*root).dir, path.parent_bytes()).and_then(|dir| disk.stat(&dir, path.name()));
+            if found.is_err() {
+                unit.note_vanished(path);
+            }
+        }
     }
 
     /// Whether a repository is no longer where it was found: what was missing may only have been elsewhere, and the folder
@@ -92,7 +117,7 @@ impl<D: Disk> Run<'_, D> {
     /// The references that were read may need what went.
     fn keep_what_went(&self, unit: &Unit) {
         let (root, repository) = &unit.at;
-        for path in unit.removed() {
+        for path in unit.removed().into_iter().filter(|_| !seeded_bug!(RemovedObjectsAreNotKept)) {
             self.keep(*root, &path);
             self.again(*root, &path);
         }

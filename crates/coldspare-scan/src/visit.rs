@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use coldspare_core::exclude::IsDir;
 use coldspare_core::git::{self, CapturePass, family::Repository};
-use coldspare_core::{Baseline, Body, Op, PathError, Problem, ProblemKind, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, Body, Op, PathError, Problem, ProblemKind, RelPath, RootId, Seq, seeded_bug};
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::capture::{Capture, CaptureError, Cycle, Outlet, Work};
@@ -698,7 +698,7 @@ impl<'a, D: Disk> Run<'a, D> {
             unit.filter(|unit| CapturePass::of(candidate.path.below(&unit.at.1).unwrap_or_default()) == CapturePass::Derived);
         let must_look = derived_from.is_some_and(|unit| unit.has_removed());
         if let Some(row) = &candidate.row
-            && row.version <= self.acked
+            && (row.version <= self.acked || seeded_bug!(UnacknowledgedCountsAsSent))
             && is_unchanged(row, &candidate.stat)
             && !must_look
         {
@@ -754,7 +754,7 @@ fn stem(name: &[u8]) -> &[u8] {
 /// Whether an error says that the path is no longer what the caller saw.
 pub(crate) fn is_vanished(e: &std::io::Error) -> bool {
     // A symlink or a file where a directory was: ELOOP, ENOTDIR.
-    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || e.raw_os_error() == Some(ELOOP)
+    matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || e.raw_os_error() == Some(ELOOP) || seeded_bug!(UnreadableIsGone)
 }
 
 const ELOOP: i32 = 40;

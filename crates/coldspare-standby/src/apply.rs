@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 
 use coldspare_core::control::Applied;
-use coldspare_core::{Entry, RelPath, RootId, git::ApplyRank};
+use coldspare_core::{Entry, RelPath, RootId, git::ApplyRank, seeded_bug};
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::error::{StandbyError, io};
@@ -56,7 +56,7 @@ impl<D: Disk> Standby<D> {
         let _the_tree_changes = self.tree_lock.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let pending = self.store.view(PENDING)?;
         let manifest = self.store.view(MANIFEST)?;
-        let quarantine = self.is_first_of_session(committed).then_some(committed);
+        let quarantine = (self.is_first_of_session(committed) && !seeded_bug!(DivergenceIsNotKept)).then_some(committed);
         // What goes to quarantine touches folders there, too.
         let mut touched = Touched { is_many: quarantine.is_some(), quarantine, ..Touched::default() };
         self.store.for_each_key(ORDER, |k| {
@@ -259,7 +259,7 @@ impl<D: Disk> Standby<D> {
     /// Makes every changed folder and file durable (G3).
     fn sync_touched(&self, touched: &Touched) -> Result<(), StandbyError> {
         if touched.is_many {
-            for root in &self.roots {
+            for root in self.roots.iter().filter(|_| !seeded_bug!(TouchedFilesystemIsNotSynced)) {
                 self.disk.sync_fs(&root.dir).map_err(io("syncing the filesystem of", root.path.as_os_str().as_encoded_bytes()))?;
             }
             return Ok(());
@@ -318,7 +318,7 @@ impl<D: Disk> Standby<D> {
 
 /// Whether what stands at a path is what the manifest says stands there: a file of another inode was not put there by us.
 fn is_own(row: Option<&ManifestRow>, stat: &Stat) -> bool {
-    row.is_some_and(|row| row.entry.digest().is_none() || row.ino == 0 || row.ino == stat.ino)
+    seeded_bug!(ForeignFilesAreTaken) || row.is_some_and(|row| row.entry.digest().is_none() || row.ino == 0 || row.ino == stat.ino)
 }
 
 /// Whether an error says that a folder, or one above it, is missing or is none; symlinks on the way are `ELOOP`.

@@ -11,7 +11,7 @@ use coldspare_core::changeset::Totals;
 use coldspare_core::control::Applied;
 use coldspare_core::git::FIRST_WAVE;
 use coldspare_core::git::family::{Alternate, Repository, alternates};
-use coldspare_core::{Baseline, Body, Entry, RelPath, RootId, Seq, codec, key};
+use coldspare_core::{Baseline, Body, Entry, RelPath, RootId, Seq, codec, key, seeded_bug};
 use coldspare_os::Disk;
 
 use crate::error::{StandbyError, io};
@@ -47,7 +47,7 @@ impl<D: Disk> Standby<D> {
         self.store.write_lazily(|txn| insert_rows(txn, staged.rows))?;
         self.take_back_kept(&changeset, &mut sync)?;
         let incomplete = self.take_back_incomplete(&changeset, &mut sync)?;
-        if changeset.baseline == Baseline::Full {
+        if changeset.baseline == Baseline::Full && !seeded_bug!(UnnamedStays) {
             self.remove_unnamed(&changeset)?;
         }
         self.make_links(&changeset, &mut sync)?;
@@ -58,6 +58,9 @@ impl<D: Disk> Standby<D> {
             self.list_divergence(&changeset, committed)?;
         }
         self.sync_staged(&sync)?;
+        if seeded_bug!(AppliedBeforeCommit) {
+            self.apply(committed)?;
+        }
         let mut standing = self.standing();
         standing.committed = Some(committed);
         let still_incomplete = self.still_incomplete(&changeset, &incomplete)?;
@@ -139,7 +142,7 @@ impl<D: Disk> Standby<D> {
                 }
             }
         }
-        if moved.is_empty() {
+        if moved.is_empty() || seeded_bug!(ForksBeforeParents) {
             return Ok(());
         }
         self.store.write_lazily(|txn| {

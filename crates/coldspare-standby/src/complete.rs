@@ -46,7 +46,7 @@ impl<D: Disk> Standby<D> {
                 incomplete.insert(at.clone());
             }
         }
-        if incomplete.is_empty() {
+        if incomplete.is_empty() || coldspare_core::seeded_bug!(ReferencesAreNotChecked) {
             return Ok(Vec::new());
         }
         let mut ties = Vec::new();

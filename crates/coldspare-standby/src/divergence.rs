@@ -9,7 +9,7 @@
 use std::io::ErrorKind;
 
 use coldspare_core::control::Applied;
-use coldspare_core::{Body, Entry, RelPath, RootId, path::escape};
+use coldspare_core::{Body, Entry, RelPath, RootId, path::escape, seeded_bug};
 use coldspare_os::Disk;
 use serde_json::json;
 
@@ -74,7 +74,9 @@ impl<D: Disk> Standby<D> {
             pending.for_each_below(root, &RelPath::root(), &mut each)?;
             self.append_to_list(root, committed, &mut list, &mut window)?;
             if let Some(list) = list {
-                self.synced(self.disk.sync_file(&list.file).map_err(io("syncing the list of", QUARANTINE)))?;
+                if !seeded_bug!(DivergenceIsNotSynced) {
+                    self.synced(self.disk.sync_file(&list.file).map_err(io("syncing the list of", QUARANTINE)))?;
+                }
                 for dir in [&list.dir, &self.open_quarantine(root)?, &self.root(root).control] {
                     self.synced(self.disk.sync_dir(dir).map_err(io("syncing", QUARANTINE)))?;
                 }
@@ -170,9 +172,14 @@ impl<D: Disk> Standby<D> {
     pub(crate) fn keep_aside(&self, committed: Applied, root: RootId, dir: &D::Dir, path: &RelPath) -> Result<(), StandbyError> {
         let to = self.quarantined_dir(committed, root, path)?;
         match self.disk.link(dir, path.name(), &to, path.name()) {
-            Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(()), // before a crash
-            other => other.map_err(io("keeping in quarantine", path.as_bytes())),
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {} // before a crash
+            other => other.map_err(io("keeping in quarantine", path.as_bytes()))?,
         }
+        if seeded_bug!(ReplacedIsNotSynced) {
+            return Ok(());
+        }
+        // The rename that replaces it may be durable before this name is.
+        self.synced(self.disk.sync_dir(&to).map_err(io("syncing the quarantine for", path.as_bytes())))
     }
 
     /// The folder of `path` in the session's quarantine, made when it isn't there.
@@ -192,8 +199,9 @@ impl<D: Disk> Standby<D> {
 
     fn made_dir(&self, at: &D::Dir, name: &[u8], path: &RelPath) -> Result<D::Dir, StandbyError> {
         match self.disk.create_dir(at, name) {
-            Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(io("making the quarantine for", path.as_bytes())(e)),
-            _ => {}
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
+            // What is moved below it must not get lost with its name.
+            made => made.and_then(|()| self.disk.sync_dir(at)).map_err(io("making the quarantine for", path.as_bytes()))?,
         }
         self.disk.open_dir(at, name).map_err(io("opening the quarantine for", path.as_bytes()))
     }

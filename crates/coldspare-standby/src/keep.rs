@@ -32,7 +32,9 @@ impl<D: Disk> Standby<D> {
             Ok(())
         })?;
         drop(view);
-        self.take_back(changeset, kept, sync)?;
+        if !coldspare_core::seeded_bug!(KeepIsIgnored) {
+            self.take_back(changeset, kept, sync)?;
+        }
         self.drop_below_removed(sync)
     }
 

@@ -8,7 +8,7 @@ use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::control::Applied;
 use coldspare_core::exclude::Exclude;
 use coldspare_core::git::family::Repository;
-use coldspare_core::{Baseline, Digest, Problem, RelPath, RootId, Seq, SessionId, codec, key, path::CONTROL_DIR};
+use coldspare_core::{Baseline, Digest, Problem, RelPath, RootId, Seq, SessionId, codec, key, path::CONTROL_DIR, seeded_bug};
 use coldspare_os::Disk;
 
 use crate::assemble::Assemblies;
@@ -122,7 +122,7 @@ impl<D: Disk> Standby<D> {
             roots.push(open_root(&disk, setup)?);
         }
         let mut standing = store.standing()?;
-        standing.generation += 1;
+        standing.generation += u64::from(!seeded_bug!(StagedNamesAreUsedTwice));
         store.write(|txn| Store::set_standing(txn, &standing))?;
         let standby = Standby {
             disk,
@@ -135,7 +135,7 @@ impl<D: Disk> Standby<D> {
             sync_failed: AtomicBool::new(false),
             tree_lock: RwLock::new(()),
         };
-        if let Some(committed) = standing.committed {
+        if let Some(committed) = standing.committed.filter(|_| !seeded_bug!(RecoveryIsSkipped)) {
             tracing::info!(seq = committed.seq.0, "finishing a committed changeset");
             standby.apply(committed)?;
         } else if standby.staged_files()? == 0 {
@@ -198,7 +198,7 @@ impl<D: Disk> Standby<D> {
             (Baseline::Delta(_), None) => false,
             (Baseline::Delta(from), Some(a)) => a.session == session && a.seq == from && seq > from,
         };
-        if !follows {
+        if !follows && !seeded_bug!(SequenceIsNotChecked) {
             return Err(StandbyError::Sequence { applied: applied.map(|a| a.seq).unwrap_or_default() });
         }
         self.abandon()?;
@@ -245,6 +245,9 @@ impl<D: Disk> Standby<D> {
     /// On ext4, XFS and btrfs a second sync succeeds although the disk still holds the old bytes: what one sync could
     /// not write is never recorded as durable (G3).
     pub(crate) fn synced(&self, outcome: Result<(), StandbyError>) -> Result<(), StandbyError> {
+        if seeded_bug!(FailedSyncsAreRepeated) {
+            return outcome;
+        }
         if outcome.is_err() && !self.sync_failed.swap(true, Ordering::Relaxed) && self.standing().committed.is_none() {
             let forgotten = self.store.write(|txn| {
                 clear(txn)?;
@@ -407,7 +410,7 @@ impl<D: Disk> Standby<D> {
     pub(crate) fn check_space(&self) -> Result<(), StandbyError> {
         for root in &self.roots {
             let Ok(space) = self.disk.space(&root.dir) else { continue };
-            if space.free_bytes < FREE_BYTES_MIN || space.free_inodes < FREE_INODES_MIN {
+            if (space.free_bytes < FREE_BYTES_MIN || space.free_inodes < FREE_INODES_MIN) && !seeded_bug!(SpaceIsNotChecked) {
                 let detail = format!("{}: {} bytes and {} inodes are free", root.path.display(), space.free_bytes, space.free_inodes);
                 return Err(StandbyError::OutOfSpace { detail });
             }

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use coldspare_core::{RelPath, RootId, codec, key};
+use coldspare_core::{RelPath, RootId, codec, key, seeded_bug};
 use redb::{
     Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction,
 };
@@ -109,7 +109,7 @@ impl Store {
 
     /// Runs one transaction; after `Ok` it is durable.
     pub(crate) fn write<T>(&self, body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>) -> Result<T, StandbyError> {
-        self.transact(Durability::Immediate, body)
+        self.transact(if seeded_bug!(CommitsAreNotDurable) { Durability::None } else { Durability::Immediate }, body)
     }
 
     /// Runs one transaction that becomes durable with the next durable one, and is lost with a crash before that.

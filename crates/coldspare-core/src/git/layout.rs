@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::path::RelPath;
+use crate::seeded_bug;
 
 /// A part of a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +130,11 @@ impl ApplyRank {
     /// When a file, or a link, is put in place.
     pub fn of_put(path: &RelPath) -> ApplyRank {
         match part(path) {
+            Part::LooseObject if seeded_bug!(ReferencesBeforeObjects) => ApplyRank::Head,
+            Part::PackIndex if seeded_bug!(IndexBeforePack) => ApplyRank::Object,
+            Part::DerivedTop if seeded_bug!(DerivedBeforePacks) => ApplyRank::Object,
+            Part::DerivedLayer if seeded_bug!(ChainBeforeLayers) => ApplyRank::Head,
+            Part::PackedRefs if seeded_bug!(PackedBeforeLoose) => ApplyRank::Rest,
             Part::LooseObject => ApplyRank::Object,
             Part::Pack => ApplyRank::Pack,
             Part::PackIndex => ApplyRank::PackIndex,
@@ -152,6 +158,10 @@ impl ApplyRank {
     /// When a path is removed.
     pub fn of_delete(path: &RelPath) -> ApplyRank {
         match part(path) {
+            Part::LooseRef if seeded_bug!(LooseGoBeforePacked) => ApplyRank::Rest,
+            Part::LooseObject | Part::Pack if seeded_bug!(ObjectsGoFirst) => ApplyRank::Object,
+            Part::PackIndex if seeded_bug!(IndexGoesAfterPack) => ApplyRank::DeleteRest,
+            Part::DerivedTop if seeded_bug!(DerivedGoesAfterPacks) => ApplyRank::DeleteRest,
             Part::LooseRef => ApplyRank::DeleteRef,
             Part::DerivedTop => ApplyRank::DeleteDerivedTop,
             Part::DerivedLayer => ApplyRank::DeleteDerivedLayer,
@@ -215,6 +225,9 @@ pub fn is_repository<'a>(names: impl Iterator<Item = &'a [u8]>) -> bool {
 ///
 /// `inside` is the path below a repository. Copying one of these would make the next push fail.
 pub fn never_carried(inside: &[u8]) -> bool {
+    if seeded_bug!(TransientFilesTravel) {
+        return false;
+    }
     let name = inside.rsplit(|&b| b == b'/').next().unwrap_or(inside);
     if name.ends_with(b".lock") || inside == b"gc.pid" || inside == b"packed-refs.new" || inside == b"stash-packed-refs.new" {
         return true;

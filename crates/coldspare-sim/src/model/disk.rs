@@ -138,7 +138,7 @@ impl ModelDisk {
     }
 
     /// Lets syncs of these names do nothing and succeed, as if whoever calls them had forgotten to.
-    pub fn skip_syncs(&self, which: fn(&SyncCall) -> bool) {
+    pub fn skip_syncs(&self, which: fn(&SyncCall<'_>) -> bool) {
         self.interference().skipped = Some(which);
     }
 
@@ -199,13 +199,18 @@ impl ModelDisk {
         Held { shared: self.shared.clone(), id }
     }
 
-    fn sync(&self, name: &'static str, which: impl Fn(&Op) -> bool) -> io::Result<()> {
+    fn sync(&self, name: &'static str, at: (Id, &[u8]), which: impl Fn(&Op) -> bool) -> io::Result<()> {
         if let Err(e) = self.enter(name, CallKind::Syncs) {
             // The kernel marks what it could not write as clean: no later sync writes it.
             self.state().log.lose(|op| which(op) && op.is_content());
             return Err(e);
         }
-        if !self.interference().is_skipped(name) {
+        let mut path = self.state().live.path_of(at.0).unwrap_or_default();
+        if !at.1.is_empty() {
+            path.push(b'/');
+            path.extend_from_slice(at.1);
+        }
+        if !self.interference().is_skipped(name, &path) {
             self.state().log.sync(which);
         }
         Ok(())
@@ -440,15 +445,15 @@ impl Disk for ModelDisk {
     }
 
     fn sync_file(&self, file: &ModelFile) -> io::Result<()> {
-        self.sync("sync_file", |op| op.inode() == Some(file.held.id))
+        self.sync("sync_file", (file.via.0, &file.via.1), |op| op.inode() == Some(file.held.id))
     }
 
     fn sync_dir(&self, dir: &ModelDir) -> io::Result<()> {
-        self.sync("sync_dir", |op| op.inode() == Some(dir.0.id) || op.dirs().contains(&Some(dir.0.id)))
+        self.sync("sync_dir", (dir.0.id, b""), |op| op.inode() == Some(dir.0.id) || op.dirs().contains(&Some(dir.0.id)))
     }
 
-    fn sync_fs(&self, _: &ModelDir) -> io::Result<()> {
-        self.sync("sync_fs", |_| true)
+    fn sync_fs(&self, dir: &ModelDir) -> io::Result<()> {
+        self.sync("sync_fs", (dir.0.id, b""), |_| true)
     }
 
     fn space(&self, _: &ModelDir) -> io::Result<Space> {

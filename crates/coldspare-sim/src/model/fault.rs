@@ -54,9 +54,11 @@ pub enum ChangeKind {
 
 /// A sync that a test may leave out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SyncCall {
+pub struct SyncCall<'a> {
     /// The method's name.
     pub name: &'static str,
+    /// What is synced, absolute, by the name that it was opened by.
+    pub path: &'a [u8],
     /// How many syncs came before, of all names.
     pub number: u64,
 }
@@ -90,7 +92,7 @@ pub(super) struct Interference {
     pub(super) calls: u64,
     pub(super) faults: Vec<Fault>,
     syncs: u64,
-    pub(super) skipped: Option<fn(&SyncCall) -> bool>,
+    pub(super) skipped: Option<fn(&SyncCall<'_>) -> bool>,
     pub(super) on_call: Option<CallHook>,
     pub(super) on_change: Option<ChangeHook>,
 }
@@ -115,8 +117,8 @@ impl Interference {
 }
 
 impl Interference {
-    pub(super) fn is_skipped(&mut self, name: &'static str) -> bool {
-        let sync = SyncCall { name, number: self.syncs };
+    pub(super) fn is_skipped(&mut self, name: &'static str, path: &[u8]) -> bool {
+        let sync = SyncCall { name, path, number: self.syncs };
         self.syncs += 1;
         self.skipped.is_some_and(|which| which(&sync))
     }

@@ -32,7 +32,7 @@ pub struct Rehearsal {
 #[derive(Debug, Clone, Copy)]
 pub enum Defect {
     /// Syncs of files and folders for which this holds.
-    Syncs(fn(&SyncCall) -> bool),
+    Syncs(fn(&SyncCall<'_>) -> bool),
     /// All syncs of its store.
     StoreSyncs,
 }

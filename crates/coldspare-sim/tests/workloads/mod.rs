@@ -1,0 +1,231 @@
+//! What a standby is driven through while every instant is kept at which it could crash.
+
+use coldspare_sim::model::{Draft, Kind, Part, Rehearsal};
+
+/// A name and what drives the standby.
+pub(crate) type Workload = (&'static str, fn(&mut Rehearsal));
+
+pub(crate) const WORKLOADS: [Workload; 13] = [
+    ("seed", seed),
+    ("push", push),
+    ("new folders", new_folders),
+    ("replace and delete", replace_and_delete),
+    ("file and folder change places", file_and_folder),
+    ("hard links", hard_links),
+    ("attributes", attributes),
+    ("many", many),
+    ("segments", segments),
+    ("resume", resume),
+    ("unnamed", unnamed),
+    ("recovery", recovery),
+    ("one after another", one_after_another),
+];
+
+/// A small home with a repository.
+pub(crate) fn seed(r: &mut Rehearsal) {
+    r.changeset(Kind::Full, |c| {
+        c.dir("repo");
+        c.file("repo/HEAD", b"ref: refs/heads/main\n");
+        c.dir("repo/objects");
+        c.dir("repo/objects/ab");
+        c.file("repo/objects/ab/cdef", b"an object");
+        c.dir("repo/refs");
+        c.dir("repo/refs/heads");
+        c.file("repo/refs/heads/main", b"0123\n");
+        c.file("config", b"a = 1\n");
+        c.symlink("current", "repo");
+    });
+}
+
+pub(crate) fn push(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    for n in 0..2 {
+        r.changeset(Kind::Delta, |c| {
+            c.file(&format!("repo/objects/ab/new{n}"), format!("object {n}").as_bytes());
+            c.file("repo/refs/heads/main", format!("{n}\n").as_bytes());
+        });
+    }
+}
+
+/// Once with each folder and file synced by itself, once with a symlink, for which the filesystem is.
+pub(crate) fn new_folders(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    r.changeset(Kind::Delta, |c| {
+        c.dir("other");
+        c.dir("other/objects");
+        c.file("other/objects/x", b"x");
+        c.dir("other/empty");
+        c.dir("repo/objects/cd");
+        c.file("repo/refs/heads/main", b"4567\n");
+    });
+    r.changeset(Kind::Delta, |c| {
+        c.dir("third");
+        c.symlink("third/link", "objects/x");
+        c.file("third/f", b"in a new folder");
+    });
+}
+
+pub(crate) fn replace_and_delete(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    r.changeset(Kind::Delta, |c| {
+        c.file("config", b"a = 2\n");
+        c.delete("repo/objects");
+        c.delete("current");
+        c.file("HEAD", b"new\n");
+    });
+    r.changeset(Kind::Delta, |c| {
+        c.delete("repo");
+        c.file("config", b"a = 3\n");
+    });
+}
+
+pub(crate) fn file_and_folder(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    r.changeset(Kind::Delta, |c| {
+        c.file("repo", b"a file now");
+        c.dir("config");
+        c.file("config/inner", b"1");
+    });
+    r.changeset(Kind::Delta, |c| {
+        c.dir("repo");
+        c.file("repo/HEAD", b"again\n");
+        c.symlink("config", "repo/HEAD");
+    });
+}
+
+pub(crate) fn hard_links(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    r.changeset(Kind::Delta, |c| {
+        c.hardlink("linked", "config");
+        c.file("one", b"one");
+        c.hardlink("two", "one");
+        c.dir("folder");
+        c.hardlink("folder/three", "one");
+    });
+    r.changeset(Kind::Delta, |c| {
+        c.file("one", b"other");
+        c.hardlink("two", "one");
+        c.hardlink("folder/three", "one");
+        c.delete("linked");
+    });
+    r.changeset(Kind::Delta, |c| c.hardlink("only", "config"));
+}
+
+pub(crate) fn attributes(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    r.changeset(Kind::Delta, |c| {
+        c.attributes("config", 0o600);
+        c.attributes("repo/refs/heads", 0o700);
+        c.attributes("repo/HEAD", 0o444);
+    });
+}
+
+/// More than is synced one by one, staged and applied.
+pub(crate) fn many(r: &mut Rehearsal) {
+    r.changeset(Kind::Full, |c| {
+        for n in 0..70 {
+            c.dir(&format!("d{n}"));
+        }
+        c.file("first", b"1");
+    });
+    r.disk().settle();
+    r.changeset(Kind::Delta, |c| {
+        for n in 0..69 {
+            c.file(&format!("d{n}/f"), format!("{n}").as_bytes());
+        }
+        c.file("first", b"2");
+        c.delete("d69");
+    });
+}
+
+pub(crate) fn segments(r: &mut Rehearsal) {
+    let old: Vec<u8> = (0..20_000u32).map(|n| (n % 251) as u8).collect();
+    r.changeset(Kind::Full, |c| {
+        c.file("pack", &old);
+        c.sparse("holes", &[&[1; 10][..], &[0; 9000], &[2; 10]].concat());
+    });
+    r.disk().settle();
+    r.changeset(Kind::Delta, |c| {
+        c.segments("pack", &[Part::Copy { from: 4096, len: 8000 }, Part::Bytes(b"new bytes"), Part::Zeros { len: 5000 }]);
+        c.segments("fresh", &[Part::Bytes(&[7; 5000]), Part::Bytes(&[8; 100])]);
+    });
+}
+
+/// An interrupted changeset leaves content; the next one takes it.
+pub(crate) fn resume(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    let make = |c: &mut Draft| {
+        c.asked("a", b"content of a");
+        c.asked("b", b"content of b");
+        c.asked("again", b"content of a");
+        c.dir("deep");
+        c.asked("deep/c", b"content of c");
+        c.asked("config", b"a = 1\n");
+        c.file("last", b"last");
+    };
+    r.cut_off(Kind::Delta, 6, make);
+    r.restart();
+    r.cut_off(Kind::Delta, 3, make);
+    r.changeset(Kind::Delta, make);
+}
+
+pub(crate) fn unnamed(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    r.changeset(Kind::Full, |c| {
+        c.keep("repo/refs");
+        c.dir("repo");
+        c.asked("repo/HEAD", b"ref: refs/heads/main\n");
+        c.file("config", b"a = 9\n");
+    });
+    r.changeset(Kind::Full, |c| c.asked("config", b"a = 9\n"));
+}
+
+/// The power goes a second time while a changeset that was committed before is applied.
+pub(crate) fn recovery(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    let make = |c: &mut Draft| {
+        c.file("config", b"a = 2\n");
+        c.delete("repo/objects");
+        c.dir("new");
+        c.file("new/f", b"f");
+        c.hardlink("new/g", "new/f");
+        c.attributes("repo/HEAD", 0o400);
+    };
+    for back in [1, 4, 8, 12] {
+        r.changeset(Kind::Delta, make);
+        r.recover_from(back);
+        r.changeset(Kind::Full, |c| {
+            c.dir("repo");
+            c.asked("repo/HEAD", b"ref: refs/heads/main\n");
+            c.dir("repo/objects");
+            c.file("repo/objects/x", b"x");
+            c.asked("config", b"a = 1\n");
+        });
+        r.disk().settle();
+    }
+}
+
+/// Without anybody else who syncs in between.
+pub(crate) fn one_after_another(r: &mut Rehearsal) {
+    seed(r);
+    for n in 0..3 {
+        r.changeset(Kind::Delta, |c| {
+            c.file("repo/refs/heads/main", format!("{n}\n").as_bytes());
+            c.dir(&format!("repo/objects/{n}"));
+            c.file(&format!("repo/objects/{n}/o"), b"object");
+            c.symlink("current", &format!("repo{n}"));
+            if n > 0 {
+                c.delete(&format!("repo/objects/{}", n - 1));
+            }
+        });
+    }
+}
