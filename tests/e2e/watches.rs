@@ -1,26 +1,56 @@
 //! Changes that no event tells of: lost events, folders without a watch, a daemon that wasn't there.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::pair::{Pair, succeeds, until};
+use crate::pair::{Pair, run, succeeds, until};
+
+/// A pair that follows by this backend; `None`, said, where it is not to be had.
+fn following_by(backend: &str) -> Option<Pair> {
+    let mut pair = Pair::new();
+    let text = fs::read_to_string(pair.active.config()).unwrap();
+    fs::write(pair.active.config(), format!("{text}\n[send]\nwatch = \"auto\"\n")).unwrap();
+    pair.standby.start();
+    pair.active.start();
+    if backend == "fanotify" && pair.active.status()["watch"]["backend"] != "fanotify" {
+        println!("skipped: {}", pair.active.status()["watch"]["why"]);
+        return None;
+    }
+    if backend != "fanotify" {
+        pair.active.kill();
+        fs::write(pair.active.config(), format!("{text}\n[send]\nwatch = \"{backend}\"\n")).unwrap();
+        pair.active.start();
+    }
+    assert_eq!(pair.active.status()["watch"]["backend"], backend);
+    Some(pair)
+}
 
 #[test]
-fn a_burst_beyond_the_kernels_queue_costs_a_look_at_everything_and_no_change() {
-    let pair = Pair::following();
+fn a_burst_beyond_inotifys_queue_costs_a_look_at_everything_and_no_change() {
+    check_burst("inotify");
+}
+
+#[test]
+fn a_burst_beyond_fanotifys_queue_costs_a_look_at_everything_and_no_change() {
+    check_burst("fanotify");
+}
+
+fn check_burst(backend: &str) {
+    let Some(pair) = following_by(backend) else { return };
     for n in 0..50 {
         pair.active.write(&format!("shared/data/dir{n}/old"), "old");
     }
     pair.checkpoint();
-    let queued_max: usize = fs::read_to_string("/proc/sys/fs/inotify/max_queued_events").unwrap().trim().parse().unwrap();
+    let queued_max: usize = fs::read_to_string(format!("/proc/sys/fs/{backend}/max_queued_events")).unwrap().trim().parse().unwrap();
     let before = pair.active.status();
     assert_eq!(before["watch"]["overflows"], 0);
 
     let frozen = pair.active.freeze();
     let storm = pair.active.home.join("shared/data/dir0");
-    for n in 0..queued_max {
-        // No two events in a row are the same, so that none is merged.
-        let path = storm.join(format!("{}", n % 2));
+    // As many names as the queue holds events, and those that wait on the way to the daemon.
+    for n in 0..queued_max + 20_000 {
+        let path = storm.join(format!("{n}"));
         fs::write(&path, "gone at once").unwrap();
         fs::remove_file(&path).unwrap();
     }
@@ -39,6 +69,100 @@ fn a_burst_beyond_the_kernels_queue_costs_a_look_at_everything_and_no_change() {
     until("it is told", || fs::read(&new).is_ok_and(|c| c == b"changed, and told"));
     let status = pair.active.status();
     assert_eq!(status["watch"]["coverage"], 1.0, "{status}");
+}
+
+/// Something mounted, until it is dropped.
+struct Mounted(PathBuf);
+
+impl Mounted {
+    fn at(at: &Path, args: &[&str]) -> Option<Mounted> {
+        fs::create_dir_all(at).unwrap();
+        let at_text = at.to_str().unwrap();
+        succeeds("mount", &[args, &[at_text]].concat()).then(|| Mounted(at.into()))
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        succeeds("umount", &["--lazy", self.0.to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn filesystems_that_are_mounted_below_a_root_are_watched_too() {
+    let mut pair = Pair::new();
+    let elsewhere = pair.dir.path().join("elsewhere");
+    fs::create_dir_all(elsewhere.join("deep")).unwrap();
+    let (bound, other) = (pair.active.home.join("shared/bound"), pair.active.home.join("shared/other"));
+    let Some(_bound) = Mounted::at(&bound, &["--bind", elsewhere.to_str().unwrap()]) else {
+        return println!("skipped: nothing can be mounted here");
+    };
+    let _other = Mounted::at(&other, &["-t", "tmpfs", "none"]).unwrap();
+    pair.standby.start();
+    pair.active.start();
+    let status = pair.active.status();
+    if status["watch"]["backend"] != "fanotify" {
+        return println!("skipped: {}", status["watch"]["why"]);
+    }
+    assert_eq!(status["watch"]["watched"], 2, "{status}");
+    pair.checkpoint();
+    let arrives = |path: &str, content: &str| {
+        let there = pair.standby.home.join(path);
+        until(path, || fs::read(&there).is_ok_and(|c| c == content.as_bytes()));
+    };
+    fs::write(elsewhere.join("deep/behind"), "written where it is bound from").unwrap();
+    arrives("shared/bound/deep/behind", "written where it is bound from");
+    fs::write(bound.join("deep/in-front"), "written where it is bound to").unwrap();
+    arrives("shared/bound/deep/in-front", "written where it is bound to");
+    fs::create_dir(other.join("new")).unwrap();
+    fs::write(other.join("new/file"), "of another filesystem").unwrap();
+    arrives("shared/other/new/file", "of another filesystem");
+
+    let late = pair.active.home.join("shared/late");
+    fs::create_dir_all(&late).unwrap();
+    let staged = pair.dir.path().join("late");
+    fs::create_dir_all(&staged).unwrap();
+    fs::write(staged.join("before"), "there before it was mounted").unwrap();
+    let _late = Mounted::at(&late, &["--bind", staged.to_str().unwrap()]).unwrap();
+    arrives("shared/late/before", "there before it was mounted");
+    fs::write(staged.join("after"), "told").unwrap();
+    arrives("shared/late/after", "told");
+    assert_eq!(pair.active.status()["watch"]["coverage"], 1.0);
+}
+
+#[test]
+fn a_helper_that_dies_is_replaced_and_nothing_is_missed() {
+    let Some(pair) = following_by("fanotify") else { return };
+    pair.active.write("shared/before", "before");
+    pair.checkpoint();
+    let home = pair.active.home.to_str().unwrap().to_string();
+    assert!(succeeds("pkill", &["-9", "-f", &format!("watch-helper {home}")]), "the helper has another name");
+    pair.active.write("shared/meanwhile", "meanwhile");
+    let there = pair.standby.home.join("shared/meanwhile");
+    until("it arrives", || there.exists());
+    until("a new helper watches", || pair.active.status()["watch"]["backend"] == "fanotify");
+    pair.active.write("shared/after", "after");
+    pair.checkpoint();
+    pair.assert_equal();
+}
+
+#[test]
+fn the_helper_has_two_privileges_and_the_daemon_lacks_the_strong_one() {
+    let Some(pair) = following_by("fanotify") else { return };
+    let home = pair.active.home.to_str().unwrap();
+    let helper = run(Command::new("pgrep").args(["-f", &format!("watch-helper {home}")])).expect_code(0).out;
+    let privileges = |pid: &str, set: &str| {
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
+        u64::from_str_radix(line.trim(), 16).unwrap()
+    };
+    const DAC_READ_SEARCH: u64 = 1 << 2;
+    const SYS_ADMIN: u64 = 1 << 21;
+    for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
+        assert_eq!(privileges(&helper, set), DAC_READ_SEARCH | SYS_ADMIN, "{set}");
+    }
+    let daemon = pair.active.pid().to_string();
+    assert_eq!(privileges(&daemon, "CapPrm:") & SYS_ADMIN, 0);
 }
 
 #[test]
@@ -61,6 +185,8 @@ fn folders_beyond_the_limit_of_watches_are_counted_and_found_by_scans() {
     pair.checkpoint();
     let status = pair.active.status();
     let watch = &status["watch"];
+    assert_eq!(watch["backend"], "inotify");
+    assert!(watch["why"].as_str().is_some_and(|why| why.contains("CAP_SYS_ADMIN")), "{status}");
     assert!(watch["unwatched"].as_u64() > Some(0) && watch["coverage"].as_f64() < Some(1.0), "{status}");
 
     let change = |content: &str| {

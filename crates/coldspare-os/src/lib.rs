@@ -13,6 +13,7 @@
 mod attributes;
 pub mod component;
 mod disk;
+pub mod fanotify;
 mod handle;
 mod listing;
 mod process;
@@ -21,5 +22,8 @@ mod real;
 mod scratch;
 
 pub use disk::{Attributes, Disk, FileKind, Listed, Space, Stat};
-pub use process::{FileLock, boot_id, openat2_works, raise_open_files_limit, resident_bytes};
+pub use process::{
+    Capability, FileLock, boot_id, give_up_capability, keep_capabilities, network_filesystem, openat2_works, raise_open_files_limit,
+    resident_bytes,
+};
 pub use real::{RealDir, RealDisk, RealFile};

@@ -8,6 +8,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, Mode, OFlags, ResolveFlags};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 
 /// An exclusive lock on a file, held by this process until dropped; a process that dies loses it at once.
 #[derive(Debug)]
@@ -108,6 +109,78 @@ fn status_bytes(status: &str, field: &str) -> u64 {
     kib.map_or(0, |kib| kib << 10)
 }
 
+/// A privilege that coldspare knows by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Capability {
+    /// `CAP_SYS_ADMIN`.
+    SysAdmin,
+    /// `CAP_DAC_READ_SEARCH`.
+    DacReadSearch,
+}
+
+/// Gives up every privilege but these, for good: for this thread, those that it starts, and what they execute.
+///
+/// Not held is no error: it stays so.
+///
+/// # Errors
+/// As `capset` and `prctl`.
+pub fn keep_capabilities(kept: &[Capability]) -> io::Result<()> {
+    let kept = kept.iter().fold(CapabilitySet::empty(), |all, one| all | one.bit());
+    for number in 0..u64::BITS {
+        let bit = CapabilitySet::from_bits_retain(1 << number);
+        // Without `CAP_SETPCAP` the bound stays: nothing is executed from here on that could gain by it.
+        if !kept.contains(bit) && rustix::thread::remove_capability_from_bounding_set(bit).is_err() {
+            break;
+        }
+    }
+    rustix::thread::set_no_new_privs(true)?;
+    limit_to(kept)
+}
+
+/// Gives one privilege up, for this thread and those that it starts.
+///
+/// # Errors
+/// As `capset`.
+pub fn give_up_capability(capability: Capability) -> io::Result<()> {
+    limit_to(!capability.bit())
+}
+
+fn limit_to(kept: CapabilitySet) -> io::Result<()> {
+    let held = rustix::thread::capabilities(None)?;
+    let permitted = held.permitted & kept;
+    let sets = CapabilitySets { effective: held.effective & permitted, permitted, inheritable: held.inheritable & permitted };
+    Ok(rustix::thread::set_capabilities(None, sets)?)
+}
+
+impl Capability {
+    fn bit(self) -> CapabilitySet {
+        match self {
+            Capability::SysAdmin => CapabilitySet::SYS_ADMIN,
+            Capability::DacReadSearch => CapabilitySet::DAC_READ_SEARCH,
+        }
+    }
+}
+
+/// The kind of a network filesystem, whose changes by other hosts this host's kernel isn't told of; `None` for any other.
+///
+/// # Errors
+/// As `statfs`.
+pub fn network_filesystem(path: &Path) -> io::Result<Option<&'static str>> {
+    // Source: linux/magic.h.
+    const KNOWN: [(u32, &str); 8] = [
+        (0x6969, "NFS"),
+        (0xff53_4d42, "CIFS"),
+        (0xfe53_4d42, "SMB"),
+        (0x517b, "SMB"),
+        (0x00c3_6400, "CephFS"),
+        (0x0102_1997, "9p"),
+        (0x5346_414f, "AFS"),
+        (0x0bd0_0bd0, "Lustre"),
+    ];
+    let kind = rustix::fs::statfs(path)?.f_type as u32;
+    Ok(KNOWN.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,5 +235,26 @@ mod tests {
     #[test]
     fn this_host_will_do() {
         openat2_works().unwrap();
+    }
+
+    #[test]
+    fn a_local_filesystem_is_no_network() {
+        assert_eq!(network_filesystem(Path::new("/proc")).unwrap(), None);
+    }
+
+    #[test]
+    fn what_is_given_up_is_gone_and_the_rest_stays() {
+        // In a thread of its own: it is for good.
+        let held = std::thread::spawn(|| {
+            let before = rustix::thread::capabilities(None).unwrap();
+            give_up_capability(Capability::SysAdmin).unwrap();
+            let less = rustix::thread::capabilities(None).unwrap();
+            assert_eq!(less.permitted, before.permitted - CapabilitySet::SYS_ADMIN);
+            keep_capabilities(&[Capability::DacReadSearch]).unwrap();
+            (before.permitted, rustix::thread::capabilities(None).unwrap())
+        });
+        let (before, after) = held.join().unwrap();
+        assert_eq!(after.permitted, before & CapabilitySet::DAC_READ_SEARCH);
+        assert_eq!(after.effective, after.permitted);
     }
 }

@@ -1,13 +1,19 @@
-//! The watch: hints from the kernel, through `notify` (inotify).
+//! The watch: hints from the kernel, through fanotify or, where privileges are missing, through `notify` (inotify).
 //!
-//! Each directory is watched by itself, by the scan that reads it, *before* it is read: whatever changes after the
-//! reading is reported. Excluded directories are never watched.
+//! fanotify tells of everything on the filesystems of the roots by one mark each. With inotify each directory is watched
+//! by itself, by the scan that reads it, *before* it is read: whatever changes after the reading is reported. Excluded
+//! directories give no hints.
 //!
 //! It decides nothing: an event becomes a hint, an overflow becomes "everything".
 //!
 //! Invariants:
 //! - a directory counts as covered only when the kernel took the watch;
 //! - [`Watch::barrier`] returns only when every event queued before it was called has become a hint.
+
+mod fanotify;
+mod helper;
+mod inotify;
+mod records;
 
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
@@ -16,10 +22,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use coldspare_core::exclude::{Exclude, IsDir};
 use coldspare_core::path::CONTROL_DIR;
 use coldspare_core::{RelPath, RootId};
-use notify::event::{EventKind, ModifyKind};
-use notify::{RecursiveMode, Watcher};
+
+pub use fanotify::Helper;
+pub use helper::run as run_helper;
+use inotify::{Inotify, NotWatched};
 
 use crate::dirty::{Dirty, Hint};
 
@@ -29,41 +38,66 @@ pub const COOKIES: &str = "cookies";
 /// How well the watch covers the roots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Coverage {
-    /// Directories that are watched.
+    /// What is watched: directories by inotify, filesystems by fanotify.
     pub watched: u64,
-    /// Directories that should be and aren't: the kernel's limit was reached.
+    /// What should be and isn't: the kernel's limit was reached, or a filesystem can't be marked.
     pub unwatched: u64,
-    /// How often the kernel's queue overflowed since the start.
+    /// How often events were lost since the start.
     pub overflows: u64,
 }
 
 impl Coverage {
-    /// The share of directories that is watched, 0 to 1.
+    /// The share that is watched, 0 to 1.
     pub fn share(&self) -> f64 {
         let all = self.watched + self.unwatched;
         if all == 0 { 0.0 } else { self.watched as f64 / all as f64 }
     }
 }
 
+/// A root to watch.
+#[derive(Debug, Clone)]
+pub struct WatchedRoot {
+    /// Where it is, absolute and resolved; it has its control folder.
+    pub path: PathBuf,
+    /// What of it gives no hints.
+    pub exclude: Exclude,
+}
+
+impl From<PathBuf> for WatchedRoot {
+    fn from(path: PathBuf) -> WatchedRoot {
+        WatchedRoot { path, exclude: Exclude::new::<&str>([]).expect("no patterns") }
+    }
+}
+
+/// What the kernel is asked through.
+#[derive(Clone)]
+pub enum Backend {
+    /// One mark a filesystem, by a helper that has the privileges.
+    Fanotify(Arc<Helper>),
+    /// A watch a directory.
+    Inotify,
+}
+
 /// The watch of all roots.
 pub struct Watch {
     shared: Arc<Shared>,
-    watcher: Mutex<Option<notify::RecommendedWatcher>>,
     mark: AtomicU64,
     source: Source,
 }
 
 /// Where hints come from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
-    Kernel,
+    Fanotify(Arc<Helper>),
+    Inotify(Mutex<Option<Inotify>>),
     Caller,
 }
 
 struct Shared {
-    roots: Vec<PathBuf>,
+    roots: Vec<WatchedRoot>,
     dirty: Mutex<Dirty>,
     covered: Mutex<BTreeSet<Vec<u8>>>,
+    /// Filesystems that are marked.
+    marked: AtomicU64,
     unwatched: AtomicU64,
     overflows: AtomicU64,
     /// Set when the kernel lost events, until the watch is built anew.
@@ -78,8 +112,11 @@ struct Shared {
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     /// No watch at all.
-    #[error("the kernel gives no watch (inotify): {0}; raise fs.inotify.max_user_instances, or set watch = \"scan\"")]
+    #[error("the kernel gives no watch: {0}")]
     Unavailable(String),
+    /// The helper of fanotify is gone.
+    #[error("the watch's helper ended; another one has to be started")]
+    Gone,
     /// A root can't be watched.
     #[error("{path} can't be watched: {detail}")]
     Root {
@@ -94,26 +131,19 @@ pub enum WatchError {
 }
 
 impl Watch {
-    /// Starts a watch that covers nothing yet but the marks of [`Watch::barrier`].
+    /// Starts a watch; by inotify it covers nothing yet but the marks of [`Watch::barrier`].
     ///
-    /// `roots` are absolute and resolved, in the order of their numbers; each has its control folder. `wake` is called,
-    /// from another thread, whenever a hint came; it must not block.
+    /// `roots` are in the order of their numbers. `wake` is called, from another thread, whenever a hint came; it must not
+    /// block.
     ///
     /// # Errors
     /// [`WatchError`].
-    pub fn start(roots: Vec<PathBuf>, wake: Box<dyn Fn() + Send + Sync>) -> Result<Watch, WatchError> {
-        let shared = Arc::new(Shared {
-            marks: Mutex::new(vec![0; roots.len()]),
-            roots,
-            dirty: Mutex::default(),
-            covered: Mutex::default(),
-            unwatched: AtomicU64::new(0),
-            overflows: AtomicU64::new(0),
-            stale: AtomicBool::new(false),
-            mark_came: Condvar::new(),
-            wake,
-        });
-        let watch = Watch { shared, watcher: Mutex::new(None), mark: AtomicU64::new(0), source: Source::Kernel };
+    pub fn start(backend: Backend, roots: Vec<WatchedRoot>, wake: Box<dyn Fn() + Send + Sync>) -> Result<Watch, WatchError> {
+        let source = match backend {
+            Backend::Fanotify(helper) => Source::Fanotify(helper),
+            Backend::Inotify => Source::Inotify(Mutex::default()),
+        };
+        let watch = Watch { shared: Arc::new(Shared::new(roots, 0, wake)), mark: AtomicU64::new(0), source };
         watch.rebuild()?;
         Ok(watch)
     }
@@ -121,18 +151,18 @@ impl Watch {
     /// A watch whose hints are put in by the caller, through [`Watch::tell`], before the change that they tell of is seen
     /// by anybody else; the barrier has nothing to wait for.
     pub fn told(roots: Vec<PathBuf>) -> Watch {
-        let shared = Shared {
-            marks: Mutex::new(vec![u64::MAX; roots.len()]),
-            roots,
-            dirty: Mutex::default(),
-            covered: Mutex::default(),
-            unwatched: AtomicU64::new(0),
-            overflows: AtomicU64::new(0),
-            stale: AtomicBool::new(false),
-            mark_came: Condvar::new(),
-            wake: Box::new(|| ()),
-        };
-        Watch { shared: Arc::new(shared), watcher: Mutex::new(None), mark: AtomicU64::new(0), source: Source::Caller }
+        let roots = roots.into_iter().map(WatchedRoot::from).collect();
+        let shared = Shared::new(roots, u64::MAX, Box::new(|| ()));
+        Watch { shared: Arc::new(shared), mark: AtomicU64::new(0), source: Source::Caller }
+    }
+
+    /// What the kernel is asked through, as `status` says it.
+    pub fn backend(&self) -> &'static str {
+        match self.source {
+            Source::Fanotify(_) => "fanotify",
+            Source::Inotify(_) => "inotify",
+            Source::Caller => "caller",
+        }
     }
 
     /// Drops all watches and begins anew; to be followed by a scan of everything.
@@ -140,22 +170,25 @@ impl Watch {
     /// # Errors
     /// [`WatchError`].
     pub fn rebuild(&self) -> Result<(), WatchError> {
-        let mut slot = lock(&self.watcher);
-        *slot = None;
-        lock(&self.shared.covered).clear();
-        self.shared.unwatched.store(0, Ordering::Relaxed);
-        self.shared.stale.store(false, Ordering::Relaxed);
-        if self.source == Source::Caller {
-            return Ok(());
+        let shared = &self.shared;
+        if let Source::Inotify(slot) = &self.source {
+            *lock(slot) = None;
         }
-        let shared = Arc::clone(&self.shared);
-        let mut watcher =
-            notify::recommended_watcher(move |event| shared.take_event(event)).map_err(|e| WatchError::Unavailable(e.to_string()))?;
-        for root in &self.shared.roots {
-            let cookies = cookie_dir(root);
-            watcher.watch(&cookies, RecursiveMode::NonRecursive).map_err(|e| WatchError::Root { path: cookies, detail: e.to_string() })?;
+        lock(&shared.covered).clear();
+        shared.unwatched.store(0, Ordering::Relaxed);
+        shared.stale.store(false, Ordering::Relaxed);
+        match &self.source {
+            Source::Fanotify(helper) => {
+                let begun = helper.begin(shared.clone())?;
+                for (path, why) in &begun.unwatched {
+                    tracing::warn!(path = %path.escape_ascii(), why, "a filesystem below a root is not watched");
+                }
+                shared.marked.store(begun.filesystems.into(), Ordering::Relaxed);
+                shared.unwatched.store(begun.unwatched.len() as u64, Ordering::Relaxed);
+            }
+            Source::Inotify(slot) => *lock(slot) = Some(Inotify::start(shared.clone())?),
+            Source::Caller => {}
         }
-        *slot = Some(watcher);
         Ok(())
     }
 
@@ -163,25 +196,29 @@ impl Watch {
     ///
     /// When the kernel's limit is reached the directory counts as unwatched.
     pub fn cover(&self, root: RootId, path: &RelPath) {
-        let full = self.full(root, path);
-        let key = full.as_os_str().as_bytes().to_vec();
+        let full = || self.full(root, path).into_os_string().into_encoded_bytes();
+        let slot = match &self.source {
+            Source::Fanotify(_) => return,
+            Source::Caller => {
+                lock(&self.shared.covered).insert(full());
+                return;
+            }
+            Source::Inotify(slot) => slot,
+        };
+        let key = full();
         if lock(&self.shared.covered).contains(&key) {
             return;
         }
-        if self.source == Source::Caller {
-            lock(&self.shared.covered).insert(key);
-            return;
-        }
-        let mut slot = lock(&self.watcher);
-        let Some(watcher) = slot.as_mut() else { return };
+        let mut slot = lock(slot);
+        let Some(inotify) = slot.as_mut() else { return };
         // RACE: the event of the directory's removal may be taken between these two lines; its hint then says
         // `Replaced`, and the next look covers the directory anew or finds it gone. Worst case: one look more.
         lock(&self.shared.covered).insert(key.clone());
-        if let Err(e) = watcher.watch(&full, RecursiveMode::NonRecursive) {
+        if let Err(e) = inotify.watch(&self.full(root, path)) {
             lock(&self.shared.covered).remove(&key);
-            if !matches!(e.kind, notify::ErrorKind::PathNotFound) {
+            if let NotWatched::Refused(why) = e {
                 self.shared.unwatched.fetch_add(1, Ordering::Relaxed);
-                tracing::debug!(path = %path, error = %e, "directory not watched");
+                tracing::debug!(path = %path, why, "directory not watched");
             }
         }
     }
@@ -190,10 +227,10 @@ impl Watch {
     ///
     /// A scan calls this every some hundred directories; else its own reading could overflow the queue.
     pub fn catch_up(&self) {
-        let mut slot = lock(&self.watcher);
-        if let (Some(watcher), Some(root)) = (slot.as_mut(), self.shared.roots.first()) {
-            // The watching thread answers a request only after it has read what is queued.
-            let _ = watcher.watch(&cookie_dir(root), RecursiveMode::NonRecursive);
+        if let (Source::Inotify(slot), Some(root)) = (&self.source, self.shared.roots.first())
+            && let Some(inotify) = lock(slot).as_mut()
+        {
+            inotify.catch_up(&root.path);
         }
     }
 
@@ -202,14 +239,14 @@ impl Watch {
     /// # Errors
     /// `Root` when a mark can't be written, `Timeout` when one does not come back within `limit`.
     pub fn barrier(&self, limit: Duration) -> Result<(), WatchError> {
-        if self.source == Source::Caller {
+        if matches!(self.source, Source::Caller) {
             return Ok(());
         }
         let deadline = Instant::now() + limit;
         // Marks grow, and so do the events: a higher mark that came back proves the lower ones as well.
         let mark = self.mark.fetch_add(1, Ordering::Relaxed) + 1;
         for root in &self.shared.roots {
-            let path = cookie_dir(root).join(mark.to_string());
+            let path = cookie_dir(&root.path).join(mark.to_string());
             let fail = |e: std::io::Error| WatchError::Root { path: path.clone(), detail: e.to_string() };
             std::fs::write(&path, b"").map_err(fail)?;
             std::fs::remove_file(&path).map_err(fail)?;
@@ -251,46 +288,55 @@ impl Watch {
     /// How well the roots are covered now.
     pub fn coverage(&self) -> Coverage {
         Coverage {
-            watched: lock(&self.shared.covered).len() as u64,
+            watched: match self.source {
+                Source::Fanotify(_) => self.shared.marked.load(Ordering::Relaxed),
+                Source::Inotify(_) | Source::Caller => lock(&self.shared.covered).len() as u64,
+            },
             unwatched: self.shared.unwatched.load(Ordering::Relaxed),
             overflows: self.shared.overflows.load(Ordering::Relaxed),
         }
     }
 
     fn full(&self, root: RootId, path: &RelPath) -> PathBuf {
-        let root = &self.shared.roots[usize::from(root.0)];
+        let root = &self.shared.roots[usize::from(root.0)].path;
         if path.is_root() { root.clone() } else { root.join(std::ffi::OsStr::from_bytes(path.as_bytes())) }
     }
 }
 
-impl Shared {
-    fn take_event(&self, event: notify::Result<notify::Event>) {
-        let event = match event {
-            Ok(event) if event.need_rescan() => return self.lost("the kernel's queue overflowed"),
-            Ok(event) => event,
-            Err(e) => return self.lost(&e.to_string()),
-        };
-        let hint = match event.kind {
-            EventKind::Access(_) => return,
-            EventKind::Modify(ModifyKind::Name(_)) | EventKind::Create(_) | EventKind::Remove(_) => Hint::Replaced,
-            _ => Hint::Changed,
-        };
-        let mut came = false;
-        for path in &event.paths {
-            came |= self.take_path(path, hint);
+impl Drop for Watch {
+    fn drop(&mut self) {
+        if let Source::Fanotify(helper) = &self.source {
+            helper.forget(&self.shared);
         }
-        if came {
-            (self.wake)();
+    }
+}
+
+impl Shared {
+    fn new(roots: Vec<WatchedRoot>, mark: u64, wake: Box<dyn Fn() + Send + Sync>) -> Shared {
+        Shared {
+            marks: Mutex::new(vec![mark; roots.len()]),
+            roots,
+            dirty: Mutex::default(),
+            covered: Mutex::default(),
+            marked: AtomicU64::new(0),
+            unwatched: AtomicU64::new(0),
+            overflows: AtomicU64::new(0),
+            stale: AtomicBool::new(false),
+            mark_came: Condvar::new(),
+            wake,
         }
     }
 
-    fn take_path(&self, path: &Path, hint: Hint) -> bool {
-        let Some((number, below)) = self.roots.iter().enumerate().find_map(|(n, root)| Some((n, path.strip_prefix(root).ok()?))) else {
+    /// Makes a hint of a change of `name` in `dir`, or of `dir` itself when the name is empty; says whether it is one.
+    fn take(&self, dir: &Path, name: &[u8], hint: Hint) -> bool {
+        let Some((number, root, below)) =
+            self.roots.iter().enumerate().find_map(|(n, root)| Some((n, root, dir.strip_prefix(&root.path).ok()?)))
+        else {
             return false;
         };
         let below = below.as_os_str().as_bytes();
-        if below.split(|&b| b == b'/').next() == Some(CONTROL_DIR) {
-            if let Some(mark) = path.file_name().and_then(|n| n.to_str()?.parse::<u64>().ok()) {
+        if below.is_empty() && name == CONTROL_DIR || below.split(|&b| b == b'/').next() == Some(CONTROL_DIR) {
+            if let Some(mark) = std::str::from_utf8(name).ok().and_then(|name| name.parse::<u64>().ok()) {
                 let came = &mut lock(&self.marks)[number];
                 *came = mark.max(*came);
                 self.mark_came.notify_all();
@@ -298,13 +344,15 @@ impl Shared {
             return false;
         }
         // A name that no path may have is found, and reported, by the scan of its directory.
-        let Ok(path_below) = RelPath::new(below) else { return false };
-        if hint == Hint::Replaced {
-            self.forget(path);
+        let Ok(dir_below) = RelPath::new(below) else { return false };
+        if !name.is_empty() && dir_below.join(name).is_err() || root.exclude.covers(&dir_below, IsDir::Yes) {
+            return false;
+        }
+        if hint == Hint::Replaced && !name.is_empty() {
+            self.forget(&dir.join(std::ffi::OsStr::from_bytes(name)));
         }
         let root = RootId(u8::try_from(number).expect("roots are few"));
-        let dir = path_below.parent().unwrap_or_else(RelPath::root);
-        lock(&self.dirty).add(root, dir, path_below.name(), hint, now_ms());
+        lock(&self.dirty).add(root, dir_below, name, hint, now_ms());
         true
     }
 
@@ -361,11 +409,33 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(10);
 
-    fn watched() -> (tempfile::TempDir, Watch) {
+    fn watched_by(backend: Backend) -> Result<(tempfile::TempDir, Watch), WatchError> {
         let dir = tempfile::tempdir().unwrap();
         make_cookie_dir(dir.path()).unwrap();
-        let watch = Watch::start(vec![dir.path().into()], Box::new(|| ())).unwrap();
-        (dir, watch)
+        let watch = Watch::start(backend, vec![dir.path().canonicalize().unwrap().into()], Box::new(|| ()))?;
+        Ok((dir, watch))
+    }
+
+    fn watched() -> (tempfile::TempDir, Watch) {
+        watched_by(Backend::Inotify).unwrap()
+    }
+
+    /// With the helper in a thread; `None` where fanotify isn't to be had.
+    fn marked() -> Option<(tempfile::TempDir, Watch)> {
+        let dir = tempfile::tempdir().unwrap();
+        make_cookie_dir(dir.path()).unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let (ours, its) = std::os::unix::net::UnixStream::pair().unwrap();
+        let roots = vec![root.clone()];
+        std::thread::spawn(move || run_helper(&roots, None, its));
+        let helper = Arc::new(Helper::new(ours).unwrap());
+        match Watch::start(Backend::Fanotify(helper), vec![root.into()], Box::new(|| ())) {
+            Ok(watch) => Some((dir, watch)),
+            Err(e) => {
+                println!("skipped: {e}");
+                None
+            }
+        }
     }
 
     fn names(watch: &Watch, dir: &str) -> Vec<(String, Hint)> {
@@ -417,5 +487,40 @@ mod tests {
         watch.barrier(LIMIT).unwrap();
         watch.barrier(LIMIT).unwrap();
         assert!(watch.dirty().is_empty());
+    }
+
+    #[test]
+    fn fanotify_tells_of_everything_below_a_root_and_of_nothing_else() {
+        let Some((dir, watch)) = marked() else { return };
+        let other = tempfile::tempdir_in(dir.path().parent().unwrap()).unwrap();
+        std::fs::create_dir_all(dir.path().join("d/e")).unwrap();
+        std::fs::write(dir.path().join("d/e/f"), b"x").unwrap();
+        std::fs::write(other.path().join("f"), b"x").unwrap();
+        watch.barrier(LIMIT).unwrap();
+        let hints = watch.dirty().take();
+        let dirs: Vec<String> = hints.dirs.keys().map(|(_, path)| path.to_string()).collect();
+        assert_eq!(dirs, [".", "d", "d/e"]);
+        std::fs::rename(dir.path().join("d"), dir.path().join("moved")).unwrap();
+        std::fs::write(dir.path().join("moved/e/f"), b"y").unwrap();
+        watch.barrier(LIMIT).unwrap();
+        let hints = watch.dirty().take();
+        let dirs: Vec<String> = hints.dirs.keys().map(|(_, path)| path.to_string()).collect();
+        assert_eq!(dirs, [".", "moved/e"]);
+        assert_eq!(watch.coverage(), Coverage { watched: 1, unwatched: 0, overflows: 0 });
+    }
+
+    #[test]
+    fn by_fanotify_too_every_change_is_a_hint_after_the_barrier() {
+        let Some((dir, watch)) = marked() else { return };
+        for round in 0..50 {
+            let name = format!("f{round}");
+            std::fs::write(dir.path().join(&name), b"x").unwrap();
+            watch.barrier(LIMIT).unwrap();
+            assert_eq!(names(&watch, ""), [(name, Hint::Replaced)]);
+        }
+        watch.rebuild().unwrap();
+        std::fs::write(dir.path().join("f1"), b"y").unwrap();
+        watch.barrier(LIMIT).unwrap();
+        assert_eq!(names(&watch, ""), [("f1".into(), Hint::Changed)]);
     }
 }

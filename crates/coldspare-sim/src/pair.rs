@@ -14,7 +14,7 @@ use coldspare_delta::{Packed, unpack};
 use coldspare_os::{Disk, RealDisk};
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Closed, Cycle, FilePart, HeldBack, Outlet, Report, Root, Work};
 use coldspare_scan::index::Index;
-use coldspare_scan::watch::{Watch, make_cookie_dir};
+use coldspare_scan::watch::{Backend, Watch, make_cookie_dir};
 use coldspare_standby::{Depth, OpenError, Progress, RootSetup, Standby, StandbyError, Store, Verification};
 use tempfile::TempDir;
 
@@ -251,7 +251,7 @@ impl Pair {
         let dir = disk.open_root(&path).expect("a root");
         let watch = match self.setup {
             Setup::Unwatched => None,
-            Setup::Watched => Some(Watch::start(vec![path.clone()], Box::new(|| ())).expect("a watch")),
+            Setup::Watched => Some(Watch::start(Backend::Inotify, vec![path.clone().into()], Box::new(|| ())).expect("a watch")),
         };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().expect("threads");
         let roots = vec![Root { path, dir, exclude: exclude() }];

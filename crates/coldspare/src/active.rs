@@ -4,6 +4,7 @@
 //! as events. No policy here.
 
 mod connect;
+mod helper;
 mod outlet;
 mod report;
 mod start;
@@ -21,6 +22,7 @@ use coldspare_os::RealDisk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Work};
 use coldspare_scan::dirty::Hints;
 use coldspare_scan::index::IndexError;
+use coldspare_scan::watch::WatchError;
 use coldspare_transport::message::{DETAIL_BYTES_MAX, HELD_ITEMS_MAX};
 use coldspare_transport::{Failure as PeerFailure, Identity, LinkError, PeerKey, ToActive, ToStandby};
 use tokio::sync::mpsc;
@@ -31,6 +33,7 @@ use crate::progress::Bar;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
 use connect::{ConnectError, Connected};
+pub(crate) use helper::{COMMAND as HELPER_COMMAND, run as run_helper};
 use outlet::{Changeset, Sending};
 use report::{Done, Tally};
 pub(crate) use report::{problem, rfc3339, summary_line};
@@ -95,6 +98,8 @@ struct Active {
     events: mpsc::Sender<Event>,
     wake: Arc<tokio::sync::Notify>,
     /// For `--once` on a terminal.
+    /// Why the watch is what it is, where something better was not to be had.
+    watch_why: Option<String>,
     bar: Option<Bar>,
 }
 
@@ -351,6 +356,7 @@ impl Active {
             }
             Err(CaptureError::Closed) => self.input(Input::CaptureFailed),
             Err(CaptureError::Index(e)) => return Err(index_failure(e)),
+            Err(CaptureError::Watch(e @ WatchError::Gone)) => return Err(Failure { passes: true, ..Failure::usage(e) }),
             Err(e) if matches!(self.mode, Mode::Once { .. }) => return Err(Failure::usage(e)),
             Err(e) => {
                 if self.last_trouble.as_deref() != Some(&e.to_string()) {

@@ -93,6 +93,12 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Tell the daemon that started it of changes (only `send` runs it)
+    #[command(name = crate::active::HELPER_COMMAND, hide = true)]
+    WatchHelper {
+        /// The roots
+        roots: Vec<PathBuf>,
+    },
     /// Write the man pages into a folder
     #[command(hide = true)]
     Man {

@@ -78,9 +78,11 @@ pub enum Profile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WatchMode {
-    /// inotify when the kernel gives it, else scans.
+    /// The best that is to be had: fanotify, inotify, scans.
     #[default]
     Auto,
+    /// fanotify, or nothing.
+    Fanotify,
     /// inotify, or nothing.
     Inotify,
     /// Scans only, for network filesystems.

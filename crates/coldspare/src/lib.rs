@@ -65,6 +65,7 @@ fn run(command: Command) -> Outcome {
         Command::Status { config, json, watch } => status::status(&config.path, json, watch),
         Command::Verify { config, quick: _, deep, json } => verify::run(&config.path, verify::Options { deep, json }),
         Command::Check { config, json } => check::run(&config.path, json),
+        Command::WatchHelper { roots } => active::run_helper(&roots),
         Command::Man { dir } => write_man_pages(&dir),
     }
 }

@@ -11,9 +11,10 @@ use coldspare_core::{NodeId, SessionId};
 use coldspare_os::{Disk, RealDisk};
 use coldspare_scan::capture::{Capture, Certainty, HeldBack, Root};
 use coldspare_scan::index::{Index, IndexError};
-use coldspare_scan::watch::Watch;
+use coldspare_scan::watch::{Backend, Watch, WatchedRoot};
 use tokio::sync::mpsc;
 
+use super::helper::HelperProcess;
 use super::report::Tally;
 use super::{Active, Mode, QUEUE};
 use crate::config::{Config, WatchMode};
@@ -44,12 +45,18 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
     };
     coldspare_os::raise_open_files_limit();
     coldspare_os::openat2_works().map_err(Failure::usage)?;
+    let mut helper = match mode {
+        Mode::Daemon => start_helper(&config, &record)?,
+        Mode::Once { .. } => Err("nothing is watched".into()),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
     let outcome = loop {
-        match runtime.block_on(follow(&config, &state, &record, session, mode, &address)) {
+        match runtime.block_on(follow(&config, &state, &record, session, mode, &address, &helper)) {
             Err(failure) if failure.passes && mode == Mode::Daemon => {
                 tracing::error!(error = %failure, "replication waits; it is tried again");
                 runtime.block_on(wait(&state, &failure))?;
+                drop(std::mem::replace(&mut helper, Err("it is started anew".into())));
+                helper = start_helper(&config, &record)?;
             }
             outcome => break outcome,
         }
@@ -88,9 +95,17 @@ async fn wait(state: &State, failure: &Failure) -> Result<(), Failure> {
 }
 
 /// Follows the home until it is told to stop, or can't go on.
-async fn follow(config: &Config, state: &State, record: &ControlRecord, session: Session, mode: Mode, address: &str) -> Outcome {
+async fn follow(
+    config: &Config,
+    state: &State,
+    record: &ControlRecord,
+    session: Session,
+    mode: Mode,
+    address: &str,
+    helper: &Result<HelperProcess, String>,
+) -> Outcome {
     let wake = Arc::new(tokio::sync::Notify::new());
-    let capture = open_capture(config, state, record, mode, &wake)?;
+    let (capture, watch_why) = open_capture(config, state, record, mode, &wake, helper)?;
     let (events, inbox) = mpsc::channel(QUEUE);
     let follow = new_follow(config, &capture, state, session.id)?;
     let pins = state.pins()?;
@@ -122,6 +137,7 @@ async fn follow(config: &Config, state: &State, record: &ControlRecord, session:
         as_of_ms: None,
         events,
         wake,
+        watch_why,
         bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
         config: config.clone(),
         state: state.clone(),
@@ -165,7 +181,8 @@ fn open_capture(
     record: &ControlRecord,
     mode: Mode,
     wake: &Arc<tokio::sync::Notify>,
-) -> Result<Capture<RealDisk>, Failure> {
+    helper: &Result<HelperProcess, String>,
+) -> Result<(Capture<RealDisk>, Option<String>), Failure> {
     let paths = roots::resolve(config, record.cluster)?;
     let disk = RealDisk::crossing();
     let mut opened = Vec::new();
@@ -180,26 +197,74 @@ fn open_capture(
     };
     state.make_store(&state.index_path(), Index::open)?;
     let index = Index::open(&state.index_path()).map_err(in_use)?;
-    let watch = match (mode, config.send.watch) {
-        (Mode::Once { .. }, _) | (_, WatchMode::Scan) => None,
-        (Mode::Daemon, wanted) => {
-            for path in &paths {
-                coldspare_scan::watch::make_cookie_dir(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-            }
-            let wake = wake.clone();
-            match Watch::start(paths, Box::new(move || wake.notify_one())) {
-                Ok(watch) => Some(watch),
-                Err(e) if wanted == WatchMode::Auto => {
-                    tracing::warn!(error = %e, "no watch: changes are found by scans only");
-                    None
-                }
-                Err(e) => return Err(Failure::usage(e)),
-            }
-        }
+    let watched = opened.iter().map(|root| WatchedRoot { path: root.path.clone(), exclude: root.exclude.clone() }).collect();
+    let (watch, why) = match mode {
+        Mode::Once { .. } => (None, None),
+        Mode::Daemon => open_watch(config.send.watch, watched, wake, helper)?,
     };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.send.threads).thread_name(|n| format!("capture-{n}")).build();
     let pool = pool.map_err(Failure::usage)?;
-    Ok(Capture { disk, roots: opened, index, watch, held: HeldBack::default(), pool, zstd_level: config.send.compression_level })
+    let zstd_level = config.send.compression_level;
+    Ok((Capture { disk, roots: opened, index, watch, held: HeldBack::default(), pool, zstd_level }, why))
+}
+
+/// Starts the helper of fanotify where that is wanted, and gives its privilege up; or says why there is none.
+fn start_helper(config: &Config, record: &ControlRecord) -> Result<Result<HelperProcess, String>, Failure> {
+    if !matches!(config.send.watch, WatchMode::Auto | WatchMode::Fanotify) {
+        return Ok(Err("it is not asked for".into()));
+    }
+    let roots = roots::resolve(config, record.cluster)?;
+    let helper = HelperProcess::start(&roots).map_err(|e| format!("its helper can't be started: {e}"));
+    // What talks to the network has no need of it.
+    coldspare_os::give_up_capability(coldspare_os::Capability::SysAdmin).map_err(Failure::usage)?;
+    Ok(helper)
+}
+
+/// The watch that is wanted, or the best that is to be had, with why it is none better.
+fn open_watch(
+    wanted: WatchMode,
+    roots: Vec<WatchedRoot>,
+    wake: &Arc<tokio::sync::Notify>,
+    helper: &Result<HelperProcess, String>,
+) -> Result<(Option<Watch>, Option<String>), Failure> {
+    if wanted == WatchMode::Scan {
+        return Ok((None, None));
+    }
+    for root in &roots {
+        let fail = |e: std::io::Error| Failure::usage(format!("{}: {e}", root.path.display()));
+        coldspare_scan::watch::make_cookie_dir(&root.path).map_err(fail)?;
+        if let Some(kind) = coldspare_os::network_filesystem(&root.path).map_err(fail)?.filter(|_| wanted == WatchMode::Auto) {
+            let why = format!("{} is on {kind}: other hosts' changes cause no event", root.path.display());
+            tracing::warn!(why, "no watch: changes are found by scans only");
+            return Ok((None, Some(why)));
+        }
+    }
+    let start = |backend| {
+        let wake = wake.clone();
+        Watch::start(backend, roots.clone(), Box::new(move || wake.notify_one())).map_err(|e| e.to_string())
+    };
+    let by_fanotify = || {
+        let process = helper.as_ref().map_err(|why| format!("fanotify: {why}"))?;
+        start(Backend::Fanotify(process.helper.clone()))
+    };
+    match wanted {
+        WatchMode::Fanotify => Ok((Some(by_fanotify().map_err(Failure::usage)?), None)),
+        WatchMode::Inotify => Ok((Some(start(Backend::Inotify).map_err(Failure::usage)?), None)),
+        WatchMode::Auto | WatchMode::Scan => {
+            let why = match by_fanotify() {
+                Ok(watch) => return Ok((Some(watch), None)),
+                Err(why) => why,
+            };
+            tracing::info!(why, "inotify is used");
+            match start(Backend::Inotify) {
+                Ok(watch) => Ok((Some(watch), Some(why))),
+                Err(worse) => {
+                    tracing::warn!(why = worse, "no watch: changes are found by scans only");
+                    Ok((None, Some(format!("{why}; {worse}"))))
+                }
+            }
+        }
+    }
 }
 
 fn new_follow(config: &Config, capture: &Capture<RealDisk>, state: &State, session: SessionId) -> Result<Follow, Failure> {

@@ -36,7 +36,8 @@ impl Active {
             "connected": self.follow.is_up(),
             "peer": self.peer.as_ref().map(|p| json!({"address": p.address, "build": p.build, "rtt_ms": p.link.stats().rtt.as_millis() as u64})),
             "watch": {
-                "backend": if watch.is_some() { "inotify" } else { "scan" },
+                "backend": watch.map_or("scan", Watch::backend),
+                "why": self.watch_why,
                 "coverage": coverage.map_or(0.0, |c| c.share()),
                 "watched": coverage.map_or(0, |c| c.watched),
                 "unwatched": coverage.map_or(0, |c| c.unwatched),

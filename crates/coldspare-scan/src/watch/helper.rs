@@ -1,0 +1,277 @@
+//! The helper: a process that has the kernel's queue of events, and its privileges, and nothing else.
+//!
+//! It reads events, finds out where their directories are, and tells the daemon of those below the roots. When the daemon
+//! doesn't keep up the kernel's queue fills, and that it lost events is told, too.
+//!
+//! Invariants:
+//! - an event is told before any that was queued after it;
+//! - a path that is remembered for a handle is forgotten before the first event after a directory's renaming is told.
+
+use std::collections::HashMap;
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+
+use coldspare_core::path::CONTROL_DIR;
+use coldspare_os::fanotify::{Change, Event, Fanotify, FsId, Mount, events};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use super::records::Record;
+
+/// Bytes of events that are read at once.
+const BUFFER_BYTES: usize = 256 << 10;
+/// LIMIT: handles whose paths are remembered.
+const REMEMBERED_MAX: usize = 4_096;
+/// What the daemon says to begin, and to begin anew.
+pub(super) const BEGIN: u8 = b'b';
+
+/// Tells what changes below `roots`, which are absolute and resolved, until the other end of `link` is closed.
+///
+/// What the process `daemon` does itself is not told but in a root's control folder.
+///
+/// # Errors
+/// The link failed.
+pub fn run(roots: &[PathBuf], daemon: Option<u32>, mut link: UnixStream) -> io::Result<()> {
+    loop {
+        let mut word = [0];
+        if link.read(&mut word)? == 0 {
+            return Ok(());
+        }
+        let mut out = BufWriter::with_capacity(64 << 10, link.try_clone()?);
+        match Queue::open(roots, daemon) {
+            Ok(mut queue) => match queue.follow(&link, &mut out)? {
+                Ended::Anew => {}
+                Ended::Closed => return Ok(()),
+            },
+            Err(why) => Record::Failed { why }.write(&mut out)?,
+        }
+        out.flush()?;
+    }
+}
+
+enum Ended {
+    Closed,
+    /// The daemon asks to begin anew; its word is still to be read.
+    Anew,
+}
+
+struct Queue<'a> {
+    roots: &'a [PathBuf],
+    daemon: Option<u32>,
+    fanotify: Fanotify,
+    mounts: Vec<Mount>,
+    unwatched: Vec<(Vec<u8>, String)>,
+    /// Where the directories of handles are, below the roots.
+    remembered: HashMap<(FsId, Vec<u8>), Vec<PathBuf>>,
+    table: std::fs::File,
+    /// What was mounted below the roots when they were marked.
+    below: Vec<MountPoint>,
+}
+
+/// Where something is mounted, and the kernel's number for it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct MountPoint {
+    path: PathBuf,
+    id: Vec<u8>,
+}
+
+impl<'a> Queue<'a> {
+    fn open(roots: &'a [PathBuf], daemon: Option<u32>) -> Result<Queue<'a>, String> {
+        let fanotify = Fanotify::new().map_err(|e| needs("fanotify_init", &e))?;
+        // Opened before it is read: a mount that comes later wakes.
+        let table = std::fs::File::open(MOUNT_TABLE).map_err(|e| format!("{MOUNT_TABLE}: {e}"))?;
+        let below = mounts_below(roots)?;
+        let (mounts, unwatched, remembered) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut queue = Queue { roots, daemon, fanotify, mounts, unwatched, remembered, table, below };
+        queue.mark_all()?;
+        Ok(queue)
+    }
+
+    /// Marks the filesystems of the roots, and those that are mounted below.
+    fn mark_all(&mut self) -> Result<(), String> {
+        self.mounts.clear();
+        self.unwatched.clear();
+        self.remembered.clear();
+        for root in self.roots {
+            let mount = Mount::open(root).map_err(|e| format!("{}: {e}", root.display()))?;
+            self.fanotify.mark_filesystem(&mount).map_err(|e| needs(&root.display().to_string(), &e))?;
+            // Handles that can be marked and not looked up are no use.
+            mount.check().map_err(|e| needs(&root.display().to_string(), &e))?;
+            self.mounts.push(mount);
+        }
+        for MountPoint { path, .. } in &self.below {
+            let marked = Mount::open(path).and_then(|mount| self.fanotify.mark_filesystem(&mount).map(|()| mount));
+            match marked {
+                Ok(mount) => self.mounts.push(mount),
+                Err(e) if e.kind() == ErrorKind::NotFound => {} // gone meanwhile
+                Err(e) => self.unwatched.push((path.as_os_str().as_bytes().to_vec(), e.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, link: &UnixStream, out: &mut BufWriter<UnixStream>) -> io::Result<Ended> {
+        let filesystems = self.mounts.iter().map(Mount::fs).collect::<std::collections::BTreeSet<_>>().len() as u32;
+        Record::Begun { filesystems, unwatched: self.unwatched.clone() }.write(out)?;
+        out.flush()?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        loop {
+            let mut fds = [
+                PollFd::new(&self.fanotify, PollFlags::IN),
+                PollFd::new(link, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.table.as_fd(), PollFlags::PRI),
+            ];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                done => done?,
+            };
+            let [_, word, table] = fds.map(|fd| fd.revents());
+            if table.intersects(PollFlags::PRI | PollFlags::ERR) {
+                // What is mounted elsewhere changes nothing. A mark is made before everything is looked at.
+                let why = match mounts_below(self.roots) {
+                    Ok(below) if below == self.below => None,
+                    Ok(below) => {
+                        self.below = below;
+                        Some(self.mark_all().err().unwrap_or_else(|| "filesystems were mounted or unmounted below a root".into()))
+                    }
+                    Err(why) => Some(why),
+                };
+                if let Some(why) = why {
+                    Record::Lost { why }.write(out)?;
+                }
+            }
+            loop {
+                match self.fanotify.read(&mut buffer) {
+                    Ok(bytes) => tell(self.roots, self.daemon, &self.mounts, &mut self.remembered, bytes, out)?,
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                    Err(e) => return Err(e),
+                }
+            }
+            out.flush()?;
+            if word.contains(PollFlags::IN) {
+                let mut next = [0];
+                let (found, _) = rustix::net::recv(link, &mut next, rustix::net::RecvFlags::PEEK)?;
+                return Ok(if found == 0 { Ended::Closed } else { Ended::Anew });
+            }
+            if word.intersects(PollFlags::HUP | PollFlags::ERR) {
+                return Ok(Ended::Closed);
+            }
+        }
+    }
+}
+
+fn tell(
+    roots: &[PathBuf],
+    daemon: Option<u32>,
+    mounts: &[Mount],
+    remembered: &mut HashMap<(FsId, Vec<u8>), Vec<PathBuf>>,
+    bytes: &[u8],
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let mut last: Option<Event<'_>> = None;
+    for event in events(bytes) {
+        let Ok(event) = event else {
+            return Record::Lost { why: "the kernel's events can't be understood".into() }.write(out);
+        };
+        if event.change == Change::Lost {
+            Record::Lost { why: "the kernel's queue overflowed".into() }.write(out)?;
+            continue;
+        }
+        let Some(fs) = event.fs else { continue };
+        if event.is_dir && event.change == Change::Name {
+            remembered.clear();
+        }
+        // git writes a file in several calls.
+        if last.replace(event) == Some(event) {
+            continue;
+        }
+        let key = (fs, event.dir.to_vec());
+        if !remembered.contains_key(&key) {
+            if remembered.len() >= REMEMBERED_MAX {
+                remembered.clear();
+            }
+            let found: Result<Vec<PathBuf>, io::Error> =
+                mounts.iter().filter(|mount| mount.fs() == fs).map(|mount| mount.path_of(event.dir)).collect();
+            let mut found = match found {
+                Ok(found) => found,
+                // Gone: the directory above it tells of that.
+                Err(e) if e.raw_os_error() == Some(STALE) || e.kind() == ErrorKind::NotFound => continue,
+                Err(e) => {
+                    Record::Lost { why: format!("a directory can't be looked up: {e}") }.write(out)?;
+                    continue;
+                }
+            };
+            found.retain(|path| roots.iter().any(|root| path.starts_with(root)));
+            found.sort();
+            found.dedup();
+            remembered.insert(key.clone(), found);
+        }
+        for dir in &remembered[&key] {
+            if Some(event.pid) == daemon && !dir.components().any(|part| part.as_os_str().as_bytes() == CONTROL_DIR) {
+                continue;
+            }
+            let name = if event.name == b"." { &[][..] } else { event.name };
+            let dir = dir.as_os_str().as_bytes().to_vec();
+            Record::Changed { is_name: event.change == Change::Name, dir, name: name.to_vec() }.write(out)?;
+        }
+    }
+    Ok(())
+}
+
+fn needs(what: &str, e: &io::Error) -> String {
+    match e.kind() {
+        ErrorKind::PermissionDenied => format!("{what}: {e}; it needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH"),
+        ErrorKind::CrossesDevices => format!("{what}: a subvolume can't be marked"),
+        ErrorKind::Unsupported => format!("{what}: the filesystem gives no file handles"),
+        _ => format!("{what}: {e}"),
+    }
+}
+
+const STALE: i32 = 116;
+const MOUNT_TABLE: &str = "/proc/self/mountinfo";
+
+/// Where filesystems are mounted below `roots`.
+fn mounts_below(roots: &[PathBuf]) -> Result<Vec<MountPoint>, String> {
+    let table = std::fs::read(MOUNT_TABLE).map_err(|e| format!("{MOUNT_TABLE}: {e}"))?;
+    let mut out = mount_points(&table);
+    out.retain(|MountPoint { path, .. }| roots.iter().any(|root| path != root && path.starts_with(root)));
+    out.sort();
+    out.dedup();
+    Ok(out)
+}
+
+/// The mount points in a table of mounts. Source: `proc_pid_mountinfo(5)`.
+fn mount_points(table: &[u8]) -> Vec<MountPoint> {
+    let point = |line: &[u8]| {
+        let mut fields = line.split(|&b| b == b' ');
+        let (id, path) = (fields.next()?, fields.nth(3)?);
+        Some(MountPoint { path: std::ffi::OsString::from_vec(unescape(path)).into(), id: id.into() })
+    };
+    table.split(|&b| b == b'\n').filter_map(point).collect()
+}
+
+/// Octal escapes, as of blanks, as the bytes that they stand for.
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let [first, behind @ ..] = rest {
+        let escaped = behind.get(..3).filter(|_| *first == b'\\').and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
+        out.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &behind[3..] } else { behind };
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_blanks() {
+        let table = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 98:0 / /srv/a\\040b\\134 rw - ext4 /dev/x rw\n";
+        let point = |path: &str, id: &str| MountPoint { path: path.into(), id: id.into() };
+        assert_eq!(mount_points(table), [point("/mnt2", "36"), point("/srv/a b\\", "37")]);
+    }
+}
