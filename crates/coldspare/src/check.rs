@@ -126,7 +126,11 @@ fn examine(config: &Config, findings: &mut Vec<Finding>) {
         let read =
             |name: &str| std::fs::read_to_string(format!("/proc/sys/fs/inotify/{name}")).ok().and_then(|t| t.trim().parse::<u64>().ok());
         if let (Some(watches), Some(queue)) = (read("max_user_watches"), read("max_queued_events")) {
-            say("watch", Grade::Good, format!("inotify: up to {watches} folders, {queue} queued events"));
+            let by_fanotify = match coldspare_os::fanotify::Fanotify::new() {
+                Ok(_) => "fanotify is available".to_string(),
+                Err(e) => format!("fanotify isn't available ({e}: it needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH)"),
+            };
+            say("watch", Grade::Good, format!("{by_fanotify}; inotify: up to {watches} folders, {queue} queued events"));
         }
     }
     let buffer = std::fs::read_to_string("/proc/sys/net/core/rmem_max").ok().and_then(|t| t.trim().parse::<u64>().ok());

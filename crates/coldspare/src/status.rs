@@ -105,13 +105,17 @@ fn page(value: &Value) -> String {
         line(
             "watch",
             format!(
-                "{}, {share:.1} % covered ({} folders, {} not), {} overflows",
+                "{}, {share:.1} % covered ({} {}, {} not), {} overflows",
                 text(&watch["backend"]),
                 watch["watched"],
+                if watch["backend"] == "fanotify" { "filesystems" } else { "folders" },
                 watch["unwatched"],
                 watch["overflows"]
             ),
         );
+        if watch["why"].is_string() {
+            line("", text(&watch["why"]));
+        }
     }
     let held = value["held_back"].as_array().map_or(0, Vec::len);
     line("held back", held.to_string());
