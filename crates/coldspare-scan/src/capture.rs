@@ -10,8 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coldspare_core::changeset::{Ask, Have, Totals};
@@ -24,10 +23,12 @@ use coldspare_os::Disk;
 
 use crate::dirty::{Hint, Hints};
 use crate::discover::When;
+pub use crate::held::HeldBack;
 use crate::index::{Index, IndexError};
+use crate::run::Run;
 use crate::settle::Left;
 use crate::unit::Extent;
-use crate::visit::{Run, Visit};
+use crate::visit::Visit;
 use crate::watch::{Watch, WatchError};
 use crate::writer::{Change, Writer};
 
@@ -364,121 +365,3 @@ fn is_no_reference(dir: &RelPath, name: Option<&[u8]>) -> bool {
 const LATE_PACKS_MAX: usize = 8;
 /// How often a repository is captured anew that the standby found incomplete.
 const INCOMPLETE_TRIES: u32 = 3;
-
-/// What is held back: not sent, the standby's copy kept, reported until it is captured after all.
-#[derive(Debug, Default)]
-pub struct HeldBack {
-    problems: Mutex<BTreeMap<(RootId, RelPath), (Problem, u64)>>,
-    cycle: AtomicU64,
-    /// Problems beyond the limit.
-    unlisted: AtomicU64,
-    /// Repositories that are held back as a whole.
-    repositories: Mutex<BTreeSet<Repository>>,
-    /// Repositories that the standby found incomplete: how often, and whether they were sent since.
-    incomplete: Mutex<BTreeMap<Repository, (u32, bool)>>,
-    /// How often in a row a repository could not be captured whole.
-    again: Mutex<BTreeMap<Repository, u32>>,
-}
-
-/// LIMIT: problems that are listed; more are counted.
-const HELD_MAX: usize = 10_000;
-
-impl HeldBack {
-    /// The problems that are listed, by path, and how many more there are.
-    pub fn list(&self) -> (Vec<Problem>, u64) {
-        (self.lock().values().map(|(p, _)| p.clone()).collect(), self.unlisted.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn hold(&self, problem: Problem) {
-        let mut problems = self.lock();
-        let key = (problem.root, problem.path.clone());
-        if problems.len() >= HELD_MAX && !problems.contains_key(&key) {
-            self.unlisted.fetch_add(1, Ordering::Relaxed);
-            return;
-        }
-        if !problems.contains_key(&key) {
-            tracing::warn!(path = %problem.path, kind = problem.kind.word(), detail = problem.detail, "held back");
-        }
-        problems.insert(key, (problem, self.cycle.load(Ordering::Relaxed)));
-    }
-
-    /// A path was captured: it is no problem any more, unless it is a repository that is held back as a whole.
-    pub(crate) fn release(&self, root: RootId, path: &RelPath) {
-        let key = (root, path.clone());
-        if self.lock().is_empty() || self.is_incomplete(&key) || self.repositories().contains(&key) {
-            return;
-        }
-        self.lock().remove(&key);
-    }
-
-    /// Repositories that are held back as a whole.
-    pub(crate) fn repositories(&self) -> std::sync::MutexGuard<'_, BTreeSet<Repository>> {
-        self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts one more time that the standby found a repository incomplete.
-    fn note_incomplete(&self, at: &Repository) -> u32 {
-        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
-        let (tries, is_sent) = incomplete.entry(at.clone()).or_default();
-        *tries += 1;
-        *is_sent = false;
-        *tries
-    }
-
-    /// A repository is in the changeset under way: if the standby doesn't say otherwise, it is complete from then on.
-    pub(crate) fn note_sent(&self, at: &Repository) {
-        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, is_sent)) = incomplete.get_mut(at) {
-            *is_sent = true;
-        }
-    }
-
-    pub(crate) fn is_incomplete(&self, at: &Repository) -> bool {
-        self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).contains_key(at)
-    }
-
-    /// The changeset under way was acknowledged, after all that the standby had to say of it.
-    pub fn acknowledged(&self) {
-        let done: Vec<Repository> = {
-            let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
-            let done = incomplete.iter().filter(|(_, (_, is_sent))| *is_sent).map(|(at, _)| at.clone()).collect();
-            incomplete.retain(|_, (_, is_sent)| !*is_sent);
-            done
-        };
-        done.iter().for_each(|(root, path)| self.release(*root, path));
-    }
-
-    /// Counts one more try that failed.
-    pub(crate) fn note_again(&self, at: &Repository) -> u32 {
-        let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
-        let tries = again.entry(at.clone()).or_insert(0);
-        *tries += 1;
-        *tries
-    }
-
-    pub(crate) fn tries_of(&self, at: &Repository) -> u32 {
-        self.again.lock().unwrap_or_else(PoisonError::into_inner).get(at).copied().unwrap_or(0)
-    }
-
-    pub(crate) fn forget_again(&self, at: &Repository) {
-        self.again.lock().unwrap_or_else(PoisonError::into_inner).remove(at);
-    }
-
-    fn begin(&self) {
-        self.cycle.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// After a look at everything: what was not met again is no longer a problem.
-    fn forget_older(&self) {
-        let cycle = self.cycle.load(Ordering::Relaxed);
-        let mut problems = self.lock();
-        problems.retain(|key, (_, at)| *at == cycle || self.is_incomplete(key));
-        if problems.len() < HELD_MAX {
-            self.unlisted.store(0, Ordering::Relaxed);
-        }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<(RootId, RelPath), (Problem, u64)>> {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}

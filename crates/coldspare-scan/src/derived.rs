@@ -16,12 +16,14 @@ use coldspare_core::git::{CapturePass, ObjectId};
 use coldspare_core::{RelPath, RootId};
 use coldspare_os::{Disk, Stat};
 
+use crate::batch::Builder;
 use crate::capture::CaptureError;
 use crate::dirty::Hint;
 use crate::index::{Row, State};
-use crate::read::{Builder, Outcome, RACY_MS};
+use crate::read::{Outcome, RACY_MS};
+use crate::run::Run;
 use crate::unit::Unit;
-use crate::visit::{Candidate, Run, Visit, What};
+use crate::visit::{Candidate, Visit, What};
 
 /// LIMIT: bytes of a multi-pack index in which the names of its packs have to be.
 const NAMES_BYTES_MAX: usize = 1 << 20;

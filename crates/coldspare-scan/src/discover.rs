@@ -11,8 +11,9 @@ use coldspare_core::{RelPath, RootId};
 use coldspare_os::{Disk, FileKind, Listed};
 
 use crate::dirty::{Hint, Names};
+use crate::run::Run;
 use crate::unit::{Extent, IsMore};
-use crate::visit::{Run, Visit, What};
+use crate::visit::{Visit, What};
 
 impl<D: Disk> Run<'_, D> {
     /// Registers every repository below `dir`, or at it.

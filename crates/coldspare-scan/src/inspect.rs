@@ -13,7 +13,7 @@ use coldspare_os::Disk;
 
 use crate::index::Row;
 use crate::read::Opened;
-use crate::visit::Run;
+use crate::run::Run;
 
 /// What a file's content has to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,15 +10,18 @@
 
 #![forbid(unsafe_code)]
 
+mod batch;
 pub mod capture;
 mod derived;
 pub mod dirty;
 mod discover;
+mod held;
 pub mod index;
 mod inspect;
 mod links;
 mod read;
 mod references;
+mod run;
 mod settle;
 mod unit;
 mod visit;

@@ -13,10 +13,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use coldspare_core::{Body, ContentRef, Entry, Op, ProblemKind, RelPath, RootId, Seq};
 use coldspare_os::{Disk, FileKind, Stat};
 
+use crate::batch::Builder;
 use crate::capture::{CaptureError, Work};
 use crate::index::{IndexError, Row};
-use crate::read::{Builder, Outcome};
-use crate::visit::{Candidate, Run, lock};
+use crate::read::Outcome;
+use crate::run::{Run, lock};
+use crate::visit::Candidate;
 use crate::writer::{Change, Chunks};
 
 /// One file of several names.

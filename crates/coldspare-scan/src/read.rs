@@ -1,35 +1,29 @@
-//! Reads what changed and gathers it into batches.
+//! Reads what changed.
 //!
 //! Each file is examined, read and examined again; one that changed meanwhile is read anew, and held back after some
 //! tries (G2: no torn file). Small files travel inside batches, large ones as segments.
 //!
-//! Invariants: a row is written only after its operation was handed over; nothing is handed over for a path whose
-//! content could not be read whole.
+//! Invariants: nothing is handed over for a path whose content could not be read whole.
 
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 
-use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::entry::{XATTR_BYTES_MAX, xattr_is_carried};
 use coldspare_core::git::{self, Part};
 use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, ProblemKind, RelPath, RootId, Seq, Time, Xattr, seeded_bug};
 use coldspare_delta::{Base, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, Segment, encode_pieces, pack};
 use coldspare_os::{Disk, FileKind, Stat};
 
+use crate::batch::{Builder, Unsure};
 use crate::capture::{CaptureError, Certainty, FilePart};
 use crate::index::{Row, State, Witness};
 use crate::inspect::{Inspect, Inspection};
-use crate::visit::{Candidate, Run, is_unchanged, is_vanished, lock};
+use crate::run::{Run, lock};
+use crate::visit::{Candidate, is_unchanged, is_vanished};
 use crate::writer::{Change, Chunks};
 
 /// Files up to this many bytes travel whole inside a batch.
 pub(crate) const SMALL_BYTES_MAX: u64 = 128 << 10;
-/// LIMIT: bytes of content in one batch; one file may pass it.
-const BATCH_BYTES: usize = 512 << 10;
-/// LIMIT: operations in one batch.
-const BATCH_OPS: usize = 512;
-/// LIMIT: estimated bytes of the operations of one batch; the wire takes twice that and one operation more.
-const BATCH_BODY_BYTES: usize = 256 << 10;
 /// How often a file that changes while it is read is read anew.
 const TRIES: usize = 4;
 /// Bytes of a large file that are read at once.
@@ -37,28 +31,6 @@ const WINDOW_BYTES: usize = 4 << 20;
 /// A change this shortly before the reading could be followed by another one with the same time stamp: above the
 /// clock tick of any kernel.
 pub(crate) const RACY_MS: i64 = 25;
-
-/// Gathers operations of one thread.
-#[derive(Default)]
-pub(crate) struct Builder {
-    ops: Vec<Op>,
-    body_bytes: usize,
-    payload: Vec<u8>,
-    changes: Vec<Change>,
-    unsure: Vec<Unsure>,
-    unsure_bytes: usize,
-    /// While set, nothing leaves: what was claimed for it is given back when it is discarded.
-    held: Option<Vec<(RootId, RelPath, u64)>>,
-}
-
-/// A file of which the standby may have the content.
-struct Unsure {
-    root: RootId,
-    path: RelPath,
-    /// What the index is to say of it.
-    row: Row,
-    content: Option<Vec<u8>>,
-}
 
 /// What became of a candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,23 +45,6 @@ pub(crate) enum Outcome {
     Held,
     /// Gone meanwhile, or another than was seen; left to the next cycle.
     Vanished,
-}
-
-impl Builder {
-    /// One that hands over nothing before [`Run::commit`].
-    pub(crate) fn held() -> Builder {
-        Builder { held: Some(Vec::new()), ..Builder::default() }
-    }
-
-    pub(crate) fn claimed(&mut self, root: RootId, path: &RelPath, claim: u64) {
-        if let Some(claims) = &mut self.held {
-            claims.push((root, path.clone(), claim));
-        }
-    }
-
-    pub(crate) fn change(&mut self, change: Change) {
-        self.changes.push(change);
-    }
 }
 
 impl<D: Disk> Run<'_, D> {
@@ -323,7 +278,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Notes that a row is handed over with this cycle, where the index doesn't say so by itself.
-    fn renew(&self, builder: &mut Builder, root: RootId, path: &RelPath, row: Row) {
+    pub(crate) fn renew(&self, builder: &mut Builder, root: RootId, path: &RelPath, row: Row) {
         let chunks = match row.version {
             Row::UNSENT => Chunks::Keep,
             version if version == self.cycle.seq => Chunks::None, // those that are kept are of an older content
@@ -332,47 +287,8 @@ impl<D: Disk> Run<'_, D> {
         builder.change(self.put(root, path, Row { version: self.cycle.seq, ..row }, chunks));
     }
 
-    fn push_unsure(&self, builder: &mut Builder, unsure: Unsure) -> Result<(), CaptureError> {
-        builder.unsure_bytes += unsure.content.as_ref().map_or(0, Vec::len);
-        builder.unsure.push(unsure);
-        if builder.unsure.len() >= BATCH_OPS || builder.unsure_bytes >= BATCH_BYTES {
-            self.resolve_unsure(builder)?;
-        }
-        Ok(())
-    }
-
-    /// Asks for all that is unsure and hands over what is missing.
-    pub(crate) fn resolve_unsure(&self, builder: &mut Builder) -> Result<(), CaptureError> {
-        let unsure = std::mem::take(&mut builder.unsure);
-        builder.unsure_bytes = 0;
-        if unsure.is_empty() {
-            return Ok(());
-        }
-        let ask = |u: &Unsure| {
-            let entry = u.row.entry().expect("only what is there is asked for");
-            Ask { root: u.root, path: u.path.clone(), digest: entry.digest().expect("only files are asked for"), size: entry.size() }
-        };
-        let answers = self.outlet.ask(unsure.iter().map(ask).collect())?;
-        for (unsure, have) in unsure.into_iter().zip(answers) {
-            let content = match have {
-                Have::AtPath => ContentRef::Unchanged,
-                Have::Staged => ContentRef::Staged,
-                Have::Missing => {
-                    self.send_missing(builder, unsure)?;
-                    continue;
-                }
-            };
-            let Unsure { root, path, row, .. } = unsure;
-            let Some(entry) = row.entry().cloned() else { continue };
-            self.capture.held.release(root, &path);
-            self.renew(builder, root, &path, row);
-            self.push(builder, Op::Put { root, path, entry, content })?;
-        }
-        Ok(())
-    }
-
     /// Hands over content that the standby lacks, reading it where it isn't at hand.
-    fn send_missing(&self, builder: &mut Builder, unsure: Unsure) -> Result<(), CaptureError> {
+    pub(crate) fn send_missing(&self, builder: &mut Builder, unsure: Unsure) -> Result<(), CaptureError> {
         let Unsure { root, path, row, content } = unsure;
         let Some(entry) = row.entry().cloned() else { return Ok(()) };
         if let Some(content) = content {
@@ -528,100 +444,6 @@ impl<D: Disk> Run<'_, D> {
             && self.capture.disk.stat_file(&file.file).is_ok_and(|a| (a.size, a.mtime, a.ctime, a.ino) == (b.size, b.mtime, b.ctime, b.ino))
     }
 
-    /// Puts an operation into the batch and hands the batch over when it is full.
-    pub(crate) fn push(&self, builder: &mut Builder, op: Op) -> Result<(), CaptureError> {
-        builder.body_bytes += op_bytes(&op);
-        builder.ops.push(op);
-        if builder.held.is_some() {
-            return Ok(());
-        }
-        if builder.ops.len() >= BATCH_OPS || builder.body_bytes >= BATCH_BODY_BYTES || builder.payload.len() >= BATCH_BYTES {
-            self.send_batch(builder)?;
-        }
-        Ok(())
-    }
-
-    fn push_inline(
-        &self,
-        builder: &mut Builder,
-        root: RootId,
-        path: RelPath,
-        row: Row,
-        entry: Entry,
-        content: &[u8],
-    ) -> Result<(), CaptureError> {
-        self.capture.held.release(root, &path);
-        builder.change(self.put(root, &path, Row { version: self.cycle.seq, ..row }, Chunks::None));
-        builder.payload.extend_from_slice(content);
-        self.push(builder, Op::Put { root, path, entry, content: ContentRef::Inline })
-    }
-
-    /// Hands over what a held builder has gathered.
-    pub(crate) fn commit(&self, mut builder: Builder) -> Result<(), CaptureError> {
-        builder.held = None;
-        self.flush(&mut builder)
-    }
-
-    /// Forgets what a held builder has gathered.
-    pub(crate) fn discard(&self, builder: Builder) {
-        let mut claims = lock(&self.claims);
-        for (_, _, claim) in builder.held.into_iter().flatten() {
-            claims.remove(&claim);
-        }
-    }
-
-    /// Forgets what a held builder has gathered of paths for which `is_stale` says so.
-    pub(crate) fn forget(&self, builder: &mut Builder, is_stale: impl Fn(RootId, &RelPath) -> bool) {
-        let mut payload = Vec::new();
-        let mut at = 0;
-        builder.ops.retain(|op| {
-            let bytes = inline_bytes(op);
-            let keep = !is_stale(op.root(), op.path());
-            if keep {
-                payload.extend_from_slice(&builder.payload[at..at + bytes]);
-            }
-            at += bytes;
-            keep
-        });
-        builder.payload = payload;
-        builder.changes.retain(|change| change.path().is_none_or(|(root, path)| !is_stale(root, path)));
-        let mut claims = lock(&self.claims);
-        builder.held.iter_mut().for_each(|held| {
-            held.retain(|(root, path, claim)| {
-                let keep = !is_stale(*root, path);
-                if !keep {
-                    claims.remove(claim);
-                }
-                keep
-            });
-        });
-    }
-
-    fn send_batch(&self, builder: &mut Builder) -> Result<(), CaptureError> {
-        if builder.held.is_some() {
-            return Ok(());
-        }
-        let mut ops = std::mem::take(&mut builder.ops);
-        let mut payload = std::mem::take(&mut builder.payload);
-        builder.body_bytes = 0;
-        while !ops.is_empty() {
-            // One batch, unless they were held back until now.
-            let (count, bytes) = first_batch(&ops);
-            let (later_ops, later_payload) = (ops.split_off(count), payload.split_off(bytes));
-            self.counters.ops.fetch_add(count as u64, Ordering::Relaxed);
-            self.outlet.batch(ops, pack(payload, self.capture.zstd_level), bytes)?;
-            (ops, payload) = (later_ops, later_payload);
-        }
-        self.writer.send(std::mem::take(&mut builder.changes));
-        Ok(())
-    }
-
-    /// Hands over all that is gathered.
-    pub(crate) fn flush(&self, builder: &mut Builder) -> Result<(), CaptureError> {
-        self.resolve_unsure(builder)?;
-        self.send_batch(builder)
-    }
-
     /// The row for an entry that was examined at `at_ms` or later; its version is this cycle's unless an older one still
     /// holds.
     pub(crate) fn row(&self, version: Option<Seq>, entry: Entry, stat: &Stat, at_ms: u64) -> Row {
@@ -715,44 +537,6 @@ fn is_sparse(stat: &Stat) -> bool {
 fn is_racy(ctime: (i64, u32), at_ms: u64) -> bool {
     let ctime_ms = ctime.0.saturating_mul(1000) + i64::from(ctime.1) / 1_000_000;
     i64::try_from(at_ms).unwrap_or(i64::MAX) - ctime_ms < RACY_MS && !seeded_bug!(RecentTimesAreTrusted)
-}
-
-/// How many of the operations fit into one batch, and how many bytes of content they bring.
-fn first_batch(ops: &[Op]) -> (usize, usize) {
-    let (mut body_bytes, mut content_bytes) = (0, 0);
-    for (n, op) in ops.iter().enumerate() {
-        if n >= BATCH_OPS || body_bytes >= BATCH_BODY_BYTES || content_bytes >= BATCH_BYTES {
-            return (n, content_bytes);
-        }
-        body_bytes += op_bytes(op);
-        content_bytes += inline_bytes(op);
-    }
-    (ops.len(), content_bytes)
-}
-
-/// Bytes of a payload that belong to an operation.
-fn inline_bytes(op: &Op) -> usize {
-    match op {
-        Op::Put { entry, content: ContentRef::Inline, .. } => usize::try_from(entry.size()).expect("small"),
-        _ => 0,
-    }
-}
-
-/// About how many bytes an operation takes on the wire.
-fn op_bytes(op: &Op) -> usize {
-    let extra = match op {
-        Op::Delete { .. } | Op::Keep { .. } => 0,
-        Op::Put { entry, .. } => {
-            let body = match &entry.body {
-                Body::Symlink { target } => target.len(),
-                Body::Hardlink { to } => to.as_bytes().len(),
-                Body::File { .. } => 48,
-                Body::Dir => 0,
-            };
-            body + entry.meta.xattrs.iter().map(|x| x.name.len() + x.value.len() + 8).sum::<usize>() + 40
-        }
-    };
-    op.path().as_bytes().len() + extra + 8
 }
 
 #[cfg(test)]

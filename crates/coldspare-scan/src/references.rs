@@ -15,11 +15,12 @@ use coldspare_core::git::{self, CapturePass};
 use coldspare_core::{RelPath, RootId, seeded_bug};
 use coldspare_os::{Disk, FileKind, Stat};
 
+use crate::batch::Builder;
 use crate::capture::{BARRIER_LIMIT, CaptureError, Work};
 use crate::dirty::{Hints, Names};
-use crate::read::Builder;
+use crate::run::{Run, lock};
 use crate::unit::Unit;
-use crate::visit::{Run, Visit, lock};
+use crate::visit::Visit;
 
 /// How often the references of a repository are read before it is left to the next cycle.
 const TRIES: usize = 8;

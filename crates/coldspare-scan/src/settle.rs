@@ -19,12 +19,12 @@ use coldspare_core::git::{self, CapturePass, ObjectId};
 use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, seeded_bug};
 use coldspare_os::Disk;
 
+use crate::batch::Builder;
 use crate::capture::{BARRIER_LIMIT, CaptureError, Certainty, Report};
 use crate::dirty::Hint;
 use crate::index::Row;
-use crate::read::Builder;
+use crate::run::{Run, lock};
 use crate::unit::{Extent, Fate, Unit};
-use crate::visit::{Run, lock};
 use crate::writer::Change;
 
 /// After so many cycles in a row in which a repository changed while it was read, it is reported as held back.

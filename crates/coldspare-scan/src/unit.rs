@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use coldspare_core::git::family::Repository;
 use coldspare_core::{RelPath, RootId, seeded_bug};
 
-use crate::visit::lock;
+use crate::run::lock;
 
 /// One repository of a cycle.
 #[derive(Debug)]

@@ -2,29 +2,30 @@
 //!
 //! Invariants:
 //! - a directory is watched before it is read;
-//! - a path is handed over at most once in a cycle: what is met twice is left to the next cycle;
 //! - what belongs to another pass is left to it;
 //! - what can't be read is never taken for gone.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use coldspare_core::exclude::IsDir;
-use coldspare_core::git::{self, CapturePass, family::Repository};
-use coldspare_core::{Baseline, Body, Op, PathError, Problem, ProblemKind, RelPath, RootId, Seq, seeded_bug};
+use coldspare_core::git::{self, CapturePass};
+use coldspare_core::{Baseline, Body, Op, PathError, Problem, ProblemKind, RelPath, RootId, seeded_bug};
 use coldspare_os::{Disk, FileKind, Stat};
 
-use crate::capture::{Capture, CaptureError, Cycle, Outlet, Work};
+use crate::batch::Builder;
+use crate::capture::CaptureError;
 use crate::dirty::{Hint, Names};
 use crate::discover::join;
-use crate::index::{Row, Snapshot, State};
+use crate::index::{Row, State};
 use crate::links::is_linked;
-use crate::read::{Builder, Outcome};
-use crate::unit::{Extent, Fate, Unit, Units};
-use crate::writer::{Change, Writer};
+use crate::read::Outcome;
+use crate::run::{Met, Run, lock};
+use crate::unit::{Extent, Fate, Unit};
+use crate::writer::Change;
 
 /// A directory to look at.
 #[derive(Debug, Clone)]
@@ -62,51 +63,6 @@ pub(crate) struct Candidate {
     pub(crate) row: Option<Row>,
 }
 
-/// One cycle under way; shared by its threads.
-pub(crate) struct Run<'a, D: Disk> {
-    pub(crate) capture: &'a Capture<D>,
-    pub(crate) cycle: &'a Cycle,
-    pub(crate) snapshot: Snapshot,
-    pub(crate) writer: &'a Writer<'a>,
-    pub(crate) outlet: &'a dyn Outlet,
-    /// What the standby is known to have.
-    pub(crate) acked: Seq,
-    pub(crate) counters: Counters,
-    pub(crate) next_file: AtomicU32,
-    /// The repositories that were met.
-    pub(crate) units: Units,
-    /// Files with several names.
-    pub(crate) linked: Mutex<Vec<Candidate>>,
-    /// Repositories that share a file.
-    pub(crate) ties: Mutex<BTreeSet<(Repository, Repository)>>,
-    deferred: Mutex<BTreeMap<(CapturePass, RootId, RelPath), What>>,
-    /// What is held back in this cycle.
-    pub(crate) kept: Mutex<BTreeSet<(RootId, RelPath)>>,
-    /// What was to be handed over in this cycle, and wasn't in the end.
-    pub(crate) untaken: Mutex<BTreeSet<(RootId, RelPath)>>,
-    pub(crate) builders: Mutex<Vec<Builder>>,
-    pub(crate) claims: Mutex<HashSet<u64>>,
-    /// What directories were met as, while hints are followed: one of which something was handed over can't be gone in
-    /// the same changeset, nor the reverse.
-    met: Mutex<BTreeMap<(RootId, RelPath), Met>>,
-    stopped: AtomicBool,
-    /// Whether something was left to the next cycle.
-    pub(crate) is_left: AtomicBool,
-    failure: Mutex<Option<CaptureError>>,
-    opened: AtomicU64,
-    /// When the first object was looked at, in milliseconds since 1970.
-    pub(crate) objects_from_ms: AtomicU64,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) ops: AtomicU64,
-    pub(crate) files_read: AtomicU64,
-    pub(crate) bytes_read: AtomicU64,
-    pub(crate) entries: AtomicU64,
-    pub(crate) special: AtomicU64,
-}
-
 /// The directory that is being looked at.
 struct Place<'v> {
     root: RootId,
@@ -117,15 +73,6 @@ struct Place<'v> {
     /// Its path below the repository that it is in.
     inside: Vec<u8>,
     pass: CapturePass,
-}
-
-/// What a path was met as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Met {
-    /// A directory that was looked at.
-    There,
-    /// Not there any more.
-    Gone,
 }
 
 /// How many directories are opened before the watch is waited for.
@@ -168,154 +115,8 @@ impl Place<'_> {
     }
 }
 
-impl<'a, D: Disk> Run<'a, D> {
-    pub(crate) fn new(
-        capture: &'a Capture<D>,
-        cycle: &'a Cycle,
-        snapshot: Snapshot,
-        writer: &'a Writer<'a>,
-        outlet: &'a dyn Outlet,
-    ) -> Run<'a, D> {
-        let acked = match cycle.baseline {
-            Baseline::Delta(seq) => seq,
-            Baseline::Full => Seq(0),
-        };
-        Run {
-            capture,
-            cycle,
-            snapshot,
-            writer,
-            outlet,
-            acked,
-            counters: Counters::default(),
-            next_file: AtomicU32::new(0),
-            units: Units::default(),
-            linked: Mutex::default(),
-            ties: Mutex::default(),
-            deferred: Mutex::default(),
-            kept: Mutex::default(),
-            untaken: Mutex::default(),
-            builders: Mutex::default(),
-            claims: Mutex::default(),
-            met: Mutex::default(),
-            stopped: AtomicBool::new(false),
-            is_left: AtomicBool::new(false),
-            failure: Mutex::default(),
-            opened: AtomicU64::new(0),
-            objects_from_ms: AtomicU64::new(0),
-        }
-    }
-
-    /// Looks at what was left to `pass`, and at what is below.
-    pub(crate) fn pass(&self, pass: CapturePass) -> Result<(), CaptureError> {
-        let visits = self.take_deferred(pass);
-        self.capture.pool.scope(|scope| {
-            for visit in visits {
-                scope.spawn(move |scope| self.visit(scope, visit, pass));
-            }
-        });
-        self.outcome()?;
-        // Rows reach the index in the order of the passes: what goes in a later one buries what an earlier one met below.
-        lock(&self.builders).iter_mut().try_for_each(|builder| self.flush(builder))
-    }
-
-    /// Leaves a directory to a pass; one that is found from above and by a hint is looked at once.
-    pub(crate) fn defer(&self, pass: CapturePass, visit: Visit) {
-        let mut deferred = lock(&self.deferred);
-        let Visit { root, path, what } = visit;
-        match (deferred.get_mut(&(pass, root, path.clone())), what) {
-            (Some(What::Deep), _) => {}
-            (Some(What::Names(known)), What::Names(more)) => {
-                for (name, hint) in more {
-                    known.entry(name).and_modify(|k| *k = hint.max(*k)).or_insert(hint);
-                }
-            }
-            (_, what) => drop(deferred.insert((pass, root, path), what)),
-        }
-    }
-
-    pub(crate) fn take_deferred(&self, pass: CapturePass) -> Vec<Visit> {
-        let mut out = Vec::new();
-        lock(&self.deferred).retain(|(at, root, path), what| {
-            if *at == pass {
-                out.push(Visit { root: *root, path: path.clone(), what: what.clone() });
-            }
-            *at != pass
-        });
-        out
-    }
-
-    /// The first failure of the threads, if there was one.
-    pub(crate) fn outcome(&self) -> Result<(), CaptureError> {
-        lock(&self.failure).take().map_or(Ok(()), Err)
-    }
-
-    pub(crate) fn fail(&self, e: CaptureError) {
-        self.stopped.store(true, Ordering::Relaxed);
-        lock(&self.failure).get_or_insert(e);
-    }
-
-    pub(crate) fn is_stopped(&self) -> bool {
-        self.stopped.load(Ordering::Relaxed)
-    }
-
-    /// Whether `path` may be handed over in this cycle: it wasn't yet.
-    pub(crate) fn claim(&self, root: RootId, path: &RelPath, builder: &mut Builder) -> bool {
-        let mut hasher = DefaultHasher::new();
-        (root, path).hash(&mut hasher);
-        let claim = hasher.finish();
-        let is_new = lock(&self.claims).insert(claim);
-        if is_new {
-            builder.claimed(root, path, claim);
-        }
-        is_new
-    }
-
-    /// As [`Run::claim`], for what isn't a directory: when everything is looked at, each entry is met once.
-    fn claim_entry(&self, root: RootId, path: &RelPath, builder: &mut Builder) -> bool {
-        self.cycle.work == Work::Everything || self.claim(root, path, builder)
-    }
-
-    /// Leaves `path` to the next cycle, which belongs to this one: a checkpoint waits for it.
-    pub(crate) fn again(&self, root: RootId, path: &RelPath) {
-        if self.capture.watch.is_some() {
-            self.is_left.store(true, Ordering::Relaxed);
-        }
-        self.hint(root, path);
-    }
-
-    /// Has `path`, which is reported as held back, tried again with the next cycle.
-    pub(crate) fn hint(&self, root: RootId, path: &RelPath) {
-        tracing::trace!(%path, "hint again");
-        if let Some(watch) = &self.capture.watch {
-            let dir = path.parent().unwrap_or_else(RelPath::root);
-            watch.dirty().add(root, dir, path.name(), Hint::Replaced, self.capture.disk.now_ms());
-        }
-    }
-
-    /// Leaves the standby's copy of `path`, and of all below it, as it is.
-    pub(crate) fn keep(&self, root: RootId, path: &RelPath) {
-        tracing::trace!(%path, "keep");
-        lock(&self.kept).insert((root, path.clone()));
-    }
-
-    /// Holds `path` back with all below it: the standby's copy stays as it is.
-    ///
-    /// A repository that loses an object that way is held back as a whole, and one that loses a reference keeps its
-    /// objects: what the standby has stays complete.
-    pub(crate) fn hold(&self, root: RootId, path: &RelPath, kind: ProblemKind, detail: String) {
-        self.keep(root, path);
-        if let Some(unit) = self.units.of(root, path) {
-            match CapturePass::of(path.below(&unit.at.1).unwrap_or_default()) {
-                CapturePass::References => unit.hold_reference(),
-                CapturePass::LooseObjects | CapturePass::Packs => unit.hold(&format!("{path}: {detail}")),
-                CapturePass::Derived | CapturePass::Rest => {}
-            }
-        }
-        self.capture.held.hold(Problem { root, path: path.clone(), kind, detail });
-    }
-
-    fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit, pass: CapturePass) {
+impl<D: Disk> Run<'_, D> {
+    pub(crate) fn visit<'s>(&'s self, scope: &rayon::Scope<'s>, visit: Visit, pass: CapturePass) {
         if self.is_stopped() {
             return;
         }
@@ -634,29 +435,6 @@ impl<'a, D: Disk> Run<'a, D> {
         self.remove(root, path, is_news, builder)
     }
 
-    /// Notes what a path is met as; `false` when that contradicts what it, or one above or below it, was met as before.
-    ///
-    /// When everything is looked at, a directory is met once.
-    fn meet(&self, root: RootId, path: &RelPath, as_what: Met) -> bool {
-        if self.cycle.work == Work::Everything {
-            return true;
-        }
-        let mut met = lock(&self.met);
-        let is_gone = |met: &BTreeMap<_, _>, path: RelPath| met.get(&(root, path)) == Some(&Met::Gone);
-        let contradicts = match as_what {
-            Met::There => path.ancestors().chain([path.clone()]).any(|above| is_gone(&met, above)),
-            Met::Gone => {
-                let near =
-                    met.range((root, path.clone())..).take_while(|((r, p), _)| *r == root && p.as_bytes().starts_with(path.as_bytes()));
-                near.into_iter().any(|((_, p), what)| p.is_within(path) && *what == Met::There)
-            }
-        };
-        if !contradicts {
-            met.insert((root, path.clone()), as_what);
-        }
-        !contradicts
-    }
-
     /// Hands over that `path` is gone on the standby.
     pub(crate) fn remove(&self, root: RootId, path: RelPath, is_news: bool, builder: &mut Builder) -> Result<(), CaptureError> {
         if is_news {
@@ -729,10 +507,6 @@ impl<'a, D: Disk> Run<'a, D> {
             }
         }
     }
-
-    pub(crate) fn root(&self, root: RootId) -> &crate::capture::Root<D> {
-        &self.capture.roots[usize::from(root.0)]
-    }
 }
 
 /// Stands for a directory as it was examined.
@@ -777,13 +551,9 @@ pub(crate) fn is_unchanged(row: &Row, stat: &Stat) -> bool {
         && (entry.meta.uid, entry.meta.gid) == (stat.uid, stat.gid)
 }
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
-    use coldspare_core::{Digest, Entry, Meta, Time};
+    use coldspare_core::{Digest, Entry, Meta, Seq, Time};
 
     use super::*;
     use crate::index::Witness;

@@ -1,0 +1,308 @@
+use super::*;
+
+const MINE: SessionId = SessionId([1; 16]);
+const T0: Duration = Duration::ZERO;
+
+fn follow(next_seq: u64, acked: Option<u64>) -> Follow {
+    let config = FollowConfig {
+        session: MINE,
+        next_seq: Seq(next_seq),
+        acked: acked.map(Seq),
+        full_scan_every: Duration::from_secs(600),
+        retry_min: Duration::from_millis(200),
+        retry_max: Duration::from_secs(5),
+    };
+    Follow::new(config, T0)
+}
+
+fn applied(seq: u64) -> Option<Applied> {
+    Some(Applied { session: MINE, seq: Seq(seq), as_of_ms: 0 })
+}
+
+fn effects(f: &mut Follow) -> Vec<Effect> {
+    std::iter::from_fn(|| f.poll_effect()).collect()
+}
+
+/// A machine whose first look at everything found nothing.
+fn idle() -> Follow {
+    let mut f = follow(8, Some(7));
+    f.handle(T0, Input::Tick);
+    f.handle(T0, Input::Opened { applied: applied(7) });
+    f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::All });
+    effects(&mut f);
+    assert!(f.is_idle());
+    f
+}
+
+fn check_baseline(mut f: Follow, applied: Option<Applied>, expected: (u64, Baseline)) {
+    f.handle(T0, Input::Tick);
+    f.handle(T0, Input::Opened { applied });
+    let capture = effects(&mut f).pop().unwrap();
+    let (seq, baseline) = expected;
+    assert_eq!(capture, Effect::Capture { seq: Seq(seq), baseline, scope: Scope::Everything });
+}
+
+#[test]
+fn a_delta_needs_a_common_past() {
+    check_baseline(follow(8, Some(7)), applied(7), (8, Baseline::Delta(Seq(7))));
+    check_baseline(follow(9, Some(7)), applied(8), (9, Baseline::Delta(Seq(8))));
+    check_baseline(follow(1, None), None, (1, Baseline::Full));
+    check_baseline(follow(1, None), applied(7), (8, Baseline::Full)); // the index was lost
+    check_baseline(follow(8, Some(7)), None, (8, Baseline::Full)); // the standby was made anew
+    check_baseline(follow(8, Some(7)), applied(6), (8, Baseline::Full)); // the standby was put back
+    check_baseline(follow(8, Some(7)), applied(9), (10, Baseline::Full)); // the index was put back
+    let other = Applied { session: SessionId([2; 16]), seq: Seq(7), as_of_ms: 0 };
+    check_baseline(follow(8, Some(7)), Some(other), (8, Baseline::Full));
+}
+
+#[test]
+fn a_checkpoint_waits_for_a_cycle_that_began_after_it() {
+    let mut f = idle();
+    f.handle(T0, Input::Hints);
+    assert_eq!(effects(&mut f), [Effect::Capture { seq: Seq(8), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted }]);
+    f.handle(T0, Input::Checkpoint { id: 1 });
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(T0, Input::Acked { seq: Seq(8) });
+    let next = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
+    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, next]);
+    f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::All });
+    assert_eq!(effects(&mut f), [Effect::Confirm { id: 1, seq: Seq(8) }]);
+}
+
+#[test]
+fn a_checkpoint_waits_for_what_a_cycle_left_to_the_next() {
+    let mut f = idle();
+    f.handle(T0, Input::Checkpoint { id: 1 });
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::Part });
+    f.handle(T0, Input::Acked { seq: Seq(8) });
+    let capture = |seq, from| Effect::Capture { seq: Seq(seq), baseline: Baseline::Delta(Seq(from)), scope: Scope::Hinted };
+    assert_eq!(effects(&mut f), [capture(8, 7), Effect::RecordAcked { seq: Seq(8) }, capture(9, 8)]);
+    f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::Part });
+    assert_eq!(effects(&mut f), [], "a moment passes when nothing came of a try");
+    let at = f.poll_timeout().unwrap();
+    f.handle(at, Input::Tick);
+    f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(at, Input::Acked { seq: Seq(9) });
+    assert_eq!(effects(&mut f), [capture(9, 8), Effect::RecordAcked { seq: Seq(9) }, Effect::Confirm { id: 1, seq: Seq(9) }]);
+}
+
+#[test]
+fn a_lost_link_loses_no_hint_and_no_checkpoint() {
+    let mut f = idle();
+    f.handle(T0, Input::Checkpoint { id: 5 });
+    effects(&mut f);
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(T0, Input::Lost);
+    assert_eq!(effects(&mut f), [Effect::RestoreHints]);
+    f.handle(T0, Input::Acked { seq: Seq(8) }); // too late: ignored
+    assert_eq!(effects(&mut f), []);
+    let at = f.poll_timeout().unwrap();
+    f.handle(at, Input::Tick);
+    assert_eq!(effects(&mut f), [Effect::Connect]);
+    f.handle(at, Input::Opened { applied: applied(8) });
+    let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
+    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, again]);
+    f.handle(at, Input::Captured { sent: Sent::Nothing, extent: Extent::All });
+    assert_eq!(effects(&mut f), [Effect::Confirm { id: 5, seq: Seq(8) }]);
+}
+
+#[test]
+fn no_cycle_begins_while_an_earlier_capture_runs() {
+    let mut f = idle();
+    f.handle(T0, Input::Hints);
+    f.handle(T0, Input::Checkpoint { id: 3 });
+    effects(&mut f);
+    f.handle(T0, Input::Lost);
+    let at = f.poll_timeout().unwrap();
+    f.handle(at, Input::Tick);
+    f.handle(at, Input::Opened { applied: applied(7) });
+    // The hints can't be put back before the capture that took them has ended.
+    assert_eq!(effects(&mut f), [Effect::Connect]);
+    f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted };
+    assert_eq!(effects(&mut f), [Effect::RestoreHints, again]);
+    f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(at, Input::Acked { seq: Seq(9) });
+    assert!(effects(&mut f).contains(&Effect::Confirm { id: 3, seq: Seq(9) }));
+}
+
+#[test]
+fn waits_between_connections_grow_to_a_limit() {
+    let mut f = follow(1, None);
+    let mut now = T0;
+    let mut waits = Vec::new();
+    for _ in 0..8 {
+        f.handle(now, Input::Tick);
+        f.handle(now, Input::Lost);
+        waits.push((f.poll_timeout().unwrap() - now).as_millis());
+        now = f.poll_timeout().unwrap();
+    }
+    assert_eq!(waits, [200, 400, 800, 1600, 3200, 5000, 5000, 5000]);
+}
+
+#[test]
+fn a_cycle_that_failed_is_tried_again_after_a_pause() {
+    let mut f = idle();
+    f.handle(T0, Input::Hints);
+    effects(&mut f);
+    f.handle(T0, Input::CaptureFailed);
+    assert_eq!(effects(&mut f), [Effect::RestoreHints]);
+    let at = f.poll_timeout().unwrap();
+    assert_eq!(at, Duration::from_millis(200));
+    f.handle(at, Input::Tick);
+    let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted };
+    assert_eq!(effects(&mut f), [again]);
+    f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(at, Input::Refused { seq: Seq(9) });
+    assert_eq!(f.poll_timeout().unwrap() - at, Duration::from_millis(400));
+}
+
+#[test]
+fn everything_is_looked_at_again_after_a_while() {
+    let mut f = idle();
+    let at = f.poll_timeout().unwrap();
+    assert_eq!(at, Duration::from_secs(600));
+    f.handle(at, Input::Tick);
+    assert!(matches!(effects(&mut f)[..], [Effect::Capture { scope: Scope::Everything, .. }]));
+}
+
+/// Random inputs, with hints as a set of numbers that captures take: whatever happens, once the world behaves again
+/// every hint reached the standby, and every checkpoint was confirmed once, with all that was hinted before it.
+#[test]
+fn no_hint_is_lost_and_every_checkpoint_is_confirmed_once() {
+    for seed in 1..2000u64 {
+        let mut world = World::new(seed);
+        for step in 0..240 {
+            world.step(step >= 100);
+        }
+        assert_eq!(world.on_standby.len(), world.hinted, "seed {seed}: hints were lost");
+        world.confirmed.sort_unstable();
+        assert_eq!(world.confirmed, (0..world.asked).collect::<Vec<_>>(), "seed {seed}");
+    }
+}
+
+struct World {
+    random: u64,
+    machine: Follow,
+    now: Duration,
+    hinted: usize,
+    /// Hints that no capture has taken.
+    dirty: Vec<usize>,
+    /// Hints of the running capture, which are handed over when it ends, and of the cycle after that.
+    running: Option<(Seq, Vec<usize>)>,
+    taken: Vec<usize>,
+    owed: Option<Seq>,
+    on_standby: std::collections::BTreeSet<usize>,
+    applied: Option<Applied>,
+    asked: u64,
+    asked_at: Vec<usize>,
+    confirmed: Vec<u64>,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        World {
+            random: seed,
+            machine: follow(1, None),
+            now: T0,
+            hinted: 0,
+            dirty: Vec::new(),
+            running: None,
+            taken: Vec::new(),
+            owed: None,
+            on_standby: std::collections::BTreeSet::new(),
+            applied: None,
+            asked: 0,
+            asked_at: Vec::new(),
+            confirmed: Vec::new(),
+        }
+    }
+
+    fn chance(&mut self, one_in: u64) -> bool {
+        self.random ^= self.random << 13;
+        self.random ^= self.random >> 7;
+        self.random ^= self.random << 17;
+        self.random.is_multiple_of(one_in)
+    }
+
+    fn input(&mut self, input: Input) {
+        self.machine.handle(self.now, input);
+        while let Some(effect) = self.machine.poll_effect() {
+            match effect {
+                Effect::Connect => self.machine.handle(self.now, Input::Opened { applied: self.applied }),
+                Effect::Capture { seq, .. } => {
+                    assert!(self.running.is_none(), "two captures at once");
+                    self.running = Some((seq, std::mem::take(&mut self.dirty)));
+                }
+                Effect::RestoreHints => self.dirty.append(&mut self.taken),
+                Effect::Confirm { id, .. } => {
+                    let asked_at = self.asked_at[usize::try_from(id).unwrap()];
+                    assert!((0..asked_at).all(|hint| self.on_standby.contains(&hint)), "confirmed too early");
+                    self.confirmed.push(id);
+                }
+                Effect::RecordAcked { .. } => {}
+            }
+        }
+    }
+
+    fn step(&mut self, calm: bool) {
+        let quick = self.chance(2);
+        self.now += Duration::from_millis(if quick { 50 } else { 1500 });
+        self.input(Input::Tick);
+        if !calm && self.chance(3) {
+            self.dirty.push(self.hinted);
+            self.hinted += 1;
+            self.input(Input::Hints);
+        }
+        if !calm && self.chance(5) {
+            self.asked_at.push(self.hinted);
+            self.asked += 1;
+            self.input(Input::Checkpoint { id: self.asked - 1 });
+        }
+        if !calm && self.chance(7) {
+            // A changeset may have been applied although nobody hears of it.
+            if self.chance(2) {
+                self.apply();
+            }
+            self.owed = None;
+            self.input(Input::Lost);
+        }
+        if self.running.is_some() && self.chance(2) {
+            self.end_capture(calm);
+        } else if let Some(seq) = self.owed.filter(|_| self.chance(2)) {
+            if calm || !self.chance(4) {
+                self.apply();
+                self.owed = None;
+                self.input(Input::Acked { seq });
+            } else {
+                self.owed = None;
+                self.input(Input::Refused { seq });
+            }
+        }
+    }
+
+    fn apply(&mut self) {
+        if let Some(seq) = self.owed {
+            self.on_standby.extend(self.taken.iter().copied());
+            self.applied = Some(Applied { session: MINE, seq, as_of_ms: 0 });
+        }
+    }
+
+    fn end_capture(&mut self, calm: bool) {
+        let Some((seq, hints)) = self.running.take() else { return };
+        let failed = !calm && self.chance(4);
+        let lacking = hints.iter().any(|h| !self.on_standby.contains(h));
+        self.taken = hints;
+        if failed {
+            return self.input(Input::CaptureFailed);
+        }
+        if lacking && self.machine.is_up() {
+            self.owed = Some(seq);
+        }
+        let sent = if lacking { Sent::Changeset } else { Sent::Nothing };
+        self.input(Input::Captured { sent, extent: Extent::All });
+        if self.machine.cycle.as_ref().is_none_or(|c| c.seq != seq) {
+            self.owed = None; // the machine had given it up
+        }
+    }
+}
