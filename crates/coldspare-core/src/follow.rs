@@ -170,6 +170,8 @@ struct Cycle {
     scope: Scope,
     phase: Phase,
     extent: Extent,
+    /// The acknowledgement overtook the news that the capture ended.
+    is_acked: bool,
     /// Checkpoints that this cycle's end confirms.
     covers: Vec<u64>,
 }
@@ -313,7 +315,13 @@ impl Follow {
                 cycle.phase = Phase::AwaitingAck; // nothing runs any more: it can be given up
                 self.abandon_cycle();
             }
-            (Phase::Capturing, Some(Sent::Changeset)) => cycle.phase = Phase::AwaitingAck,
+            (Phase::Capturing, Some(Sent::Changeset)) => {
+                cycle.phase = Phase::AwaitingAck;
+                if cycle.is_acked {
+                    let seq = cycle.seq;
+                    self.acked(now, seq);
+                }
+            }
             (Phase::Capturing, Some(Sent::Nothing)) => {
                 let (seq, extent) = (self.last_acked, cycle.extent);
                 self.end_cycle(now, seq);
@@ -330,8 +338,13 @@ impl Follow {
     }
 
     fn acked(&mut self, now: Duration, seq: Seq) {
-        if self.cycle.as_ref().is_none_or(|c| c.seq != seq || c.phase != Phase::AwaitingAck) {
-            return; // of a cycle that was given up; what it covered is looked at again
+        match &mut self.cycle {
+            Some(cycle) if cycle.seq == seq && cycle.phase == Phase::AwaitingAck => {}
+            Some(cycle) if cycle.seq == seq && cycle.phase == Phase::Capturing => {
+                cycle.is_acked = true;
+                return;
+            }
+            _ => return, // of a cycle that was given up; what it covered is looked at again
         }
         self.record_acked(seq);
         self.baseline = Baseline::Delta(seq);
@@ -393,8 +406,14 @@ impl Follow {
                 }
                 if let Some(scope) = self.pending.take() {
                     let seq = self.next_seq;
-                    self.cycle =
-                        Some(Cycle { seq, scope, phase: Phase::Capturing, extent: Extent::All, covers: std::mem::take(&mut self.asked) });
+                    self.cycle = Some(Cycle {
+                        seq,
+                        scope,
+                        phase: Phase::Capturing,
+                        extent: Extent::All,
+                        is_acked: false,
+                        covers: std::mem::take(&mut self.asked),
+                    });
                     self.effects.push_back(Effect::Capture { seq, baseline: self.baseline, scope });
                 }
             }

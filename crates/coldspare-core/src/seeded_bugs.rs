@@ -130,6 +130,12 @@ mod switch {
         UnreadableIsGone,
         /// Objects that went before they were read are not asked for.
         VanishedObjectsAreForgotten,
+        /// What is tied to a repository that is held back since an earlier cycle is sent.
+        EarlierHeldAreForgotten,
+        /// What leaves after the first changeset of a session what that left as it was, is not kept.
+        LaterDivergenceIsNotKept,
+        /// Events that were lost before the work was chosen are left aside.
+        LossesAreLeftAside,
         /// Objects that went before they were seen are not asked for.
         UnseenLossesAreNotNoted,
         /// Objects go from the standby though references changed since.

@@ -168,10 +168,19 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Keeps every repository that can't be shipped as it was captured, with its family.
+    ///
+    /// One that is tied to a repository that is held back, now or since before, is held back too: it may need what that
+    /// one has.
     fn keep_families(&self) -> Left {
         let units = self.units.all();
         let mut changed = BTreeSet::new();
         let mut left = Left::default();
+        // What is captured now isn't what it was.
+        let held = &self.capture.held;
+        let is_whole = |at: &Repository| self.units.at(at).is_some_and(|unit| unit.has_ops() && self.fate_of(&unit) == Fate::Whole);
+        held.repositories().retain(|at| self.ino_of(at).is_some());
+        let mut held_now: BTreeSet<Repository> =
+            held.repositories().iter().filter(|at| !is_whole(at) && !seeded_bug!(EarlierHeldAreForgotten)).cloned().collect();
         for unit in &units {
             let (root, path) = &unit.at;
             match self.fate_of(unit) {
@@ -188,28 +197,46 @@ impl<D: Disk> Run<'_, D> {
                     let detail = format!("the repository stays as it is on the standby: {why}");
                     self.capture.held.hold(Problem { root: *root, path: path.clone(), kind: ProblemKind::Incomplete, detail });
                     self.capture.held.repositories().insert(unit.at.clone());
+                    held_now.insert(unit.at.clone());
                 }
             }
             changed.insert(unit.at.clone());
         }
-        let family = if changed.is_empty() { changed.clone() } else { closure(&changed, &self.ties(&units)) };
+        changed.extend(held_now.iter().cloned());
+        let ties = if changed.is_empty() { Vec::new() } else { self.ties(&units) };
+        let (family, held_family) = (closure(&changed, &ties), closure(&held_now, &ties));
         for unit in &units {
-            let is_held = matches!(unit.fate(), Fate::Held(_)) && changed.contains(&unit.at);
             if family.contains(&unit.at) {
                 self.keep(unit.at.0, &unit.at.1);
-                if !is_held {
+                if held_family.contains(&unit.at) {
+                    self.hold_with_family(unit);
+                } else {
                     left.is_part |= self.capture.held.tries_of(&unit.at) <= AGAIN_MAX;
                     left.again.insert(unit.at.clone(), *lock(&unit.extent));
                 }
             } else if unit.has_ops() {
                 self.capture.held.forget_again(&unit.at);
                 self.capture.held.note_sent(&unit.at);
-                if self.capture.held.repositories().remove(&unit.at) && !self.capture.held.is_incomplete(&unit.at) {
-                    self.capture.held.release(unit.at.0, &unit.at.1);
+                if self.capture.held.repositories().remove(&unit.at) {
+                    if !self.capture.held.is_incomplete(&unit.at) {
+                        self.capture.held.release(unit.at.0, &unit.at.1);
+                    }
+                    // Those that were held back with it may come now.
+                    let others: Vec<Repository> = self.capture.held.repositories().iter().cloned().collect();
+                    others.iter().for_each(|(root, path)| self.again(*root, path));
                 }
             }
         }
         left
+    }
+
+    /// Holds back a repository that is tied to one that is.
+    fn hold_with_family(&self, unit: &Unit) {
+        let (root, path) = &unit.at;
+        if self.capture.held.repositories().insert(unit.at.clone()) {
+            let detail = "a repository that it shares objects with is held back; it stays as it is on the standby".to_string();
+            self.capture.held.hold(Problem { root: *root, path: path.clone(), kind: ProblemKind::Incomplete, detail });
+        }
     }
 
     /// What becomes of a repository, all considered.

@@ -171,6 +171,11 @@ impl Units {
         }
     }
 
+    /// The repository at `at`, if it was met.
+    pub(crate) fn at(&self, at: &Repository) -> Option<Arc<Unit>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(at).cloned()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.read().unwrap_or_else(PoisonError::into_inner).is_empty()
     }

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::io::ErrorKind;
 
 use coldspare_core::control::Applied;
-use coldspare_core::{Entry, RelPath, RootId, git::ApplyRank, seeded_bug};
+use coldspare_core::{Body, Entry, RelPath, RootId, git::ApplyRank, seeded_bug};
 use coldspare_os::{Disk, FileKind, Stat};
 
+use crate::divergence::Divergence;
 use crate::error::{StandbyError, io};
 use crate::row::{Action, ManifestRow, PendingRow, Staged};
 use crate::stage::{attributes, xattrs};
@@ -24,8 +25,8 @@ const TOUCHED_MAX: usize = 64;
 struct Touched {
     paths: BTreeSet<(RootId, RelPath)>,
     is_many: bool,
-    /// Set for the first changeset of a session: what leaves the tree is kept.
-    quarantine: Option<Applied>,
+    /// What leaves the tree here is kept.
+    divergence: Divergence,
     /// Folders whose attributes are set at the end though no row asks for it: those that were missing and those above
     /// them, since somebody else changed them; those that were exchanged, since XFS gives them a new time.
     unsettled: BTreeSet<(RootId, RelPath)>,
@@ -56,9 +57,9 @@ impl<D: Disk> Standby<D> {
         let _the_tree_changes = self.tree_lock.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         let pending = self.store.view(PENDING)?;
         let manifest = self.store.view(MANIFEST)?;
-        let quarantine = (self.is_first_of_session(committed) && !seeded_bug!(DivergenceIsNotKept)).then_some(committed);
+        let divergence = if seeded_bug!(DivergenceIsNotKept) { Divergence::default() } else { self.divergence(committed)? };
         // What goes to quarantine touches folders there, too.
-        let mut touched = Touched { is_many: quarantine.is_some(), quarantine, ..Touched::default() };
+        let mut touched = Touched { is_many: divergence.is_any(), divergence, ..Touched::default() };
         self.store.for_each_key(ORDER, |k| {
             let Some((&[rank, _wave], k)) = k.split_first_chunk::<2>() else {
                 return Err(self.store.damaged("an order key that is too short"));
@@ -156,7 +157,7 @@ impl<D: Disk> Standby<D> {
             // A rename replaces it atomically.
             Ok(old) => {
                 let is_same = row.is_some_and(|row| row.entry.body == entry.body) || old.ino == new.ino;
-                if let Some(committed) = touched.quarantine.filter(|_| !is_same) {
+                if let Some(committed) = touched.divergence.of(root, path).filter(|_| !is_same) {
                     self.keep_aside(committed, root, &dir, path)?;
                 }
             }
@@ -175,7 +176,7 @@ impl<D: Disk> Standby<D> {
 
     /// What was exchanged with the new tree, and stands where that was staged, leaves.
     fn discard_staged(&self, root: RootId, staged: (&D::Dir, &[u8]), path: &RelPath, touched: &Touched) -> Result<(), StandbyError> {
-        match touched.quarantine {
+        match touched.divergence.of(root, path) {
             Some(committed) => self.set_aside(committed, root, staged, path),
             None => self.discard(root, staged, path),
         }
@@ -197,9 +198,9 @@ impl<D: Disk> Standby<D> {
             // Gone before a crash: it may still be in the trash.
             Err(e) if e.kind() == ErrorKind::NotFound => drop(touched.emptied.insert(root)),
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
-            Ok(stat) if stat.kind == FileKind::Dir => self.leave(root, &dir, path, touched)?,
             Ok(stat) if !is_own(manifest.manifest(root, path)?.as_ref(), &stat) => self.quarantine(root, &dir, path.name(), path)?,
-            Ok(_) if touched.quarantine.is_some() => self.leave(root, &dir, path, touched)?,
+            Ok(stat) if stat.kind == FileKind::Dir => self.leave(root, &dir, path, touched)?,
+            Ok(_) if touched.divergence.of(root, path).is_some() => self.leave(root, &dir, path, touched)?,
             Ok(_) => self.disk.remove_file(&dir, path.name()).map_err(io("removing", path.as_bytes()))?,
         }
         touched.add(root, path.parent().unwrap_or_else(RelPath::root));
@@ -316,9 +317,18 @@ impl<D: Disk> Standby<D> {
     }
 }
 
-/// Whether what stands at a path is what the manifest says stands there: a file of another inode was not put there by us.
+/// Whether what stands at a path is what the manifest says stands there: what is of another kind, or a file of another
+/// inode, was not put there by us.
 fn is_own(row: Option<&ManifestRow>, stat: &Stat) -> bool {
-    seeded_bug!(ForeignFilesAreTaken) || row.is_some_and(|row| row.entry.digest().is_none() || row.ino == 0 || row.ino == stat.ino)
+    let is_it = |row: &ManifestRow| {
+        let kind = match row.entry.body {
+            Body::Dir => FileKind::Dir,
+            Body::File { .. } | Body::Hardlink { .. } => FileKind::File,
+            Body::Symlink { .. } => FileKind::Symlink,
+        };
+        stat.kind == kind && (row.entry.is_dir() || row.ino == 0 || row.ino == stat.ino)
+    };
+    seeded_bug!(ForeignFilesAreTaken) || row.is_some_and(is_it)
 }
 
 /// Whether an error says that a folder, or one above it, is missing or is none; symlinks on the way are `ELOOP`.

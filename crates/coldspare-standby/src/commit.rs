@@ -19,7 +19,7 @@ use crate::place::Places;
 use crate::row::{Action, ManifestRow, PendingRow};
 use crate::stage::{attributes, create, insert_rows, order_of, xattrs};
 use crate::standby::{Changeset, Standby, Unrecorded, lock};
-use crate::store::{INCOMPLETE, LINKS, ORDER, PENDING, Store, View};
+use crate::store::{INCOMPLETE, KEPT, LINKS, ORDER, PENDING, Store, UNSETTLED, View};
 
 /// Rows that are written to the store at once.
 const ROWS_AT_ONCE: usize = 10_000;
@@ -54,15 +54,14 @@ impl<D: Disk> Standby<D> {
         self.finish_trees(&mut sync)?;
         self.order_forks(&changeset)?;
         let committed = Applied { session: changeset.session, seq, as_of_ms };
-        if self.is_first_of_session(committed) {
-            self.list_divergence(&changeset, committed)?;
-        }
+        self.list_divergence(&changeset, committed)?;
         self.sync_staged(&sync)?;
         if seeded_bug!(AppliedBeforeCommit) {
             self.apply(committed)?;
         }
         let mut standing = self.standing();
         standing.committed = Some(committed);
+        let is_first = self.is_first_of_session(committed);
         let still_incomplete = self.still_incomplete(&changeset, &incomplete)?;
         self.store.write(|txn| {
             txn.delete_table(INCOMPLETE)?;
@@ -71,6 +70,9 @@ impl<D: Disk> Standby<D> {
                 table.insert(key::encode(*root, path).as_slice(), ())?;
             }
             drop(table);
+            if is_first {
+                begin_unsettled(txn)?;
+            }
             Store::set_standing(txn, &standing)
         })?;
         self.set_standing(standing);
@@ -295,12 +297,53 @@ impl<D: Disk> Standby<D> {
                     }
                 }
             }
+            settle(txn)?;
             crate::standby::clear(txn)?;
             Store::set_standing(txn, &standing)
         })?;
         self.set_standing(standing);
         Ok(())
     }
+}
+
+/// A new session: what its first changeset leaves as it is may hold more than the active, still.
+fn begin_unsettled(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
+    use redb::ReadableTable;
+    txn.delete_table(UNSETTLED)?;
+    let mut unsettled = txn.open_table(UNSETTLED)?;
+    for table in [KEPT, INCOMPLETE] {
+        for row in txn.open_table(table)?.iter()? {
+            unsettled.insert(row?.0.value(), ())?;
+        }
+    }
+    Ok(())
+}
+
+/// What came with the changeset under way, and was not left as it was, is as the active has it from now on.
+fn settle(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
+    use redb::ReadableTable;
+    let paths_of = |table: &redb::Table<'_, &'static [u8], ()>| -> Result<Vec<(RootId, RelPath)>, redb::Error> {
+        let keys: Result<Vec<_>, _> = table.iter()?.map(|row| row.map(|(k, _)| key::decode(k.value()).ok())).collect();
+        Ok(keys?.into_iter().flatten().collect())
+    };
+    let mut unsettled = txn.open_table(UNSETTLED)?;
+    let mut left = Vec::new();
+    for table in [KEPT, INCOMPLETE] {
+        left.extend(paths_of(&txn.open_table(table)?)?);
+    }
+    let pending = txn.open_table(PENDING)?;
+    for (root, path) in paths_of(&unsettled)? {
+        let is_left = left.iter().any(|(r, p)| *r == root && (p.is_within(&path) || path.is_within(p)));
+        let own = key::encode(root, &path);
+        let mut came = pending.get(own.as_slice())?.is_some();
+        for range in [key::children(root, &path), key::deeper(root, &path)] {
+            came |= pending.range(range.start.as_slice()..range.end.as_slice())?.next().is_some();
+        }
+        if came && !is_left {
+            unsettled.remove(own.as_slice())?;
+        }
+    }
+    Ok(())
 }
 
 /// How many new forks stand between a fork and what is there already.

@@ -50,7 +50,7 @@ impl<D: Disk> Standby<D> {
             return Ok(Vec::new());
         }
         let mut ties = Vec::new();
-        for at in &changed {
+        for at in &future.touched_repositories()? {
             for alternate in future.alternates(at)? {
                 if let Alternate::Replicated(parent) = alternate {
                     ties.push((at.clone(), parent));
@@ -77,6 +77,20 @@ impl<D: Disk> Future<'_, D> {
                 && self.is_repository(root, &repository)?
             {
                 found.insert((root, repository));
+            }
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// The repositories of which the changeset brings, or takes, anything.
+    fn touched_repositories(&self) -> Result<BTreeSet<Repository>, StandbyError> {
+        let mut found = BTreeSet::new();
+        self.pending.for_each_reversed(|root, path, _: PendingRow| {
+            for base in git::possible_repositories(&path) {
+                if !found.contains(&(root, base.clone())) && self.is_repository(root, &base)? {
+                    found.insert((root, base));
+                }
             }
             Ok(())
         })?;

@@ -6,6 +6,7 @@
 //! Invariants: the list is durable before the commit; what would vanish has its name in the quarantine before it loses
 //! the one in the tree; every step may be taken again.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 
 use coldspare_core::control::Applied;
@@ -17,7 +18,7 @@ use crate::error::{StandbyError, io};
 use crate::purge::QUARANTINE;
 use crate::row::{Action, ManifestRow, PendingRow};
 use crate::standby::{Changeset, Standby};
-use crate::store::PENDING;
+use crate::store::{PENDING, UNSETTLED};
 
 /// The list, in the quarantine of a session.
 const LIST: &[u8] = b"LIST";
@@ -28,14 +29,54 @@ const LIST_WINDOW_BYTES: usize = 256 << 10;
 /// A file of up to so many bytes that is text, such as a reference, stands in the list itself.
 const SHOWN_BYTES_MAX: u64 = 200;
 
+/// Where what leaves the tree with a changeset is divergence.
+#[derive(Debug, Default)]
+pub(crate) struct Divergence {
+    everywhere: Option<Applied>,
+    /// At and below these paths.
+    within: Option<(Applied, BTreeSet<(RootId, RelPath)>)>,
+}
+
+impl Divergence {
+    pub(crate) fn is_any(&self) -> bool {
+        self.everywhere.is_some() || self.within.is_some()
+    }
+
+    /// The changeset to whose quarantine it goes, if it is divergence at `path`.
+    pub(crate) fn of(&self, root: RootId, path: &RelPath) -> Option<Applied> {
+        let is_within = |paths: &BTreeSet<(RootId, RelPath)>| path.ancestors().chain([path.clone()]).any(|p| paths.contains(&(root, p)));
+        self.everywhere.or_else(|| self.within.as_ref().filter(|(_, paths)| is_within(paths)).map(|(committed, _)| *committed))
+    }
+}
+
 impl<D: Disk> Standby<D> {
     /// Whether the changeset is the first of a session that the tree is not of.
     pub(crate) fn is_first_of_session(&self, changeset: Applied) -> bool {
         self.standing().applied.is_some_and(|applied| applied.session != changeset.session)
     }
 
-    /// Writes, durably, the list of what the changeset takes away or replaces.
+    /// Where what leaves the tree with this changeset is divergence: everywhere with the first of a session, and later in
+    /// what that one left as it was, until it comes.
+    pub(crate) fn divergence(&self, committed: Applied) -> Result<Divergence, StandbyError> {
+        if self.is_first_of_session(committed) {
+            return Ok(Divergence { everywhere: Some(committed), within: None });
+        }
+        let view = self.store.view(PENDING)?;
+        let mut paths = BTreeSet::new();
+        self.store.for_each_key(UNSETTLED, |k| {
+            paths.insert(view.path_of(k)?);
+            Ok(())
+        })?;
+        let is_any = !paths.is_empty() && !seeded_bug!(LaterDivergenceIsNotKept);
+        Ok(Divergence { everywhere: None, within: is_any.then_some((committed, paths)) })
+    }
+
+    /// Writes, durably, the list of what the changeset takes away or replaces, where that is divergence.
     pub(crate) fn list_divergence(&self, changeset: &Changeset<D>, committed: Applied) -> Result<(), StandbyError> {
+        let divergence = self.divergence(committed)?;
+        if !divergence.is_any() {
+            return Ok(());
+        }
         for number in 0..self.root_count() {
             let root = RootId(number);
             let pending = self.store.view(PENDING)?;
@@ -43,6 +84,9 @@ impl<D: Disk> Standby<D> {
             let mut window = Vec::new();
             let mut count = 0u64;
             let mut each = |root: RootId, path: RelPath, row: PendingRow| -> Result<bool, StandbyError> {
+                if divergence.of(root, &path).is_none() {
+                    return Ok(true);
+                }
                 let why = match (&row.action, &row.entry) {
                     (Action::Remove, _) => "removed",
                     (Action::Place { .. } | Action::Carried { .. }, Some(_)) => "replaced",

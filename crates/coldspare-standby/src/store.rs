@@ -29,6 +29,8 @@ pub(crate) const LINKS: TableDefinition<'static, Bytes, ()> = TableDefinition::n
 pub(crate) const LEFT: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("left");
 /// Paths of the changeset that stay as the tree has them.
 pub(crate) const KEPT: TableDefinition<'static, Bytes, ()> = TableDefinition::new("kept");
+/// Paths that the first changeset of the session left as they were: what leaves them later is divergence as well.
+pub(crate) const UNSETTLED: TableDefinition<'static, Bytes, ()> = TableDefinition::new("unsettled");
 /// Repositories that the active has to send again.
 pub(crate) const INCOMPLETE: TableDefinition<'static, Bytes, ()> = TableDefinition::new("incomplete");
 /// What the active holds back.
@@ -90,7 +92,7 @@ impl Store {
             for table in [MANIFEST, PENDING, LEFT, HELD] {
                 txn.open_table(table)?;
             }
-            for table in [ORDER, LINKS, KEPT, INCOMPLETE] {
+            for table in [ORDER, LINKS, KEPT, INCOMPLETE, UNSETTLED] {
                 txn.open_table(table)?;
             }
             txn.open_table(STANDING)?;

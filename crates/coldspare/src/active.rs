@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use coldspare_core::control::{ControlRecord, Session};
 use coldspare_core::follow::{Effect, Extent, Follow, Input, Scope, Sent};
+use coldspare_core::git::family::Repository;
 use coldspare_core::{Baseline, NodeId, Problem, RelPath, RootId, Seq};
 use coldspare_os::RealDisk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Work};
@@ -230,6 +231,7 @@ impl Active {
         let (capture, events) = (self.capture.clone(), self.events.clone());
         self.give_up = Arc::default();
         let give_up = self.give_up.clone();
+        let complete_as_of_ms = self.as_of_ms.unwrap_or(0);
         tokio::task::spawn_blocking(move || {
             let changeset = Changeset::new(&sending, seq, baseline, cycle.certainty, give_up);
             let (hints, result) = capture.run(cycle.clone(), &changeset);
@@ -239,7 +241,8 @@ impl Active {
                 let message = match &result {
                     Ok(report) => ToStandby::End {
                         seq,
-                        as_of_ms: report.as_of_ms,
+                        // What was left is as old as before.
+                        as_of_ms: if report.is_left { complete_as_of_ms } else { report.as_of_ms },
                         batches: changeset.batches.into_inner(),
                         segments: changeset.segments.into_inner(),
                         totals: report.totals,
@@ -275,7 +278,7 @@ impl Active {
                 self.tell_held_back();
                 self.refusals = 0;
                 self.last_trouble = None;
-                self.as_of_ms = Some(as_of_ms);
+                self.as_of_ms = Some(as_of_ms).filter(|ms| *ms > 0);
                 if !std::mem::take(&mut self.must_ask) {
                     self.certainty = Certainty::Sure;
                 }
@@ -287,15 +290,7 @@ impl Active {
             }
             ToActive::Failed { seq, failure } => return self.refused(seq, failure),
             ToActive::Incomplete { seq, repositories } => {
-                tracing::warn!(seq = seq.0, repositories = repositories.len(), "not complete on the standby; asked for again");
-                // What was acknowledged of them before is not known for certain: all of each is named again.
-                match self.capture.note_incomplete(&repositories, Seq(0)) {
-                    Err(CaptureError::Index(e)) => return Err(index_failure(e)),
-                    noted => noted.map_err(Failure::damage)?,
-                }
-                self.certainty = Certainty::Ask;
-                self.must_ask = true;
-                self.tell_held_back();
+                self.incomplete(seq, &repositories)?;
                 self.hinted();
             }
             ToActive::Waiting { reason } => {
@@ -305,6 +300,23 @@ impl Active {
             ToActive::Welcome(_) | ToActive::Refused(_) => self.link_lost("the standby repeats its greeting"),
         }
         Ok(None)
+    }
+
+    /// Repositories that the standby did not take: they are captured anew.
+    fn incomplete(&mut self, seq: Seq, repositories: &[Repository]) -> Result<(), Failure> {
+        if repositories.is_empty() {
+            return Ok(());
+        }
+        tracing::warn!(seq = seq.0, repositories = repositories.len(), "not complete on the standby; asked for again");
+        // What was acknowledged of them before is not known for certain: all of each is named again.
+        match self.capture.note_incomplete(repositories, Seq(0)) {
+            Err(CaptureError::Index(e)) => return Err(index_failure(e)),
+            noted => noted.map_err(Failure::damage)?,
+        }
+        self.certainty = Certainty::Ask;
+        self.must_ask = true;
+        self.tell_held_back();
+        Ok(())
     }
 
     fn refused(&mut self, seq: Seq, failure: PeerFailure) -> Result<Option<Code>, Failure> {
@@ -340,7 +352,7 @@ impl Active {
         match result {
             Ok(report) => {
                 self.tally.add(cycle.work, &report);
-                if !has_begun {
+                if !has_begun && !report.is_left {
                     self.as_of_ms = Some(report.as_of_ms);
                     if let Some(sending) = self.sending.clone() {
                         let idle = ToStandby::Idle { as_of_ms: report.as_of_ms };

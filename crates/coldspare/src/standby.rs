@@ -297,11 +297,15 @@ impl Shared {
 
     /// Takes messages until the link ends.
     async fn converse(&self, intake: &Arc<Intake>, mut sender: ControlSender<ToActive>, receiver: ControlReceiver<ToStandby>) -> LinkError {
-        // The active may have missed it, or forgotten.
+        // The active may have missed it, or forgotten; it begins nothing before it has the whole list.
         let copy = lock(&self.copy).clone();
         let incomplete = copy.as_ref().and_then(|copy| copy.incomplete().ok()).unwrap_or_default();
         let seq = copy.and_then(|copy| copy.applied()).map_or(Seq(0), |applied| applied.seq);
-        if let Err(e) = tell_incomplete(&mut sender, seq, &incomplete).await {
+        let mut told = tell_incomplete(&mut sender, seq, &incomplete).await;
+        if told.is_ok() && incomplete.len() % REPOSITORIES_MAX == 0 {
+            told = sender.send(&ToActive::Incomplete { seq, repositories: Vec::new() }).await;
+        }
+        if let Err(e) = told {
             return e;
         }
         let (messages, mut inbox) = mpsc::channel(16);

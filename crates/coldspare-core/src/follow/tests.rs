@@ -70,6 +70,17 @@ fn a_checkpoint_waits_for_a_cycle_that_began_after_it() {
 }
 
 #[test]
+fn an_acknowledgement_may_overtake_the_end_of_the_capture() {
+    let mut f = idle();
+    f.handle(T0, Input::Checkpoint { id: 1 });
+    let [.., Effect::Capture { seq, .. }] = effects(&mut f)[..] else { panic!("no capture") };
+    f.handle(T0, Input::Acked { seq });
+    assert_eq!(effects(&mut f), []);
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq }, Effect::Confirm { id: 1, seq }]);
+}
+
+#[test]
 fn a_checkpoint_waits_for_what_a_cycle_left_to_the_next() {
     let mut f = idle();
     f.handle(T0, Input::Checkpoint { id: 1 });

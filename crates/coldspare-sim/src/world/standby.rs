@@ -231,8 +231,9 @@ impl World {
         let Some(copy) = &self.host.copy else { return self.refuse(link, "the standby is being opened".into()) };
         let (applied, staged) = (copy.applied(), copy.staged_files().unwrap_or_default());
         let incomplete = copy.incomplete().unwrap_or_default();
-        self.say_to_active(link, ToActive::Welcome(applied, staged));
+        // The active begins nothing before it has both.
         self.say_incomplete(link, applied.map_or(Seq(0), |a| a.seq), incomplete);
+        self.say_to_active(link, ToActive::Welcome(applied, staged));
         self.host.serving =
             Some(Serving { link, session, machine: Intake::new(), held: BTreeMap::new(), inbox: VecDeque::new(), incomplete: Vec::new() });
     }

@@ -361,6 +361,34 @@ pub(crate) fn a_family_stays_together() -> Result<(), String> {
     holds(is_still && there.contains_key(&borrowed), "G2: a fork is there without what it borrows")
 }
 
+/// A parent is held back, and then its fork moves on to what came to the parent meanwhile.
+pub(crate) fn a_fork_waits_for_a_parent_that_is_held_back() -> Result<(), String> {
+    let mut both = with_repository();
+    both.write("fork/objects/info/alternates", b"../../repo/objects\n");
+    both.write_reference("fork", "main", INNER_CONTENT);
+    both.write("fork/HEAD", b"ref: refs/heads/main\n");
+    both.write_blob("repo", INNER_CONTENT);
+    both.follow()?;
+    assert_eq!(both.there(), both.here());
+    both.watch();
+    let meanwhile = both.write_blob("repo", "came to the parent");
+    let damaged = both.write_blob("repo", "damaged");
+    let good = both.here()[&damaged].clone();
+    both.write(&damaged, b"");
+    both.follow_hints()?;
+    let own = both.write_blob("fork", "of the fork, and needs what came to its parent");
+    both.write_reference("fork", "main", "of the fork, and needs what came to its parent");
+    both.follow_hints()?;
+    let there = both.there();
+    holds(there.contains_key(&meanwhile) || !there.contains_key(&own), "G2: a fork is there without what it borrows")?;
+    // Once it is mended all of it comes.
+    both.write(&damaged, &good);
+    for _ in 0..3 {
+        both.follow_hints()?;
+    }
+    holds(both.there() == both.here(), "liveness: a fork stays held back though its parent no longer is")
+}
+
 /// A file of several windows is rewritten at each call of a capture.
 pub(crate) fn a_file_that_is_rewritten_is_never_torn() -> Result<(), String> {
     const BYTES: usize = 5 << 20;
@@ -426,6 +454,39 @@ pub(crate) fn what_a_new_session_takes_away_is_kept() -> Result<(), String> {
     both.cycle(Work::Everything, Baseline::Full)?;
     let are_kept = both.is_quarantined(b"content") && both.is_quarantined(b"older");
     holds(both.there() == both.here() && are_kept, "G5: what the standby had beyond the active is gone")
+}
+
+/// The first changeset of a session leaves a repository as it is; what leaves that later is divergence as well.
+pub(crate) fn what_a_new_session_takes_away_later_is_kept() -> Result<(), String> {
+    let mut both = with_repository();
+    both.write_blob("repo", TIP_CONTENT);
+    both.write_reference("repo", "topic", TIP_CONTENT);
+    both.follow()?;
+    let lost = both.here()["repo/refs/heads/topic"].clone();
+    both.active.remove(Both::at("repo/refs/heads/topic")).unwrap();
+    let main = both.here()["repo/refs/heads/main"].clone();
+    both.write("repo/refs/heads/main", b"");
+    both.session.0[0] += 1; // of the same host, which knows what it had sent
+    both.cycle(Work::Everything, Baseline::Full)?;
+    holds(both.there().contains_key("repo/refs/heads/topic"), "the repository was not left as it was")?;
+    both.write("repo/refs/heads/main", &main);
+    both.follow()?;
+    holds(both.there() == both.here(), "the repository did not come once it was mended")?;
+    holds(both.is_quarantined(&lost), "G5: a reference that only the standby had is gone")
+}
+
+/// Events are lost before a cycle that follows hints: it brings nothing, and says so.
+pub(crate) fn a_cycle_that_lost_events_is_no_whole_one() -> Result<(), String> {
+    let mut both = Both::with(&[("file", b"content")]);
+    both.watch();
+    both.write("file", b"changed");
+    both.capture.watch.as_ref().expect("a watch").dirty().add_everything(0);
+    let seq = both.capture.index.next_seq().unwrap();
+    let baseline = Baseline::Delta(both.standby.applied().expect("a changeset").seq);
+    let cycle = Cycle { seq, baseline, certainty: Certainty::Sure, work: Work::Hinted, literal: BTreeSet::new() };
+    let direct = Direct { standby: &both.standby, seq, failure: Mutex::default() };
+    let (_, report) = both.capture.run(cycle, &direct);
+    holds(report.map_err(|e| e.to_string())?.is_left, "G3: a cycle that looked at nothing counts as whole")
 }
 
 /// The host lost its power, and with it what was not synced; the standby has it.

@@ -2,9 +2,12 @@
 
 use std::time::Duration;
 
+use coldspare_core::Seq;
 use coldspare_core::control::Refusal;
 use coldspare_core::follow::Input;
+use coldspare_core::git::family::Repository;
 use coldspare_scan::capture::Certainty;
+use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
     ControlReceiver, Identity, Invitation, LinkError, Open, PROTOCOL_VERSION, PeerKey, RootInfo, ToActive, ToStandby, VersionRange, Welcome,
 };
@@ -16,11 +19,15 @@ use crate::exit::{Code, Failure};
 
 /// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// LIMIT: incomplete repositories of one standby.
+const INCOMPLETE_MAX: usize = 1_000_000;
 
 pub(super) struct Connected {
     sending: Sending,
     receiver: ControlReceiver<ToActive>,
     welcome: Welcome,
+    /// The repositories that the standby has to be sent again.
+    incomplete: Vec<Repository>,
     paired: bool,
 }
 
@@ -57,7 +64,7 @@ impl Active {
     }
 
     pub(super) fn connected(&mut self, connected: Result<Connected, ConnectError>) -> Result<Option<Code>, Failure> {
-        let Connected { sending, receiver, welcome, paired } = match connected {
+        let Connected { sending, receiver, welcome, incomplete, paired } = match connected {
             Ok(connected) => connected,
             Err(e) => return self.not_connected(e).map(|()| None),
         };
@@ -82,6 +89,9 @@ impl Active {
         self.told_held = None;
         self.last_trouble = None;
         tokio::spawn(listen_to(receiver, self.events.clone()));
+        if !incomplete.is_empty() {
+            self.incomplete(welcome.applied.map_or(Seq(0), |a| a.seq), &incomplete)?;
+        }
         self.input(Input::Opened { applied: welcome.applied });
         Ok(None)
     }
@@ -140,16 +150,37 @@ async fn open_link(
     let (mut sender, mut receiver) = link.open_control().await.map_err(ConnectError::Link)?;
     let paired = open.secret.is_some();
     sender.send(&ToStandby::Open(open)).await.map_err(ConnectError::Link)?;
-    let first = tokio::time::timeout(CONNECT_LIMIT, receiver.next()).await;
-    let first = first.map_err(|_| ConnectError::Link(LinkError::Timeout { waiting_for: "the standby's greeting" }))?;
-    match first.map_err(ConnectError::Link)? {
+    match next_greeting(&mut receiver).await? {
         ToActive::Welcome(welcome) => {
+            let incomplete = incomplete_of(&mut receiver).await?;
             let sending = Sending::start(link, sender, tuning.streams).await.map_err(ConnectError::Link)?;
-            Ok(Connected { sending, receiver, welcome, paired })
+            Ok(Connected { sending, receiver, welcome, incomplete, paired })
         }
         ToActive::Refused(refusal) => Err(ConnectError::Refused(refusal)),
         _ => Err(ConnectError::Link(LinkError::Protocol("the standby did not greet".into()))),
     }
+}
+
+async fn next_greeting(receiver: &mut ControlReceiver<ToActive>) -> Result<ToActive, ConnectError> {
+    let next = tokio::time::timeout(CONNECT_LIMIT, receiver.next()).await;
+    let next = next.map_err(|_| ConnectError::Link(LinkError::Timeout { waiting_for: "the standby's greeting" }))?;
+    next.map_err(ConnectError::Link)
+}
+
+/// The list behind the greeting: it ends with the first part that isn't full.
+async fn incomplete_of(receiver: &mut ControlReceiver<ToActive>) -> Result<Vec<Repository>, ConnectError> {
+    let mut all = Vec::new();
+    while all.len() < INCOMPLETE_MAX {
+        let ToActive::Incomplete { repositories, .. } = next_greeting(receiver).await? else {
+            return Err(ConnectError::Link(LinkError::Protocol("the standby did not say what is incomplete".into())));
+        };
+        let is_last = repositories.len() < REPOSITORIES_MAX;
+        all.extend(repositories);
+        if is_last {
+            return Ok(all);
+        }
+    }
+    Err(ConnectError::Link(LinkError::Protocol("the standby names too many incomplete repositories".into())))
 }
 
 async fn listen_to(mut receiver: ControlReceiver<ToActive>, events: mpsc::Sender<Event>) {
