@@ -73,7 +73,7 @@ impl<D: Disk> Run<'_, D> {
                 continue;
             };
             let at = (*root, unit);
-            if when == When::First && (self.capture.held.repositories().contains(&at) || self.capture.held.is_incomplete(&at)) {
+            if when == When::First && self.capture.held.is_held(&at) {
                 // What was held back with it is found only by looking at all of it.
                 self.register_full(at.clone());
                 self.defer(CapturePass::Rest, Visit::deep(*root, at.1.clone()));

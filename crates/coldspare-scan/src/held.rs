@@ -18,6 +18,8 @@ pub struct HeldBack {
     unlisted: AtomicU64,
     /// Repositories that are held back as a whole.
     repositories: Mutex<BTreeSet<Repository>>,
+    /// Repositories that wait for one of those, since they share objects with it.
+    tied: Mutex<BTreeSet<Repository>>,
     /// Repositories that the standby found incomplete: how often, and whether they were sent since.
     incomplete: Mutex<BTreeMap<Repository, (u32, bool)>>,
     /// How often in a row a repository could not be captured whole.
@@ -49,7 +51,7 @@ impl HeldBack {
     /// A path was captured: it is no problem any more, unless it is a repository that is held back as a whole.
     pub(crate) fn release(&self, root: RootId, path: &RelPath) {
         let key = (root, path.clone());
-        if self.lock().is_empty() || self.is_incomplete(&key) || self.repositories().contains(&key) {
+        if self.lock().is_empty() || self.is_held(&key) {
             return;
         }
         self.lock().remove(&key);
@@ -58,6 +60,16 @@ impl HeldBack {
     /// Repositories that are held back as a whole.
     pub(crate) fn repositories(&self) -> std::sync::MutexGuard<'_, BTreeSet<Repository>> {
         self.repositories.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Repositories that are held back since one that they share objects with is.
+    pub(crate) fn tied(&self) -> std::sync::MutexGuard<'_, BTreeSet<Repository>> {
+        self.tied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a repository is held back, for its own sake or for another's, so that all of it has to be looked at.
+    pub(crate) fn is_held(&self, at: &Repository) -> bool {
+        self.repositories().contains(at) || self.tied().contains(at) || self.is_incomplete(at)
     }
 
     /// Counts one more time that the standby found a repository incomplete.

@@ -27,6 +27,11 @@ use crate::run::{Run, lock};
 use crate::unit::{Extent, Fate, Unit};
 use crate::writer::Change;
 
+/// Whether two repositories are of one family.
+fn closure_has(a: &Repository, b: &Repository, ties: &[(Repository, Repository)]) -> bool {
+    closure(&BTreeSet::from([a.clone()]), ties).contains(b)
+}
+
 /// After so many cycles in a row in which a repository changed while it was read, it is reported as held back.
 const AGAIN_MAX: u32 = 20;
 
@@ -203,29 +208,39 @@ impl<D: Disk> Run<'_, D> {
             changed.insert(unit.at.clone());
         }
         changed.extend(held_now.iter().cloned());
+        // What waited for another comes with it or not at all: all of it has to be looked at in the same cycle.
+        held.tied().retain(|at| self.ino_of(at).is_some());
+        let is_looked_at = |at: &Repository| self.units.at(at).is_some_and(|unit| *lock(&unit.extent) == Extent::Full);
+        let waiting: Vec<Repository> = held.tied().iter().filter(|at| !is_looked_at(at)).cloned().collect();
+        changed.extend(waiting.iter().cloned());
         let ties = if changed.is_empty() { Vec::new() } else { self.ties(&units) };
         let (family, held_family) = (closure(&changed, &ties), closure(&held_now, &ties));
+        let mut is_any_freed = false;
         for unit in &units {
             if family.contains(&unit.at) {
                 self.keep(unit.at.0, &unit.at.1);
                 if held_family.contains(&unit.at) {
                     self.hold_with_family(unit);
                 } else {
-                    left.is_part |= self.capture.held.tries_of(&unit.at) <= AGAIN_MAX;
+                    left.is_part |= held.tries_of(&unit.at) <= AGAIN_MAX;
                     left.again.insert(unit.at.clone(), *lock(&unit.extent));
+                    is_any_freed |= held.repositories().contains(&unit.at) || waiting.iter().any(|at| closure_has(at, &unit.at, &ties));
                 }
-            } else if unit.has_ops() {
-                self.capture.held.forget_again(&unit.at);
-                self.capture.held.note_sent(&unit.at);
-                if self.capture.held.repositories().remove(&unit.at) {
-                    if !self.capture.held.is_incomplete(&unit.at) {
-                        self.capture.held.release(unit.at.0, &unit.at.1);
-                    }
-                    // Those that were held back with it may come now.
-                    let others: Vec<Repository> = self.capture.held.repositories().iter().cloned().collect();
-                    others.iter().for_each(|(root, path)| self.again(*root, path));
+            } else {
+                if unit.has_ops() {
+                    held.forget_again(&unit.at);
+                    held.note_sent(&unit.at);
+                    is_any_freed |= held.repositories().remove(&unit.at) | held.tied().remove(&unit.at);
+                } else if is_looked_at(&unit.at) {
+                    held.tied().remove(&unit.at);
+                }
+                if !held.is_held(&unit.at) {
+                    held.release(unit.at.0, &unit.at.1);
                 }
             }
+        }
+        if is_any_freed {
+            waiting.iter().filter(|at| !held_family.contains(at)).for_each(|(root, path)| self.again(*root, path));
         }
         left
     }
@@ -233,7 +248,7 @@ impl<D: Disk> Run<'_, D> {
     /// Holds back a repository that is tied to one that is.
     fn hold_with_family(&self, unit: &Unit) {
         let (root, path) = &unit.at;
-        if self.capture.held.repositories().insert(unit.at.clone()) {
+        if !self.capture.held.repositories().contains(&unit.at) && self.capture.held.tied().insert(unit.at.clone()) {
             let detail = "a repository that it shares objects with is held back; it stays as it is on the standby".to_string();
             self.capture.held.hold(Problem { root: *root, path: path.clone(), kind: ProblemKind::Incomplete, detail });
         }

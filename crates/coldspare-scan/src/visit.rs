@@ -164,6 +164,11 @@ impl<D: Disk> Run<'_, D> {
         });
         let (stat, listed) = match examined {
             Ok(all) => all,
+            // Removed since it was opened.
+            Err(e) if is_vanished(&e) => {
+                self.note_vanished_dir(root, &path, &what);
+                return Ok(());
+            }
             Err(e) => {
                 self.hold(root, &path, ProblemKind::Unreadable, format!("the folder can't be examined: {e}"));
                 return Ok(());

@@ -167,6 +167,8 @@ struct World {
     /// Checkpoints that were asked for and not confirmed.
     asked: BTreeMap<u64, Mark>,
     next_checkpoint: u64,
+    /// Of some seeds: when the active's watch loses events.
+    losses: Option<Chance>,
     /// How the seed is: how fast git writes beside a capture, how slow the network is.
     pace: u64,
     latency_us: u64,
@@ -213,6 +215,7 @@ impl World {
                 oracle,
                 asked: BTreeMap::new(),
                 next_checkpoint: 0,
+                losses: (seed % 5 == 1).then(|| Chance::new(!seed)),
                 pace,
                 latency_us,
                 faults_left,
@@ -367,6 +370,11 @@ impl World {
     fn chaos(&mut self) {
         if self.faults_left == 0 {
             return;
+        }
+        if self.losses.as_mut().is_some_and(|losses| losses.happens(1, 2)) {
+            self.tell(|| "the active's watch loses events".into());
+            self.active.lose_events();
+            self.wake_soon();
         }
         if self.chance.happens(1, 2) {
             self.at(0, Event::Checkpoint);

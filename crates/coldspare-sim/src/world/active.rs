@@ -118,6 +118,14 @@ impl Active {
         self.due.is_none() && self.daemon.as_ref().is_some_and(quiet)
     }
 
+    /// What the kernel had to tell, and will not.
+    pub(super) fn lose_events(&self) {
+        let mut told = lock(&self.told);
+        let Some(capture) = told.capture.clone() else { return };
+        capture.watch.as_ref().expect("a watch").dirty().add_everything(capture.disk.now_ms());
+        told.is_awake = true;
+    }
+
     /// The paths that are held back.
     pub(super) fn held(&self) -> Vec<Vec<u8>> {
         let held = self.daemon.as_ref().map(|d| d.capture.held.list().0).unwrap_or_default();
