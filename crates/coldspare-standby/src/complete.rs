@@ -24,6 +24,9 @@ const ALTERNATES_DEPTH_MAX: usize = 5;
 /// LIMIT: bytes of a loose reference, or of an alternates file, that are read.
 const SMALL_BYTES_MAX: usize = 1 << 20;
 
+/// Takes each packed reference: its name, and the object.
+type EachPacked<'a> = dyn FnMut(&[u8], ObjectId) -> Result<(), StandbyError> + 'a;
+
 /// What the tree will be.
 struct Future<'a, D: Disk> {
     standby: &'a Standby<D>,
@@ -276,13 +279,7 @@ impl<D: Disk> Future<'_, D> {
         }
     }
 
-    fn each_packed(
-        &self,
-        root: RootId,
-        path: &RelPath,
-        version: Version,
-        each: &mut dyn FnMut(&[u8], ObjectId) -> Result<(), StandbyError>,
-    ) -> Result<(), StandbyError> {
+    fn each_packed(&self, root: RootId, path: &RelPath, version: Version, each: &mut EachPacked<'_>) -> Result<(), StandbyError> {
         let file = match version {
             Version::InTree => self.open_in_tree(root, path),
             Version::Staged => self.open(root, path)?,

@@ -302,7 +302,7 @@ impl Shared {
         let incomplete = copy.as_ref().and_then(|copy| copy.incomplete().ok()).unwrap_or_default();
         let seq = copy.and_then(|copy| copy.applied()).map_or(Seq(0), |applied| applied.seq);
         let mut told = tell_incomplete(&mut sender, seq, &incomplete).await;
-        if told.is_ok() && incomplete.len() % REPOSITORIES_MAX == 0 {
+        if told.is_ok() && incomplete.len().is_multiple_of(REPOSITORIES_MAX) {
             told = sender.send(&ToActive::Incomplete { seq, repositories: Vec::new() }).await;
         }
         if let Err(e) = told {
