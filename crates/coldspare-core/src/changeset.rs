@@ -58,8 +58,8 @@ pub enum Op {
         /// Never the root itself.
         path: RelPath,
     },
-    /// The path and all below it stay as the standby has them; only in a changeset that names everything, for what is
-    /// held back.
+    /// The path and all below it stay as the standby has them, whatever else the changeset holds for them: what is held
+    /// back, or changed while it was read.
     Keep {
         /// The root that holds `path`.
         root: RootId,

@@ -2,7 +2,7 @@
 //!
 //! Decides whether a session may be served (R2, R3). It knows nothing of connections or of where the record is kept.
 //!
-//! Invariants: `promised` never falls; a record that was decoded has a lineage of at least one session.
+//! Invariants: `promised` never falls.
 
 use serde::{Deserialize, Serialize};
 

@@ -98,9 +98,9 @@ struct Active {
     as_of_ms: Option<u64>,
     events: mpsc::Sender<Event>,
     wake: Arc<tokio::sync::Notify>,
-    /// For `--once` on a terminal.
     /// Why the watch is what it is, where something better was not to be had.
     watch_why: Option<String>,
+    /// For `--once` on a terminal.
     bar: Option<Bar>,
 }
 
