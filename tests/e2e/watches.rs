@@ -2,27 +2,23 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use crate::pair::{Pair, run, succeeds, until};
+use crate::pair::{Pair, succeeds, until};
 
 /// A pair that follows by this backend; `None`, said, where it is not to be had.
 fn following_by(backend: &str) -> Option<Pair> {
     let mut pair = Pair::new();
     let text = fs::read_to_string(pair.active.config()).unwrap();
-    fs::write(pair.active.config(), format!("{text}\n[send]\nwatch = \"auto\"\n")).unwrap();
+    let wanted = if backend == "fanotify" { "auto" } else { backend };
+    fs::write(pair.active.config(), format!("{text}\n[send]\nwatch = \"{wanted}\"\n")).unwrap();
     pair.standby.start();
     pair.active.start();
-    if backend == "fanotify" && pair.active.status()["watch"]["backend"] != "fanotify" {
-        println!("skipped: {}", pair.active.status()["watch"]["why"]);
+    let watch = &pair.active.status()["watch"];
+    if wanted == "auto" && watch["backend"] != "fanotify" {
+        println!("skipped: {}", watch["why"]);
         return None;
     }
-    if backend != "fanotify" {
-        pair.active.kill();
-        fs::write(pair.active.config(), format!("{text}\n[send]\nwatch = \"{backend}\"\n")).unwrap();
-        pair.active.start();
-    }
-    assert_eq!(pair.active.status()["watch"]["backend"], backend);
+    assert_eq!(watch["backend"], backend);
     Some(pair)
 }
 
@@ -130,17 +126,29 @@ fn filesystems_that_are_mounted_below_a_root_are_watched_too() {
     assert_eq!(pair.active.status()["watch"]["coverage"], 1.0);
 }
 
+/// The process that watches for the active; one that ended has no command line.
+fn helper_of(pair: &Pair) -> Option<u32> {
+    let home = pair.active.home.to_str().unwrap();
+    let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse::<u32>().ok());
+    processes.into_iter().find(|pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = line.split(|&b| b == 0).skip(1);
+        words.next() == Some(b"watch-helper") && words.next() == Some(home.as_bytes())
+    })
+}
+
 #[test]
 fn a_helper_that_dies_is_replaced_and_nothing_is_missed() {
     let Some(pair) = following_by("fanotify") else { return };
     pair.active.write("shared/before", "before");
     pair.checkpoint();
-    let home = pair.active.home.to_str().unwrap().to_string();
-    assert!(succeeds("pkill", &["-9", "-f", &format!("watch-helper {home}")]), "the helper has another name");
+    let first = helper_of(&pair).unwrap();
+    assert!(succeeds("kill", &["-9", &first.to_string()]));
     pair.active.write("shared/meanwhile", "meanwhile");
     let there = pair.standby.home.join("shared/meanwhile");
     until("it arrives", || there.exists());
-    until("a new helper watches", || pair.active.status()["watch"]["backend"] == "fanotify");
+    until("a new helper watches", || helper_of(&pair).is_some_and(|helper| helper != first));
+    until("it is used", || pair.active.status()["watch"]["backend"] == "fanotify");
     pair.active.write("shared/after", "after");
     pair.checkpoint();
     pair.assert_equal();
@@ -149,20 +157,18 @@ fn a_helper_that_dies_is_replaced_and_nothing_is_missed() {
 #[test]
 fn the_helper_has_two_privileges_and_the_daemon_lacks_the_strong_one() {
     let Some(pair) = following_by("fanotify") else { return };
-    let home = pair.active.home.to_str().unwrap();
-    let helper = run(Command::new("pgrep").args(["-f", &format!("watch-helper {home}")])).expect_code(0).out;
-    let privileges = |pid: &str, set: &str| {
-        let status = fs::read_to_string(format!("/proc/{}/status", pid.trim())).unwrap();
+    let helper = helper_of(&pair).unwrap();
+    let privileges = |pid: u32, set: &str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(set)).unwrap();
         u64::from_str_radix(line.trim(), 16).unwrap()
     };
     const DAC_READ_SEARCH: u64 = 1 << 2;
     const SYS_ADMIN: u64 = 1 << 21;
     for set in ["CapPrm:", "CapEff:", "CapBnd:"] {
-        assert_eq!(privileges(&helper, set), DAC_READ_SEARCH | SYS_ADMIN, "{set}");
+        assert_eq!(privileges(helper, set), DAC_READ_SEARCH | SYS_ADMIN, "{set}");
     }
-    let daemon = pair.active.pid().to_string();
-    assert_eq!(privileges(&daemon, "CapPrm:") & SYS_ADMIN, 0);
+    assert_eq!(privileges(pair.active.pid(), "CapPrm:") & SYS_ADMIN, 0);
 }
 
 #[test]

@@ -32,8 +32,16 @@ pub(super) const BEGIN: u8 = b'b';
 /// What the process `daemon` does itself is not told but in a root's control folder.
 ///
 /// # Errors
-/// The link failed.
-pub fn run(roots: &[PathBuf], daemon: Option<u32>, mut link: UnixStream) -> io::Result<()> {
+/// The link or the queue failed.
+pub fn run(roots: &[PathBuf], daemon: Option<u32>, link: UnixStream) -> io::Result<()> {
+    match serve(roots, daemon, link) {
+        // A daemon that was killed while it was told something.
+        Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
+        ended => ended,
+    }
+}
+
+fn serve(roots: &[PathBuf], daemon: Option<u32>, mut link: UnixStream) -> io::Result<()> {
     loop {
         let mut word = [0];
         if link.read(&mut word)? == 0 {
@@ -127,7 +135,7 @@ impl<'a> Queue<'a> {
                 Err(rustix::io::Errno::INTR) => continue,
                 done => done?,
             };
-            let [_, word, table] = fds.map(|fd| fd.revents());
+            let [queue, word, table] = fds.map(|fd| fd.revents());
             if table.intersects(PollFlags::PRI | PollFlags::ERR) {
                 // What is mounted elsewhere changes nothing. A mark is made before everything is looked at.
                 let why = match mounts_below(self.roots) {
@@ -142,13 +150,14 @@ impl<'a> Queue<'a> {
                     Record::Lost { why }.write(out)?;
                 }
             }
-            loop {
+            if queue.contains(PollFlags::IN) {
                 match self.fanotify.read(&mut buffer) {
                     Ok(bytes) => tell(self.roots, self.daemon, &self.mounts, &mut self.remembered, bytes, out)?,
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                     Err(e) => return Err(e),
                 }
             }
+            // At once: on a busy filesystem the queue may never be empty, and a barrier waits.
             out.flush()?;
             if word.contains(PollFlags::IN) {
                 let mut next = [0];

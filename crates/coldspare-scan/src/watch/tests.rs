@@ -3,15 +3,11 @@ use crate::dirty::Names;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn watched_by(backend: Backend) -> Result<(tempfile::TempDir, Watch), WatchError> {
+fn watched() -> (tempfile::TempDir, Watch) {
     let dir = tempfile::tempdir().unwrap();
     make_cookie_dir(dir.path()).unwrap();
-    let watch = Watch::start(backend, vec![dir.path().canonicalize().unwrap().into()], Box::new(|| ()))?;
-    Ok((dir, watch))
-}
-
-fn watched() -> (tempfile::TempDir, Watch) {
-    watched_by(Backend::Inotify).unwrap()
+    let watch = Watch::start(Backend::Inotify, vec![dir.path().canonicalize().unwrap().into()], Box::new(|| ())).unwrap();
+    (dir, watch)
 }
 
 /// With the helper in a thread; `None` where fanotify isn't to be had.
