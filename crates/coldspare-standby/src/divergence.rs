@@ -126,7 +126,7 @@ impl<D: Disk> Standby<D> {
                 }
                 tracing::error!(
                     root = %self.root(root).path.display(),
-                    folder = %escape(&session_name(committed)),
+                    folder = %escape(&self.session_name(committed)),
                     entries = count,
                     "the standby had more than the active brings with a new session; it goes to .coldspare/quarantine, see LIST there"
                 );
@@ -238,7 +238,17 @@ impl<D: Disk> Standby<D> {
 
     fn session_quarantine(&self, root: RootId, committed: Applied) -> Result<D::Dir, StandbyError> {
         let outer = self.open_quarantine(root)?;
-        self.made_dir(&outer, &session_name(committed), &RelPath::root())
+        self.made_dir(&outer, &self.session_name(committed), &RelPath::root())
+    }
+
+    /// `<time>-<session>`: the same for every try to apply a changeset.
+    ///
+    /// The time is that of the changeset, or of the one before where this one is a part of what the active had.
+    fn session_name(&self, committed: Applied) -> Vec<u8> {
+        let known = [committed.as_of_ms, self.standing().applied.map_or(0, |a| a.as_of_ms)].into_iter().find(|ms| *ms > 0);
+        let ms = i64::try_from(known.unwrap_or_default()).unwrap_or(i64::MAX);
+        let time = jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| t.strftime("%Y%m%dT%H%M%SZ").to_string());
+        format!("{time}-{}", &committed.session.to_string()[..8]).into_bytes()
     }
 
     fn made_dir(&self, at: &D::Dir, name: &[u8], path: &RelPath) -> Result<D::Dir, StandbyError> {
@@ -255,11 +265,4 @@ struct List<D: Disk> {
     dir: D::Dir,
     file: D::File,
     bytes: u64,
-}
-
-/// `<time>-<session>`: the same for every try to apply a changeset.
-fn session_name(committed: Applied) -> Vec<u8> {
-    let ms = i64::try_from(committed.as_of_ms).unwrap_or(i64::MAX);
-    let time = jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| t.strftime("%Y%m%dT%H%M%SZ").to_string());
-    format!("{time}-{}", &committed.session.to_string()[..8]).into_bytes()
 }

@@ -75,11 +75,13 @@ pub(crate) fn to_json(found: &Verification, held: &[coldspare_core::Problem], ro
         value["root"] = json!(roots.get(usize::from(p.root.0)));
         value
     };
+    // 0: only parts came so far.
+    let as_of_ms = found.applied.map(|a| a.as_of_ms).filter(|ms| *ms > 0);
     json!({
         "verdict": found.verdict.word(),
         "seq": found.applied.map(|a| a.seq.0),
-        "as_of": found.applied.map(|a| crate::active::rfc3339(a.as_of_ms)),
-        "as_of_ms": found.applied.map(|a| a.as_of_ms),
+        "as_of": as_of_ms.map(crate::active::rfc3339),
+        "as_of_ms": as_of_ms,
         "checked_entries": found.entries,
         "checked_files": found.files,
         "checked_bytes": found.bytes,
@@ -109,7 +111,7 @@ fn print(found: &Value, options: Options) -> Result<(), Failure> {
     println!(
         "{}: as of {}, {} entries, {} bytes read ({what}), {} problems, {} seconds",
         found["verdict"].as_str().unwrap_or_default(),
-        found["as_of"].as_str().unwrap_or("never"),
+        found["as_of"].as_str().unwrap_or(if found["seq"].is_null() { "never" } else { "unknown" }),
         found["checked_entries"],
         found["checked_bytes"],
         found["problems"].as_array().map_or(0, Vec::len),
