@@ -4,6 +4,7 @@
 //! appears after it looked is left to the next cycle.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use coldspare_core::exclude::IsDir;
 use coldspare_core::git::{self, CapturePass, family::Repository};
@@ -12,7 +13,7 @@ use coldspare_os::{Disk, FileKind, Listed};
 
 use crate::dirty::{Hint, Names};
 use crate::run::Run;
-use crate::unit::{Extent, IsMore};
+use crate::unit::{Extent, IsMore, Unit};
 use crate::visit::{Visit, What};
 
 impl<D: Disk> Run<'_, D> {
@@ -41,8 +42,7 @@ impl<D: Disk> Run<'_, D> {
 
     /// Registers a repository of which everything is looked at.
     pub(crate) fn register_full(&self, at: Repository) {
-        let ino = self.ino_of(&at);
-        let (unit, is_more) = self.units.add(at, Extent::Full, ino);
+        let (unit, is_more) = self.register(at, Extent::Full);
         if is_more == IsMore::No {
             return;
         }
@@ -80,7 +80,7 @@ impl<D: Disk> Run<'_, D> {
             } else if when == When::First && !is_covered {
                 self.register_full(at.clone());
             } else {
-                self.units.add(at.clone(), Extent::Hinted, self.ino_of(&at));
+                self.register(at.clone(), Extent::Hinted);
             }
             self.route_inside(&at, visit, when);
         }
@@ -135,6 +135,12 @@ impl<D: Disk> Run<'_, D> {
                 }
             });
         }
+    }
+
+    /// Adds a repository; which directory it is, is looked up once.
+    fn register(&self, at: Repository, extent: Extent) -> (Arc<Unit>, IsMore) {
+        let ino = if self.units.at(&at).is_none() { self.ino_of(&at) } else { None };
+        self.units.add(at, extent, ino)
     }
 
     /// The inode of a repository's directory.

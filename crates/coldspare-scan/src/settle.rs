@@ -27,11 +27,6 @@ use crate::run::{Run, lock};
 use crate::unit::{Extent, Fate, Unit};
 use crate::writer::Change;
 
-/// Whether two repositories are of one family.
-fn closure_has(a: &Repository, b: &Repository, ties: &[(Repository, Repository)]) -> bool {
-    closure(&BTreeSet::from([a.clone()]), ties).contains(b)
-}
-
 /// After so many cycles in a row in which a repository changed while it was read, it is reported as held back.
 const AGAIN_MAX: u32 = 20;
 
@@ -211,10 +206,10 @@ impl<D: Disk> Run<'_, D> {
         // What waited for another comes with it or not at all: all of it has to be looked at in the same cycle.
         held.tied().retain(|at| self.ino_of(at).is_some());
         let is_looked_at = |at: &Repository| self.units.at(at).is_some_and(|unit| *lock(&unit.extent) == Extent::Full);
-        let waiting: Vec<Repository> = held.tied().iter().filter(|at| !is_looked_at(at)).cloned().collect();
+        let waiting: BTreeSet<Repository> = held.tied().iter().filter(|at| !is_looked_at(at)).cloned().collect();
         changed.extend(waiting.iter().cloned());
         let ties = if changed.is_empty() { Vec::new() } else { self.ties(&units) };
-        let (family, held_family) = (closure(&changed, &ties), closure(&held_now, &ties));
+        let (family, held_family, waiting_family) = (closure(&changed, &ties), closure(&held_now, &ties), closure(&waiting, &ties));
         let mut is_any_freed = false;
         for unit in &units {
             if family.contains(&unit.at) {
@@ -224,7 +219,7 @@ impl<D: Disk> Run<'_, D> {
                 } else {
                     left.is_part |= held.tries_of(&unit.at) <= AGAIN_MAX;
                     left.again.insert(unit.at.clone(), *lock(&unit.extent));
-                    is_any_freed |= held.repositories().contains(&unit.at) || waiting.iter().any(|at| closure_has(at, &unit.at, &ties));
+                    is_any_freed |= held.repositories().contains(&unit.at) || waiting_family.contains(&unit.at);
                 }
             } else {
                 if unit.has_ops() {
