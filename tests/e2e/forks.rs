@@ -1,6 +1,7 @@
 //! Forks borrow their parent's objects.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use crate::git::{self, commit, git_ok, push, tip};
@@ -83,4 +84,26 @@ fn forks_stay_whole_while_their_parent_is_overwritten_and_collected() {
     s.checkpoint(&[PARENT]);
     assert!(!s.there(SECOND).exists());
     assert_eq!(git::git(&s.there(PARENT), &["cat-file", "-e", &borrowed]).code, 1, "what nothing needs is gone on the standby too");
+}
+
+#[test]
+fn a_clone_by_hard_links_arrives() {
+    let s = Setting { pair: Pair::following() };
+    let clone = s.pair.dir.path().join("clone");
+    git::init_bare(&s.here(PARENT));
+    git::clone(&s.here(PARENT), &clone);
+    (0..20).for_each(|n| drop(commit(&clone, "file", &format!("content {n}"))));
+    push(&clone, &["HEAD:main"]);
+    git_ok(&s.here(PARENT), &["repack", "-q", "-ad"]);
+    s.checkpoint(&[PARENT]);
+
+    git_ok(&s.here("."), &["clone", "-q", "--bare", PARENT, FORK]);
+    s.checkpoint(&[PARENT, FORK]);
+    let links = fs::metadata(&git::packs(&s.here(FORK))[0]).unwrap().nlink();
+    assert_eq!(links, 2, "git shares the pack");
+    git_ok(&s.here(FORK), &["repack", "-q", "-adf"]);
+    s.checkpoint(&[PARENT, FORK]);
+    git_ok(&s.here("."), &["clone", "-q", "--bare", FORK, SECOND]);
+    fs::remove_dir_all(s.here(FORK)).unwrap();
+    s.checkpoint(&[PARENT, SECOND]);
 }

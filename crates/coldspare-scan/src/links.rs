@@ -17,7 +17,7 @@ use crate::batch::Builder;
 use crate::capture::{CaptureError, Work};
 use crate::index::{IndexError, Row};
 use crate::read::Outcome;
-use crate::run::{Run, lock};
+use crate::run::{Claim, Run, Seen, lock};
 use crate::visit::Candidate;
 use crate::writer::{Change, Chunks};
 
@@ -151,7 +151,7 @@ impl<D: Disk> Run<'_, D> {
         let root = inode.root;
         let at_ms = self.capture.disk.now_ms();
         let Some(stat) = self.examine(root, &path).filter(|stat| (stat.dev, stat.ino) == (inode.dev, inode.ino)) else { return Ok(None) };
-        if !self.claim(root, &path, &mut Builder::default()) {
+        if self.claim(root, &path, &Seen::from(&stat), &mut Builder::default()) != Claim::Mine {
             return Ok(None);
         }
         let row = self.snapshot.row(root, &path)?;

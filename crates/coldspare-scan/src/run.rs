@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use coldspare_core::git::{CapturePass, family::Repository};
 use coldspare_core::{Baseline, Problem, ProblemKind, RelPath, RootId, Seq};
-use coldspare_os::Disk;
+use coldspare_os::{Disk, Stat};
 
 use crate::batch::Builder;
 use crate::capture::{Capture, CaptureError, Cycle, Outlet, Work};
@@ -71,6 +71,35 @@ pub(crate) enum Met {
     There,
     /// Not there any more.
     Gone,
+}
+
+/// What a path is claimed as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Seen {
+    /// This inode, with these times of change and of content.
+    There {
+        ino: u64,
+        ctime: (i64, u32),
+        mtime: (i64, u32),
+    },
+    Gone,
+}
+
+/// Whose a path is that is to be handed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// The caller's.
+    Mine,
+    /// Another's, who met it as the caller did: it is done, and meeting it again is no news.
+    Same,
+    /// Another's, who met it otherwise: it changed since.
+    Other,
+}
+
+impl From<&Stat> for Seen {
+    fn from(stat: &Stat) -> Seen {
+        Seen::There { ino: stat.ino, ctime: stat.ctime, mtime: stat.mtime }
+    }
 }
 
 impl<'a, D: Disk> Run<'a, D> {
@@ -164,21 +193,22 @@ impl<'a, D: Disk> Run<'a, D> {
         self.stopped.load(Ordering::Relaxed)
     }
 
-    /// Whether `path` may be handed over in this cycle: it wasn't yet.
-    pub(crate) fn claim(&self, root: RootId, path: &RelPath, builder: &mut Builder) -> bool {
-        let mut hasher = DefaultHasher::new();
-        (root, path).hash(&mut hasher);
-        let claim = hasher.finish();
-        let is_new = lock(&self.claims).insert(claim);
-        if is_new {
+    /// Claims `path`, of which `seen` was seen, for the caller to hand over.
+    pub(crate) fn claim(&self, root: RootId, path: &RelPath, seen: &Seen, builder: &mut Builder) -> Claim {
+        let (claim, as_seen) = (hash_of(&(root, path)), hash_of(&(root, path, seen)));
+        let mut claims = lock(&self.claims);
+        if claims.insert(claim) {
+            claims.insert(as_seen);
+            drop(claims);
             builder.claimed(root, path, claim);
+            return Claim::Mine;
         }
-        is_new
+        if claims.contains(&as_seen) { Claim::Same } else { Claim::Other }
     }
 
     /// As [`Run::claim`], for what isn't a directory: when everything is looked at, each entry is met once.
-    pub(crate) fn claim_entry(&self, root: RootId, path: &RelPath, builder: &mut Builder) -> bool {
-        self.cycle.work == Work::Everything || self.claim(root, path, builder)
+    pub(crate) fn claim_entry(&self, root: RootId, path: &RelPath, seen: &Seen, builder: &mut Builder) -> Claim {
+        if self.cycle.work == Work::Everything { Claim::Mine } else { self.claim(root, path, seen, builder) }
     }
 
     /// Leaves `path` to the next cycle, which belongs to this one: a checkpoint waits for it.
@@ -246,6 +276,12 @@ impl<'a, D: Disk> Run<'a, D> {
     pub(crate) fn root(&self, root: RootId) -> &crate::capture::Root<D> {
         &self.capture.roots[usize::from(root.0)]
     }
+}
+
+fn hash_of(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -6,7 +6,6 @@
 //! - what can't be read is never taken for gone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,7 +22,7 @@ use crate::discover::join;
 use crate::index::{Row, State};
 use crate::links::is_linked;
 use crate::read::Outcome;
-use crate::run::{Met, Run, lock};
+use crate::run::{Claim, Met, Run, Seen, lock};
 use crate::unit::{Extent, Fate, Unit};
 use crate::writer::Change;
 
@@ -425,9 +424,14 @@ impl<D: Disk> Run<'_, D> {
             self.keep(root, &path); // the reference that is held back may need it
             return Ok(());
         }
-        if !self.meet(root, &path, Met::Gone) || !self.claim_entry(root, &path, builder) {
-            self.again(root, &path);
-            return Ok(());
+        let claim = if self.meet(root, &path, Met::Gone) { self.claim_entry(root, &path, &Seen::Gone, builder) } else { Claim::Other };
+        match claim {
+            Claim::Mine => {}
+            Claim::Same => return Ok(()),
+            Claim::Other => {
+                self.again(root, &path);
+                return Ok(());
+            }
         }
         self.leave_links_of(root, place.dev, &path, &row)?;
         self.capture.held.release(root, &path);
@@ -461,13 +465,12 @@ impl<D: Disk> Run<'_, D> {
         {
             return Ok(Standing::Known);
         }
-        let seen = seen_as(&own);
-        let is_held = if self.claim(own.root, &own.path, builder) {
-            lock(&self.claims).insert(seen);
+        let claim = self.claim(own.root, &own.path, &Seen::from(&own.stat), builder);
+        let is_held = if claim == Claim::Mine {
             unit.inspect(|unit| unit.count_op());
             matches!(self.capture_one(own, builder)?, Outcome::Held | Outcome::Vanished)
         } else {
-            if !lock(&self.claims).contains(&seen) {
+            if claim == Claim::Other {
                 self.again(own.root, &own.path); // it changed since it was handed over
             }
             lock(&self.kept).contains(&key)
@@ -487,9 +490,13 @@ impl<D: Disk> Run<'_, D> {
         {
             return Ok(None);
         }
-        if !self.claim_entry(candidate.root, &candidate.path, builder) {
-            self.again(candidate.root, &candidate.path);
-            return Ok(None);
+        match self.claim_entry(candidate.root, &candidate.path, &Seen::from(&candidate.stat), builder) {
+            Claim::Mine => {}
+            Claim::Same => return Ok(None),
+            Claim::Other => {
+                self.again(candidate.root, &candidate.path);
+                return Ok(None);
+            }
         }
         unit.inspect(|unit| unit.count_op());
         if is_linked(&candidate.stat, candidate.row.as_ref()) {
@@ -512,13 +519,6 @@ impl<D: Disk> Run<'_, D> {
             }
         }
     }
-}
-
-/// Stands for a directory as it was examined.
-fn seen_as(dir: &Candidate) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (dir.root, &dir.path, dir.stat.ino, dir.stat.ctime, dir.stat.mtime).hash(&mut hasher);
-    hasher.finish()
 }
 
 fn is_pack_index(name: &[u8]) -> bool {

@@ -11,7 +11,7 @@ use coldspare_core::git::family::{Alternate, Repository, alternates, closure};
 use coldspare_core::git::pack::{FANOUT_BYTES, Fanout, bucket_holds, hash_bytes};
 use coldspare_core::git::reference::{PackedRefs, Reference, parse_loose};
 use coldspare_core::git::{self, ObjectId, Part};
-use coldspare_core::{Entry, RelPath, RootId};
+use coldspare_core::{Body, Entry, RelPath, RootId};
 use coldspare_os::Disk;
 
 use crate::error::StandbyError;
@@ -250,14 +250,23 @@ impl<D: Disk> Future<'_, D> {
 
     /// The file that will be at `path`, where it is now.
     fn open(&self, root: RootId, path: &RelPath) -> Result<Option<D::File>, StandbyError> {
-        match self.pending.pending(root, path)? {
-            Some(row) if row.entry.is_none() => Ok(None),
-            Some(row) if row.action.staged().is_some() => {
-                let Some(at) = row.action.staged() else { return Ok(None) };
-                let (dir, name) = self.standby.staged_dir(root, at)?;
-                Ok(self.standby.disk.open_file(&dir, &name).ok())
-            }
-            _ => Ok(self.open_in_tree(root, path)),
+        let mut path = path.clone();
+        let mut row = self.pending.pending(root, &path)?;
+        if let Some(PendingRow { entry: Some(Entry { body: Body::Hardlink { to }, .. }), .. }) = row {
+            // Links are made once all else is staged.
+            row = self.pending.pending(root, &to)?;
+            path = to;
+        }
+        match row {
+            None => Ok(self.open_in_tree(root, &path)),
+            Some(PendingRow { entry: None, .. }) => Ok(None),
+            Some(PendingRow { action, .. }) => match action.staged() {
+                Some(at) => {
+                    let (dir, name) = self.standby.staged_dir(root, at)?;
+                    Ok(self.standby.disk.open_file(&dir, &name).ok())
+                }
+                None => Ok(self.open_in_tree(root, &path)),
+            },
         }
     }
 
