@@ -518,8 +518,8 @@ impl World {
             let mut active = self.active.disk.tree(HOME).expect("a home");
             // A power cut may leave a repository half removed: nothing completes it.
             for half in self.active.held().iter().filter(|path| path.starts_with(b"shared/tmp/deleted-")) {
-                standby.retain(|path, _| !path.starts_with(half));
-                active.retain(|path, _| !path.starts_with(half));
+                standby.retain(|path, _| !oracle::is_within(path, half));
+                active.retain(|path, _| !oracle::is_within(path, half));
             }
             let equal = oracle::are_equal(&active, &standby).map_err(|e| format!("liveness: nothing is left to do, and {e}"));
             self.check(equal);

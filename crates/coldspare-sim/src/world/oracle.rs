@@ -311,7 +311,7 @@ fn digest(seen: &Seen) -> [u8; 32] {
     *blake3::hash(&seen.content).as_bytes()
 }
 
-fn is_within(path: &[u8], dir: &[u8]) -> bool {
+pub(super) fn is_within(path: &[u8], dir: &[u8]) -> bool {
     path == dir || dir.is_empty() || path.strip_prefix(dir).is_some_and(|rest| rest.starts_with(b"/"))
 }
 

@@ -434,15 +434,25 @@ pub(crate) fn what_cannot_be_read_is_not_gone() -> Result<(), String> {
 }
 
 pub(crate) fn what_is_of_somebody_else_goes_to_quarantine() -> Result<(), String> {
-    let mut both = Both::with(&[("file", b"content"), ("gone", b"content")]);
-    for path in ["file", "gone"] {
+    let mut both = Both::with(&[("file", b"content"), ("gone", b"content"), ("folder", b"content"), ("empty/file", b"content")]);
+    for path in ["file", "gone", "folder"] {
         both.copy.remove(Both::at(path)).unwrap();
-        both.copy.write(Both::at(path), format!("of somebody else: {path}").as_bytes()).unwrap();
     }
-    both.active.remove(Both::at("gone")).unwrap();
+    both.active.remove(Both::at("empty/file")).unwrap();
+    both.follow()?;
+    both.copy.remove(Both::at("empty")).unwrap();
+    both.copy.make_dirs(Both::at("folder"));
+    // A file for a file, in a folder where a file was, and for a folder.
+    for (path, content) in [("file", "file"), ("gone", "gone"), ("folder/inner", "folder"), ("empty", "empty")] {
+        both.copy.write(Both::at(path), format!("of somebody else: {content}").as_bytes()).unwrap();
+    }
+    for path in ["gone", "folder", "empty"] {
+        both.active.remove(Both::at(path)).unwrap();
+    }
     both.write("file", b"changed");
     both.follow()?;
-    let are_kept = ["file", "gone"].iter().all(|path| both.is_quarantined(format!("of somebody else: {path}").as_bytes()));
+    let are_kept =
+        ["file", "gone", "folder", "empty"].iter().all(|path| both.is_quarantined(format!("of somebody else: {path}").as_bytes()));
     holds(both.there() == both.here() && are_kept, "G5: what coldspare did not put there is gone")
 }
 
