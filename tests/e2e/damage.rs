@@ -178,6 +178,34 @@ fn a_pack_changed_under_its_name_does_not_replace_the_good_one() {
 }
 
 #[test]
+fn a_pack_index_that_is_not_what_its_hash_says_does_not_replace_the_good_one() {
+    let mut s = Setting::new();
+    let index = s.relative(&packs(&s.here(REPOSITORY))[0].with_extension("idx"));
+    s.check(&index, |path| flip_byte(path, 8 + 256 * 4 + 3 * 20 + 1));
+}
+
+#[test]
+fn packed_references_that_were_emptied_do_not_replace_good_ones() {
+    let mut s = Setting::new();
+    git_ok(&s.here(REPOSITORY), &["pack-refs", "--all"]);
+    s.pair.checkpoint();
+    s.check(&format!("{REPOSITORY}/packed-refs"), |path| drop(File::create(path).unwrap()));
+}
+
+#[test]
+fn a_damaged_repository_that_is_removed_is_held_back_no_longer() {
+    let mut s = Setting::new();
+    let object = s.loose_commit();
+    File::create(s.here(&object)).unwrap();
+    s.assert_held_back(&object, "damaged");
+    fs::remove_dir_all(s.here(REPOSITORY)).unwrap();
+    s.pair.checkpoint();
+    assert_eq!(s.pair.active.status()["held_back"], serde_json::json!([]));
+    assert!(!s.there(REPOSITORY).exists());
+    s.pair.assert_equal();
+}
+
+#[test]
 fn a_large_file_whose_name_is_not_its_digest_does_not_replace_the_good_one() {
     Setting::new().check(LARGE, |path| fs::write(path, "hello, large filE\n").unwrap());
 }

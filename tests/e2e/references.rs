@@ -124,3 +124,27 @@ fn a_branch_becomes_a_folder_of_branches_and_a_branch_again() {
         assert_eq!(tip(&s.there, "refs/heads/a"), flat);
     }
 }
+
+#[test]
+fn a_repository_with_reftable_arrives() {
+    let pair = Pair::following();
+    let (here, there) = (pair.active.home.join(REPOSITORY), pair.standby.home.join(REPOSITORY));
+    std::fs::create_dir_all(&here).unwrap();
+    if git::git(&here, &["init", "-q", "--bare", "-b", "main", "--ref-format=reftable"]).code != 0 {
+        return println!("skipped: this git knows no reftable");
+    }
+    let clone = pair.dir.path().join("clone");
+    git::clone(&here, &clone);
+    for n in 0..3 {
+        let pushed = commit(&clone, "file", &format!("content {n}"));
+        push(&clone, &["HEAD:main", &format!("HEAD:refs/heads/topic{n}")]);
+        pair.checkpoint();
+        assert_eq!(tip(&there, "main"), pushed);
+        assert_eq!(git::references(&there), git::references(&here));
+        git::assert_clean(&there);
+    }
+    git_ok(&here, &["pack-refs", "--all"]);
+    pair.checkpoint();
+    pair.assert_equal();
+    git::assert_clean(&there);
+}

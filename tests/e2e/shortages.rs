@@ -38,17 +38,22 @@ fn an_unreadable_file_is_held_back_and_the_rest_goes_on() {
     pair.assert_equal();
 }
 
-#[test]
-fn a_full_standby_keeps_its_last_point_and_goes_on_once_there_is_room() {
+/// A pair whose standby's home is on a small filesystem.
+fn with_a_small_standby() -> Option<(Pair, Mount)> {
     let mut pair = Pair::new();
-    // The standby's home is on a small filesystem; it is initialised again there.
     let mut standby = Host::new(pair.dir.path(), "small", "receive");
-    let Some(mount) = Mount::ext4(&pair.dir.path().join("image"), 24 << 20, &standby.home) else { return };
+    let mount = Mount::ext4(&pair.dir.path().join("image"), 24 << 20, &standby.home)?;
     let mut active = Host::new(pair.dir.path(), "large", "send");
     active.init_active(&standby.init_standby(free_port())).expect_code(0);
     std::mem::swap(&mut pair.standby, &mut standby);
     std::mem::swap(&mut pair.active, &mut active);
     pair.standby.start();
+    Some((pair, mount))
+}
+
+#[test]
+fn a_full_standby_keeps_its_last_point_and_goes_on_once_there_is_room() {
+    let Some((mut pair, mount)) = with_a_small_standby() else { return };
     pair.active.write("shared/small", "small");
     pair.send_once();
 
@@ -59,6 +64,25 @@ fn a_full_standby_keeps_its_last_point_and_goes_on_once_there_is_room() {
     pair.send_once();
     pair.assert_equal();
     pair.standby.run(&["verify", "--deep"]).expect_code(0);
+    pair.standby.kill();
+    drop(mount);
+}
+
+#[test]
+fn the_active_says_at_every_look_that_the_standby_is_full() {
+    let Some((mut pair, mount)) = with_a_small_standby() else { return };
+    pair.active.start();
+    let large = pair.active.write("shared/large", Seed::new(1).noise(32 << 20));
+    let trouble = |pair: &Pair| pair.active.status()["trouble"].as_str().map(String::from);
+    until("it is said", || trouble(&pair).is_some());
+    for _ in 0..40 {
+        assert!(trouble(&pair).is_some_and(|text| text.contains("space")), "{:?}", trouble(&pair));
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    fs::remove_file(large).unwrap();
+    pair.checkpoint();
+    assert_eq!(trouble(&pair), None);
+    pair.assert_equal();
     pair.standby.kill();
     drop(mount);
 }

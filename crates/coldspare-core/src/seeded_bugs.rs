@@ -136,6 +136,10 @@ mod switch {
         LaterDivergenceIsNotKept,
         /// Events that were lost before the work was chosen are left aside.
         LossesAreLeftAside,
+        /// What lies in a folder that the index doesn't have is looked at without that folder.
+        UnknownFoldersAreLeftOut,
+        /// Nobody asks for the folder of what comes.
+        FoldersAreNotChecked,
         /// Objects that went before they were seen are not asked for.
         UnseenLossesAreNotNoted,
         /// Objects go from the standby though references changed since.

@@ -242,7 +242,7 @@ impl<D: Disk> Capture<D> {
                     run.defer(CapturePass::Rest, Visit::deep(root_id(number), RelPath::root()));
                 }
             }
-            Work::Hinted => run.route(&taken.dirs, When::First),
+            Work::Hinted => run.route(&taken.dirs, When::First)?,
         }
         if seeded_bug!(ObjectsBeforeReferences) {
             [CapturePass::LooseObjects, CapturePass::Packs].into_iter().try_for_each(|pass| run.pass(pass))?;
@@ -252,7 +252,7 @@ impl<D: Disk> Capture<D> {
         if let Some(watch) = watch {
             // The barrier behind the references brought every event that came before they were read.
             let late = watch.dirty().take_where(is_no_reference);
-            run.route(&late.dirs, When::Late);
+            run.route(&late.dirs, When::Late)?;
             taken.merge(late);
         }
         run.objects_from_ms.store(self.disk.now_ms(), Ordering::Relaxed);
@@ -285,7 +285,7 @@ impl<D: Disk> Capture<D> {
             watch.barrier(BARRIER_LIMIT)?;
             for unit in units {
                 let late = watch.dirty().take_names(unit.at.0, &unit.at.1, is_pack);
-                run.route(&late.dirs, When::Late);
+                run.route(&late.dirs, When::Late)?;
                 taken.merge(late);
             }
             run.pass(CapturePass::Packs)?;

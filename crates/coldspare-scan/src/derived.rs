@@ -21,7 +21,7 @@ use crate::capture::CaptureError;
 use crate::dirty::Hint;
 use crate::index::{Row, State};
 use crate::read::{Outcome, RACY_MS};
-use crate::run::Run;
+use crate::run::{Run, lock};
 use crate::unit::Unit;
 use crate::visit::{Candidate, Visit, What};
 
@@ -77,6 +77,13 @@ impl<D: Disk> Run<'_, D> {
             }
         }
         Ok(Outcome::Vanished)
+    }
+
+    /// Whether `path` is a layer of commit graphs whose chain stays on the standby as it was, and may name it.
+    pub(crate) fn is_named_by_kept_chain(&self, root: RootId, path: &RelPath) -> bool {
+        let Some(dir) = path.parent().filter(|dir| dir.as_bytes().ends_with(b"objects/info/commit-graphs")) else { return false };
+        let chain = dir.join(b"commit-graph-chain").ok();
+        chain.is_some_and(|chain| chain != *path && lock(&self.kept).contains(&(root, chain)))
     }
 
     fn is_consistent(&self, unit: &Unit, path: &RelPath) -> bool {

@@ -3,15 +3,18 @@
 //! It says which repositories there are and nothing else: what it lists is no truth about any entry. A repository that
 //! appears after it looked is left to the next cycle.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use coldspare_core::exclude::IsDir;
 use coldspare_core::git::{self, CapturePass, family::Repository};
-use coldspare_core::{RelPath, RootId};
+use coldspare_core::{RelPath, RootId, seeded_bug};
 use coldspare_os::{Disk, FileKind, Listed};
 
+use crate::capture::CaptureError;
 use crate::dirty::{Hint, Names};
+use crate::index::Row;
 use crate::run::Run;
 use crate::unit::{Extent, IsMore, Unit};
 use crate::visit::{Visit, What};
@@ -59,10 +62,10 @@ impl<D: Disk> Run<'_, D> {
     ///
     /// Late ones, which come after references were read, hold none; a repository that only they know of is left to the
     /// next cycle by whoever meets it.
-    pub(crate) fn route(&self, hints: &BTreeMap<(RootId, RelPath), Names>, when: When) {
+    pub(crate) fn route(&self, hints: &BTreeMap<(RootId, RelPath), Names>, when: When) -> Result<(), CaptureError> {
         // Where not every folder is watched, a hint tells nothing of the other references.
         let is_covered = self.capture.watch.as_ref().is_none_or(|watch| watch.coverage().unwatched == 0);
-        for ((root, dir), names) in hints {
+        for ((root, dir), names) in self.with_unknown_folders(hints, when)?.iter() {
             let unit = self.units.of(*root, dir).map(|u| u.at.1.clone()).or_else(|| self.repository_around(*root, dir));
             let visit = Visit::hinted(*root, dir.clone(), names);
             let Some(unit) = unit else {
@@ -84,6 +87,49 @@ impl<D: Disk> Run<'_, D> {
             }
             self.route_inside(&at, visit, when);
         }
+        Ok(())
+    }
+
+    /// The hints, with the topmost folder that the index doesn't have in place of what is below it: a watch may tell of
+    /// that before it tells that the folder was moved there, and nothing goes to the standby without the folder it is in.
+    ///
+    /// Cost: one look-up in the index a folder.
+    fn with_unknown_folders<'h>(
+        &self,
+        hints: &'h BTreeMap<(RootId, RelPath), Names>,
+        when: When,
+    ) -> Result<Cow<'h, BTreeMap<(RootId, RelPath), Names>>, CaptureError> {
+        let mut out = Cow::Borrowed(hints);
+        for (root, dir) in hints.keys().filter(|(_, dir)| !dir.is_root()) {
+            let is_known =
+                |dir: &RelPath| self.snapshot.row(*root, dir).map(|row| row.is_some_and(|row| row.is_dir() && row.version != Row::UNSENT));
+            if is_known(dir)? || seeded_bug!(UnknownFoldersAreLeftOut) {
+                continue;
+            }
+            let mut top = dir.clone();
+            while let Some(above) = top.parent().filter(|above| !above.is_root()) {
+                if is_known(&above)? {
+                    break;
+                }
+                top = above;
+            }
+            let above = top.parent().unwrap_or_else(RelPath::root);
+            let hints = out.to_mut();
+            hints.remove(&(*root, dir.clone()));
+            let is_left_out = self.root(*root).exclude.matches(&top, IsDir::Yes);
+            if is_left_out || git::looks_transient(top.name()) && self.is_transient(*root, &top) {
+                continue;
+            }
+            if when == When::Late && self.units.of(*root, &above).is_none() && self.repository_around(*root, &above).is_none() {
+                self.again(*root, &top); // it may hold repositories, whose references were not read
+                continue;
+            }
+            match hints.entry((*root, above)).or_insert_with(|| Names::Some(BTreeMap::new())) {
+                Names::All => {}
+                Names::Some(names) => drop(names.insert(top.name().into(), Hint::Replaced)),
+            }
+        }
+        Ok(out)
     }
 
     /// A hinted folder of a repository: each of its entries has a pass of its own.

@@ -57,6 +57,14 @@ impl HeldBack {
         self.lock().remove(&key);
     }
 
+    /// A path went, with all below it: nothing there is a problem any more.
+    pub(crate) fn forget_within(&self, root: RootId, path: &RelPath) {
+        let is_there = |(r, at): &(RootId, RelPath)| *r != root || !at.is_within(path);
+        self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).retain(|at, _| is_there(at));
+        self.again.lock().unwrap_or_else(PoisonError::into_inner).retain(|at, _| is_there(at));
+        self.lock().retain(|at, _| is_there(at));
+    }
+
     /// Repositories that are held back as a whole.
     pub(crate) fn repositories(&self) -> std::sync::MutexGuard<'_, BTreeSet<Repository>> {
         self.repositories.lock().unwrap_or_else(PoisonError::into_inner)

@@ -11,6 +11,7 @@ use coldspare_core::git::{CapturePass, Damage};
 use coldspare_core::{Baseline, Digest, Problem, ProblemKind, RelPath, RootId, seeded_bug};
 use coldspare_os::Disk;
 
+use crate::capture::Certainty;
 use crate::index::Row;
 use crate::read::Opened;
 use crate::run::Run;
@@ -97,7 +98,8 @@ impl<D: Disk> Run<'_, D> {
         match CapturePass::of(inside) {
             CapturePass::References if seeded_bug!(DamagedReferencesTravel) => Inspect::Nothing,
             CapturePass::LooseObjects | CapturePass::Packs if seeded_bug!(DamagedObjectsTravel) => Inspect::Nothing,
-            CapturePass::References if inside.starts_with(b"reftable/") => Inspect::NotEmpty,
+            // With reftable, `refs/heads` is a file that keeps old programs out.
+            CapturePass::References if inside.starts_with(b"reftable/") || inside == b"refs/heads" => Inspect::NotEmpty,
             CapturePass::References if inside.ends_with(b"packed-refs") && !inside.contains(&b'/') => Inspect::PackedReferences,
             CapturePass::References => Inspect::Reference,
             CapturePass::LooseObjects | CapturePass::Packs => {
@@ -112,8 +114,13 @@ impl<D: Disk> Run<'_, D> {
     pub(crate) fn damage(&self, file: &Opened<'_, D>, inspection: Inspection, row: Option<&Row>, digest: Digest) -> Option<String> {
         let known = row.filter(|row| row.version <= self.acked).and_then(|row| Some((row.entry()?.digest()?, row.entry()?.size())));
         let advice = "the standby keeps what it has";
+        // What was known of it counts though nobody knows whether the standby has it; where nothing is, it may.
+        let had_references = match row.and_then(Row::entry) {
+            Some(entry) => entry.size() > 0,
+            None => self.cycle.baseline == Baseline::Full && self.cycle.certainty == Certainty::Ask,
+        };
         if let Inspection::PackedReferences { bytes: 0, .. } = inspection
-            && known.is_some_and(|(_, size)| size > 0)
+            && had_references
         {
             return Some(format!("packed-refs was emptied; {advice}"));
         }

@@ -178,7 +178,12 @@ impl<D: Disk> Run<'_, D> {
         // What is captured now isn't what it was.
         let held = &self.capture.held;
         let is_whole = |at: &Repository| self.units.at(at).is_some_and(|unit| unit.has_ops() && self.fate_of(&unit) == Fate::Whole);
-        held.repositories().retain(|at| self.ino_of(at).is_some());
+        let are_gone = {
+            let mut repositories = held.repositories();
+            let before = repositories.len();
+            repositories.retain(|at| self.ino_of(at).is_some());
+            repositories.len() < before
+        };
         let mut held_now: BTreeSet<Repository> =
             held.repositories().iter().filter(|at| !is_whole(at) && !seeded_bug!(EarlierHeldAreForgotten)).cloned().collect();
         for unit in &units {
@@ -210,7 +215,7 @@ impl<D: Disk> Run<'_, D> {
         changed.extend(waiting.iter().cloned());
         let ties = if changed.is_empty() { Vec::new() } else { self.ties(&units) };
         let (family, held_family, waiting_family) = (closure(&changed, &ties), closure(&held_now, &ties), closure(&waiting, &ties));
-        let mut is_any_freed = false;
+        let mut is_any_freed = are_gone;
         for unit in &units {
             if family.contains(&unit.at) {
                 self.keep(unit.at.0, &unit.at.1);

@@ -247,6 +247,7 @@ impl<D: Disk> Run<'_, D> {
                 known.insert(name.clone(), row);
             } else if !is_there {
                 place.note_vanished(name); // it came and went
+                place.path.join(name).into_iter().for_each(|path| self.capture.held.forget_within(place.root, &path));
             }
         }
         Ok((found, known))
@@ -394,7 +395,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Whether git never means `path` to last: asks which of the directories above it is a repository.
-    fn is_transient(&self, root: RootId, path: &RelPath) -> bool {
+    pub(crate) fn is_transient(&self, root: RootId, path: &RelPath) -> bool {
         let ancestors: Vec<_> = path.ancestors().collect();
         let repository = ancestors.iter().rev().find(|base| self.is_repository(root, base));
         repository.is_some_and(|base| path.below(base).is_some_and(git::never_carried))
@@ -424,6 +425,11 @@ impl<D: Disk> Run<'_, D> {
             self.keep(root, &path); // the reference that is held back may need it
             return Ok(());
         }
+        if self.is_named_by_kept_chain(root, &path) {
+            self.keep(root, &path);
+            self.again(root, &path);
+            return Ok(());
+        }
         let claim = if self.meet(root, &path, Met::Gone) { self.claim_entry(root, &path, &Seen::Gone, builder) } else { Claim::Other };
         match claim {
             Claim::Mine => {}
@@ -434,7 +440,7 @@ impl<D: Disk> Run<'_, D> {
             }
         }
         self.leave_links_of(root, place.dev, &path, &row)?;
-        self.capture.held.release(root, &path);
+        self.capture.held.forget_within(root, &path);
         if let Some(unit) = unit {
             unit.count_op();
             if place.is_of_objects() {

@@ -89,7 +89,7 @@ pub struct Watch {
 enum Source {
     Fanotify(Arc<Helper>),
     Inotify(Mutex<Option<Inotify>>),
-    Caller,
+    Caller { deliver: Box<dyn Fn() + Send + Sync> },
 }
 
 struct Shared {
@@ -148,12 +148,12 @@ impl Watch {
         Ok(watch)
     }
 
-    /// A watch whose hints are put in by the caller, through [`Watch::tell`], before the change that they tell of is seen
-    /// by anybody else; the barrier has nothing to wait for.
-    pub fn told(roots: Vec<PathBuf>) -> Watch {
+    /// A watch whose hints are put in by the caller, through [`Watch::tell`]; the barrier has `deliver` put in those of
+    /// every change so far.
+    pub fn told(roots: Vec<PathBuf>, deliver: impl Fn() + Send + Sync + 'static) -> Watch {
         let roots = roots.into_iter().map(WatchedRoot::from).collect();
         let shared = Shared::new(roots, u64::MAX, Box::new(|| ()));
-        Watch { shared: Arc::new(shared), mark: AtomicU64::new(0), source: Source::Caller }
+        Watch { shared: Arc::new(shared), mark: AtomicU64::new(0), source: Source::Caller { deliver: Box::new(deliver) } }
     }
 
     /// What the kernel is asked through, as `status` says it.
@@ -161,7 +161,7 @@ impl Watch {
         match self.source {
             Source::Fanotify(_) => "fanotify",
             Source::Inotify(_) => "inotify",
-            Source::Caller => "caller",
+            Source::Caller { .. } => "caller",
         }
     }
 
@@ -187,7 +187,7 @@ impl Watch {
                 shared.unwatched.store(begun.unwatched.len() as u64, Ordering::Relaxed);
             }
             Source::Inotify(slot) => *lock(slot) = Some(Inotify::start(shared.clone())?),
-            Source::Caller => {}
+            Source::Caller { .. } => {}
         }
         Ok(())
     }
@@ -199,7 +199,7 @@ impl Watch {
         let full = || self.full(root, path).into_os_string().into_encoded_bytes();
         let slot = match &self.source {
             Source::Fanotify(_) => return,
-            Source::Caller => {
+            Source::Caller { .. } => {
                 lock(&self.shared.covered).insert(full());
                 return;
             }
@@ -239,7 +239,8 @@ impl Watch {
     /// # Errors
     /// `Root` when a mark can't be written, `Timeout` when one does not come back within `limit`.
     pub fn barrier(&self, limit: Duration) -> Result<(), WatchError> {
-        if matches!(self.source, Source::Caller) {
+        if let Source::Caller { deliver } = &self.source {
+            deliver();
             return Ok(());
         }
         let deadline = Instant::now() + limit;
@@ -290,7 +291,7 @@ impl Watch {
         Coverage {
             watched: match self.source {
                 Source::Fanotify(_) => self.shared.marked.load(Ordering::Relaxed),
-                Source::Inotify(_) | Source::Caller => lock(&self.shared.covered).len() as u64,
+                Source::Inotify(_) | Source::Caller { .. } => lock(&self.shared.covered).len() as u64,
             },
             unwatched: self.shared.unwatched.load(Ordering::Relaxed),
             overflows: self.shared.overflows.load(Ordering::Relaxed),

@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
+use sha1::{Digest, Sha1};
 
 use crate::chance::Chance;
 
@@ -158,7 +159,8 @@ impl<'a> Home<'a> {
         // An empty pack and its index.
         let trailer = self.chance.bytes(20);
         let pack = [b"PACK\0\0\0\x02\0\0\0\0".as_slice(), &trailer].concat();
-        let index = [b"\xfftOc\0\0\0\x02".as_slice(), &[0; 1024], &trailer, &[1; 20]].concat();
+        let mut index = [b"\xfftOc\0\0\0\x02".as_slice(), &[0; 1024], &trailer].concat();
+        index.extend(Sha1::digest(&index));
         for (name, content) in [(format!("pack-{id}.pack"), pack), (format!("pack-{id}.idx"), index)] {
             let _ = fs::write(repo.join("objects/pack").join(name), content);
         }
@@ -417,9 +419,8 @@ fn is_git_s(path: &Path) -> bool {
 
 /// The name and the bytes of a loose blob.
 fn loose_object(content: &[u8]) -> (String, Vec<u8>) {
-    use sha1::Digest;
     let plain = [format!("blob {}\0", content.len()).as_bytes(), content].concat();
-    let id = sha1::Sha1::digest(&plain).iter().map(|byte| format!("{byte:02x}")).collect();
+    let id = Sha1::digest(&plain).iter().map(|byte| format!("{byte:02x}")).collect();
     let mut packed = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::fast());
     packed.write_all(&plain).expect("written to memory");
     (id, packed.finish().expect("written to memory"))

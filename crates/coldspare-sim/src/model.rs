@@ -34,7 +34,7 @@ pub use disk::{ModelDir, ModelDisk, ModelFile};
 pub use draft::{Draft, Part};
 pub use expected::{Expected, Holds};
 pub use explore::{Explored, Limits, VIOLATIONS_MAX, Violation, explore, replay};
-pub use fault::{Call, CallKind, Change, ChangeKind, Fault, SyncCall};
+pub use fault::{Call, CallKind, Change, ChangeKind, Fault, Spot, SyncCall};
 pub use other::Seen;
 pub use rehearsal::{Defect, Kind, Rehearsal};
 pub use store::{ModelStore, StoreImage};

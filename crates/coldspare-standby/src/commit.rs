@@ -50,6 +50,9 @@ impl<D: Disk> Standby<D> {
         if changeset.baseline == Baseline::Full && !seeded_bug!(UnnamedStays) {
             self.remove_unnamed(&changeset)?;
         }
+        if !seeded_bug!(FoldersAreNotChecked) {
+            self.check_folders(&changeset)?;
+        }
         self.make_links(&changeset, &mut sync)?;
         self.finish_trees(&mut sync)?;
         self.order_forks(&changeset)?;
@@ -189,6 +192,32 @@ impl<D: Disk> Standby<D> {
             }
         }
         self.store.write_lazily(|txn| insert_rows(txn, rows))
+    }
+
+    /// Refuses what comes without the folder that it is in: no row would tell of that folder.
+    ///
+    /// Cost: a look-up for each folder in which something changes.
+    fn check_folders(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
+        let pending = self.store.view(PENDING)?;
+        let mut last = None;
+        pending.for_each_reversed(|root, path, row: PendingRow| {
+            let Some(dir) = path.parent().filter(|dir| row.entry.is_some() && !dir.is_root()) else { return Ok(()) };
+            let dir = Some((root, dir));
+            if last == dir {
+                return Ok(());
+            }
+            last = dir;
+            let Some((root, dir)) = &last else { return Ok(()) };
+            let will_be = match pending.pending(*root, dir)? {
+                Some(row) => row.entry,
+                None => changeset.manifest.manifest(*root, dir)?.map(|row| row.entry),
+            };
+            if will_be.is_some_and(|entry| entry.is_dir()) {
+                Ok(())
+            } else {
+                Err(StandbyError::Protocol(format!("{path} came without the folder that it is in")))
+            }
+        })
     }
 
     /// Makes the hard links, now that every file that they point to is staged or in the tree.

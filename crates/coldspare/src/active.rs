@@ -94,6 +94,8 @@ struct Active {
     tally: Tally,
     refusals: u32,
     last_trouble: Option<String>,
+    /// Why the standby refused the last changeset, until it takes one.
+    refused: Option<String>,
     /// Where the standby's tree is consistent as of, on this host's clock.
     as_of_ms: Option<u64>,
     events: mpsc::Sender<Event>,
@@ -185,7 +187,7 @@ impl Active {
         let late: Vec<u64> = self.waiting.iter().filter(|(_, w)| w.deadline.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         for id in late {
             if let Some(Waiting { reply: Some(reply), .. }) = self.waiting.remove(&id) {
-                let message = match &self.last_trouble {
+                let message = match self.trouble() {
                     Some(trouble) => format!("not durable on the standby in time: {trouble}"),
                     None => "not durable on the standby in time; it is still being sent".into(),
                 };
@@ -278,6 +280,7 @@ impl Active {
                 self.tell_held_back();
                 self.refusals = 0;
                 self.last_trouble = None;
+                self.refused = None;
                 self.as_of_ms = Some(as_of_ms).filter(|ms| *ms > 0);
                 if !std::mem::take(&mut self.must_ask) {
                     self.certainty = Certainty::Sure;
@@ -321,7 +324,7 @@ impl Active {
 
     fn refused(&mut self, seq: Seq, failure: PeerFailure) -> Result<Option<Code>, Failure> {
         let text = failure.to_string();
-        if self.last_trouble.as_deref() != Some(&text) {
+        if self.refused.as_deref() != Some(&text) {
             tracing::warn!(seq = seq.0, reason = text, "the standby refused a changeset; it is sent again");
         }
         self.refusals += 1;
@@ -335,7 +338,7 @@ impl Active {
         {
             return Err(Failure::damage(format!("the standby can't take the changes: {text}")));
         }
-        self.last_trouble = Some(text);
+        self.refused = Some(text);
         self.certainty = Certainty::Ask;
         self.input(Input::Refused { seq });
         Ok(None)
@@ -353,6 +356,7 @@ impl Active {
             Ok(report) => {
                 self.tally.add(cycle.work, &report);
                 if !has_begun && !report.is_left {
+                    self.refused = None; // what the standby did not take is gone
                     self.as_of_ms = Some(report.as_of_ms);
                     if let Some(sending) = self.sending.clone() {
                         let idle = ToStandby::Idle { as_of_ms: report.as_of_ms };
@@ -381,6 +385,12 @@ impl Active {
         // Hints that came while the cycle ran woke nobody.
         self.hinted();
         Ok(None)
+    }
+
+    /// What keeps changes from the standby, if anything does: a link that comes and goes hides no refusal.
+    fn trouble(&self) -> Option<String> {
+        let both: Vec<&str> = self.refused.iter().chain(&self.last_trouble).map(String::as_str).collect();
+        (!both.is_empty()).then(|| both.join("; "))
     }
 
     /// Says what is held back, when it isn't what was said last.

@@ -164,7 +164,7 @@ pub(crate) fn ask(
             Err(e) => return Err(Failure::unreachable(format!("the daemon's answer can't be read: {e}"))),
         }
     }
-    Err(Failure::unreachable("the daemon broke off before it answered"))
+    Err(Failure::unreachable("the daemon stopped before it answered: its log says why; ask again once it runs"))
 }
 
 fn code_of(code: u8) -> Code {

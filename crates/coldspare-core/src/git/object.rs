@@ -1,13 +1,13 @@
 //! Whether the bytes of an object file are what its name says.
 //!
-//! A loose object and an LFS file are checked against the hash that is their name; a pack and its index by their
-//! heads and trailers, since hashing terabytes again would cost more than it finds.
+//! A loose object and an LFS file are checked against the hash that is their name, a pack's index against the hash at
+//! its end; a pack by its head and its trailer, since hashing terabytes again would cost more than it finds.
 //!
 //! Invariants: bytes may come in pieces of any size; what is checked takes constant memory.
 
 use flate2::{Decompress, FlushDecompress, Status};
 use sha1::Sha1;
-use sha2::{Digest as _, Sha256};
+use sha2::{Digest, Sha256};
 
 use super::{Damage, ObjectId, SHA1_BYTES};
 use crate::path::RelPath;
@@ -66,12 +66,22 @@ pub struct Check {
     tail: Vec<u8>,
     hash: Hash,
     inflate: Option<Inflate>,
+    /// Of an index: which of them is its own, its size tells in the end.
+    sealed: Option<(Sealed<Sha1>, Sealed<Sha256>)>,
 }
 
 enum Hash {
     None,
     Sha1(Sha1),
     Sha256(Sha256),
+}
+
+/// Hashes a file but for the hash at its end.
+#[derive(Default)]
+struct Sealed<H> {
+    hash: H,
+    /// The last bytes so far, as many as the hash has.
+    last: Vec<u8>,
 }
 
 struct Inflate {
@@ -109,7 +119,8 @@ impl Check {
             is_over: false,
             failed: false,
         });
-        Check { promise, size: 0, head: Vec::new(), tail: Vec::new(), hash, inflate }
+        let sealed = (promise == Promise::PackIndex).then(Default::default);
+        Check { promise, size: 0, head: Vec::new(), tail: Vec::new(), hash, inflate, sealed }
     }
 
     /// Takes the next bytes.
@@ -124,6 +135,10 @@ impl Check {
                 let kept = TAIL_BYTES.saturating_sub(bytes.len()).min(self.tail.len());
                 self.tail.drain(..self.tail.len() - kept);
                 self.tail.extend_from_slice(&bytes[bytes.len().saturating_sub(TAIL_BYTES)..]);
+                if let Some((sha1, sha256)) = &mut self.sealed {
+                    sha1.update(bytes);
+                    sha256.update(bytes);
+                }
             }
         }
     }
@@ -166,8 +181,27 @@ impl Check {
             }
             Promise::Lfs(hash) => self.hash.expect(&hash, "the content doesn't have the SHA-256 that is its name"),
             Promise::Pack => pack_seal(&self.head, &self.tail, self.size).map(Some),
-            Promise::PackIndex => index_seal(&self.head, &self.tail, self.size).map(Some),
+            Promise::PackIndex => {
+                let seal = index_seal(&self.head, &self.tail, self.size)?;
+                if self.sealed.is_some_and(|(sha1, sha256)| !sha1.is_intact() && !sha256.is_intact()) {
+                    return Err(Damage::new("the pack index doesn't have the hash that is at its end"));
+                }
+                Ok(Some(seal))
+            }
         }
+    }
+}
+
+impl<H: Digest> Sealed<H> {
+    fn update(&mut self, bytes: &[u8]) {
+        self.last.extend_from_slice(bytes);
+        let passed = self.last.len().saturating_sub(<H as Digest>::output_size());
+        self.hash.update(&self.last[..passed]);
+        self.last.drain(..passed);
+    }
+
+    fn is_intact(self) -> bool {
+        self.hash.finalize()[..] == self.last[..]
     }
 }
 
@@ -303,5 +337,25 @@ mod tests {
         check(Promise::Pack, b"PACK\0\0\0\x02\0\0\0\x05", Err("cut off"));
         check(Promise::Pack, &[b"PACK\0\0\0\x02\0\0\0\x05".to_vec(), vec![0; 120]].concat(), Err("zeros"));
         check(Promise::Pack, b"", Err("empty"));
+    }
+
+    #[test]
+    fn a_pack_index_has_the_hash_that_is_at_its_end() {
+        // One object, of the name 0xff…: all counts but the last are 0.
+        let body = |hash: usize| {
+            let fanout = [vec![0; 255 * 4], vec![0, 0, 0, 1]].concat();
+            [b"\xfftOc\0\0\0\x02".to_vec(), fanout, vec![0xff; hash], vec![1; 8], vec![7; hash]].concat()
+        };
+        let sha1 = [body(20), Sha1::digest(body(20)).to_vec()].concat();
+        let sha256 = [body(32), Sha256::digest(body(32)).to_vec()].concat();
+        for good in [sha1, sha256] {
+            check(Promise::PackIndex, &good, Ok(()));
+            for at in [1032, 1053, good.len() - 1] {
+                let mut altered = good.clone();
+                altered[at] ^= 1;
+                check(Promise::PackIndex, &altered, Err("hash"));
+            }
+            check(Promise::PackIndex, &good[..good.len() - 1], Err("cut off"));
+        }
     }
 }

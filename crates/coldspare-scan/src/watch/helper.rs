@@ -201,9 +201,7 @@ fn tell(
             if remembered.len() >= REMEMBERED_MAX {
                 remembered.clear();
             }
-            let found: Result<Vec<PathBuf>, io::Error> =
-                mounts.iter().filter(|mount| mount.fs() == fs).map(|mount| mount.path_of(event.dir)).collect();
-            let mut found = match found {
+            let mut found = match look_up(mounts, fs, event.dir) {
                 Ok(found) => found,
                 // Gone: the directory above it tells of that.
                 Err(e) if e.raw_os_error() == Some(STALE) || e.kind() == ErrorKind::NotFound => continue,
@@ -229,6 +227,22 @@ fn tell(
     Ok(())
 }
 
+/// Where the directory of a handle is, on every mount of its filesystem.
+fn look_up(mounts: &[Mount], fs: FsId, handle: &[u8]) -> io::Result<Vec<PathBuf>> {
+    let mut tries = 0;
+    loop {
+        let found: io::Result<Vec<PathBuf>> = mounts.iter().filter(|mount| mount.fs() == fs).map(|mount| mount.path_of(handle)).collect();
+        match found {
+            // While a directory goes, the kernel may fail otherwise before it says that it is gone.
+            Err(e) if e.raw_os_error() == Some(NO_MEMORY) && tries < LOOK_UPS_MAX => {
+                tries += 1;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            found => return found,
+        }
+    }
+}
+
 fn needs(what: &str, e: &io::Error) -> String {
     match e.kind() {
         ErrorKind::PermissionDenied => format!("{what}: {e}; it needs CAP_SYS_ADMIN and CAP_DAC_READ_SEARCH"),
@@ -239,6 +253,9 @@ fn needs(what: &str, e: &io::Error) -> String {
 }
 
 const STALE: i32 = 116;
+const NO_MEMORY: i32 = 12;
+/// How often a directory is looked up again.
+const LOOK_UPS_MAX: u32 = 20;
 const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 
 /// Where filesystems are mounted below `roots`.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use coldspare_os::component::{check_name, check_path};
 use coldspare_os::{Attributes, Disk, FileKind, Listed, Space, Stat};
 
-use super::fault::{Call, CallKind, Change, ChangeKind, Fault, Interference, SyncCall};
+use super::fault::{Call, CallKind, Change, ChangeKind, Fault, Interference, Spot, SyncCall};
 use super::image::{Body, Id, Image, ROOT};
 use super::log::Op;
 use super::state::{EBADF, EINVAL, ELOOP, State, errno};
@@ -181,17 +181,19 @@ impl ModelDisk {
         let mut changes = Vec::new();
         for (&(dir, name, kind), before) in told.iter().zip(before) {
             let is_dir = kind_of(&state, dir, name).or(before).unwrap_or(false);
-            if let Some(mut path) = state.live.path_of(dir) {
-                if !name.is_empty() {
-                    path.push(b'/');
-                    path.extend_from_slice(name);
-                }
-                changes.push(Change { path, kind, is_dir: is_dir || name.is_empty() });
+            let spot = Spot { dir, name: name.into() };
+            if let Some(path) = state.path_of(&spot) {
+                changes.push(Change { path, kind, is_dir: is_dir || name.is_empty(), spot });
             }
         }
         drop(state);
         changes.iter().for_each(|change| hook(change));
         Ok(out)
+    }
+
+    /// Where a name in a directory is now; `None` when the directory is gone.
+    pub fn path_of(&self, spot: &Spot) -> Option<Vec<u8>> {
+        self.state().path_of(spot)
     }
 
     fn hold(&self, state: &mut State, id: Id) -> Held {

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use super::ModelDisk;
+use super::image::Id;
 
 /// One call of [`Disk`](coldspare_os::Disk) that is about to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +38,15 @@ pub struct Change {
     pub kind: ChangeKind,
     /// Whether it is a directory.
     pub is_dir: bool,
+    /// As fanotify would tell it.
+    pub spot: Spot,
+}
+
+/// A name in a directory, wherever that is by now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Spot {
+    pub(super) dir: Id,
+    pub(super) name: Box<[u8]>,
 }
 
 /// What happened to a path.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use coldspare_os::{Attributes, FileKind, Space, Stat};
 
 use super::content::Content;
+use super::fault::Spot;
 use super::image::{Body, Dir, Id, Image, Name, Node, ROOT, Time};
 use super::log::Durability;
 use super::log::{Left, Log, Logged, Op};
@@ -60,6 +61,15 @@ pub(super) fn errno<T>(number: i32) -> io::Result<T> {
 }
 
 impl State {
+    pub(super) fn path_of(&self, spot: &Spot) -> Option<Vec<u8>> {
+        let mut path = self.live.path_of(spot.dir)?;
+        if !spot.name.is_empty() {
+            path.push(b'/');
+            path.extend_from_slice(&spot.name);
+        }
+        Some(path)
+    }
+
     pub(super) fn new(image: Image, now_ns: u64, is_logged: bool) -> State {
         let (mut bytes, mut inodes, mut last_ino) = (0, 0, 0);
         for id in image.ids() {

@@ -1,6 +1,6 @@
 //! The active: performs what `coldspare_core::follow` decides, as the daemon does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,6 +23,7 @@ use super::outlet::Changeset;
 use super::wire::{ToActive, ToStandby};
 use super::writer::HOME;
 use super::{Defect, Event, Shared, World, lock};
+use crate::chance::Chance;
 use crate::model::{Change, ChangeKind, ModelDisk};
 
 const NODE: NodeId = NodeId([2; 16]);
@@ -76,16 +77,26 @@ pub(super) struct Due {
 struct Told {
     capture: Option<Arc<Capture<ModelDisk>>>,
     is_awake: bool,
+    /// Events that are told late, as fanotify does; none are, where it's as inotify does.
+    late: Option<Late>,
+}
+
+/// Events under way: a directory may be elsewhere by the time that its event is told.
+struct Late {
+    chance: Chance,
+    queue: VecDeque<Change>,
 }
 
 impl Active {
-    pub(super) fn new(disk: ModelDisk) -> Active {
+    /// One whose watch tells of events late, by `chance`, or at once.
+    pub(super) fn new(disk: ModelDisk, late: Option<Chance>) -> Active {
+        let late = late.map(|chance| Late { chance, queue: VecDeque::new() });
         Active {
             disk,
             fuse: Fuse::default(),
             death: Death::Killed,
             index: StoreFile::default(),
-            told: Arc::default(),
+            told: Arc::new(Mutex::new(Told { late, ..Told::default() })),
             daemon: None,
             life: 0,
             session: Session { epoch: Epoch(1), id: SessionId([1; 16]), opened_by: NODE },
@@ -114,6 +125,9 @@ impl Active {
 
     /// Whether nothing is known that the standby lacks.
     pub(super) fn is_idle(&self) -> bool {
+        if lock(&self.told).late.as_ref().is_some_and(|late| !late.queue.is_empty()) {
+            return false;
+        }
         let quiet = |d: &Daemon| d.follow.is_idle() && d.capture.watch.as_ref().is_some_and(|w| w.dirty().is_empty());
         self.due.is_none() && self.daemon.as_ref().is_some_and(quiet)
     }
@@ -149,7 +163,7 @@ impl Active {
 
     pub(super) fn end(&mut self) {
         self.disk.leave_alone();
-        lock(&self.told).capture = None;
+        lock(&self.told).stop();
         self.daemon = None;
         self.due = None;
     }
@@ -182,7 +196,9 @@ impl World {
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(5),
         };
-        let watch = Some(Watch::told(vec![path]));
+        let told = Arc::downgrade(&active.told);
+        let deliver = move || told.upgrade().into_iter().for_each(|told| lock(&told).deliver(usize::MAX));
+        let watch = Some(Watch::told(vec![path], deliver));
         let disk = active.disk.clone();
         let capture = Arc::new(Capture { disk, roots, index, watch, held: HeldBack::default(), pool, zstd_level: 1 });
         lock(&active.told).capture = Some(capture.clone());
@@ -228,7 +244,8 @@ impl World {
 
     pub(super) fn wake_soon(&mut self) {
         let told = self.active.told.clone();
-        if std::mem::take(&mut lock(&told).is_awake) {
+        let is_any_late = lock(&told).late.as_ref().is_some_and(|late| !late.queue.is_empty());
+        if std::mem::take(&mut lock(&told).is_awake) || is_any_late {
             let (life, after) = (self.active.life, 10 + self.chance.below(2_000));
             self.at(after, Event::Wake(life));
         }
@@ -236,6 +253,7 @@ impl World {
 
     pub(super) fn wake(&mut self, life: u64) {
         if life == self.active.life {
+            lock(&self.active.told).deliver(usize::MAX);
             self.hinted();
         }
     }
@@ -434,7 +452,7 @@ impl World {
         let death = self.active.death;
         self.trace.deaths += 1;
         self.tell(|| format!("active: {death:?}"));
-        lock(&self.active.told).capture = None;
+        lock(&self.active.told).stop();
         let daemon = self.active.daemon.take();
         self.active.due = None;
         self.active.index.die_at(death, index);
@@ -459,16 +477,45 @@ impl World {
 }
 
 impl Told {
+    /// Nobody listens any more.
+    fn stop(&mut self) {
+        self.capture = None;
+        self.late.iter_mut().for_each(|late| late.queue.clear());
+    }
+
     fn take(&mut self, change: &Change) {
-        let Some(capture) = self.capture.as_ref() else { return };
-        let Some(below) = change.path.strip_prefix(HOME.as_bytes()).and_then(|rest| rest.strip_prefix(b"/")) else { return };
-        let Ok(path) = RelPath::new(below) else { return };
-        let hint = match change.kind {
-            ChangeKind::Appeared | ChangeKind::Vanished => Hint::Replaced,
-            ChangeKind::Content | ChangeKind::Attributes => Hint::Changed,
-        };
+        let Some(capture) = &self.capture else { return };
+        if let Some(late) = &mut self.late {
+            late.queue.push_back(change.clone());
+            let some = if late.chance.happens(1, 4) { late.chance.below(late.queue.len() as u64 + 1) } else { 0 };
+            return self.deliver(some as usize);
+        }
+        let Some(path) = below_home(&change.path) else { return };
         let watch = capture.watch.as_ref().expect("a watch");
-        self.is_awake |= watch.tell(RootId(0), &path, hint, capture.disk.now_ms());
+        self.is_awake |= watch.tell(RootId(0), &path, hint_of(change), capture.disk.now_ms());
+    }
+
+    /// Tells of the oldest events that are under way, by where their directories are now.
+    fn deliver(&mut self, count: usize) {
+        let (Some(capture), Some(late)) = (&self.capture, &mut self.late) else { return };
+        let watch = capture.watch.as_ref().expect("a watch");
+        for change in late.queue.drain(..count.min(late.queue.len())) {
+            let Some(path) = capture.disk.path_of(&change.spot).and_then(|path| below_home(&path)) else { continue };
+            watch.dirty().add(RootId(0), path.parent().unwrap_or_else(RelPath::root), path.name(), hint_of(&change), capture.disk.now_ms());
+            self.is_awake = true;
+        }
+    }
+}
+
+fn below_home(path: &[u8]) -> Option<RelPath> {
+    let below = path.strip_prefix(HOME.as_bytes())?.strip_prefix(b"/")?;
+    RelPath::new(below).ok()
+}
+
+fn hint_of(change: &Change) -> Hint {
+    match change.kind {
+        ChangeKind::Appeared | ChangeKind::Vanished => Hint::Replaced,
+        ChangeKind::Content | ChangeKind::Attributes => Hint::Changed,
     }
 }
 

@@ -113,7 +113,7 @@ impl Both {
 
     /// From now on the capture is told of each change; it looked at everything, so that every folder is covered.
     fn watch(&mut self) {
-        let watch = Watch::told(vec![PathBuf::from(HOME)]);
+        let watch = Watch::told(vec![PathBuf::from(HOME)], || ());
         watch.dirty().take();
         Arc::get_mut(&mut self.capture).expect("nobody else has it").watch = Some(watch);
         let capture = self.capture.clone();
@@ -619,9 +619,13 @@ fn put(path: &str, promised: &[u8]) -> Op {
 
 /// Hands one file to the standby as changeset `seq`.
 fn hand_over(both: &Both, seq: Seq, baseline: Baseline, promised: &[u8], content: &[u8]) -> Result<(), String> {
+    hand_over_at("file", both, seq, baseline, promised, content)
+}
+
+fn hand_over_at(path: &str, both: &Both, seq: Seq, baseline: Baseline, promised: &[u8], content: &[u8]) -> Result<(), String> {
     let text = |e: StandbyError| e.to_string();
     both.standby.begin(both.session, seq, baseline).map_err(text)?;
-    both.standby.stage_batch(seq, vec![put("file", promised)], content).map_err(text)?;
+    both.standby.stage_batch(seq, vec![put(path, promised)], content).map_err(text)?;
     both.standby.finish(seq, 1, Totals { ops: 1, ..Totals::default() }).map(drop).map_err(text)
 }
 
@@ -630,6 +634,13 @@ pub(crate) fn content_without_its_digest_is_refused() -> Result<(), String> {
     let last = both.standby.applied().unwrap().seq;
     let _refused = hand_over(&both, last.next(), Baseline::Delta(last), b"promised", b"PROMISED");
     holds(both.there() == both.here(), "G2: content without its digest is committed")
+}
+
+pub(crate) fn nothing_comes_without_its_folder() -> Result<(), String> {
+    let both = Both::with(&[("file", b"content")]);
+    let last = both.standby.applied().unwrap().seq;
+    let outcome = hand_over_at("folder/deep/file", &both, last.next(), Baseline::Delta(last), b"new", b"new");
+    holds(outcome.is_err() && both.there() == both.here(), "G1: a file is applied in a folder of which nothing was said")
 }
 
 pub(crate) fn an_older_changeset_is_refused() -> Result<(), String> {

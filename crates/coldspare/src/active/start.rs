@@ -134,6 +134,7 @@ async fn follow(
         tally: Tally::default(),
         refusals: 0,
         last_trouble: None,
+        refused: None,
         as_of_ms: None,
         events,
         wake,

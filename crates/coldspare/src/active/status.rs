@@ -46,7 +46,7 @@ impl Active {
             "held_back": held.iter().map(problem).collect::<Vec<_>>(),
             "held_back_unlisted": unlisted,
             "waiting_for_decision": null,
-            "trouble": self.last_trouble,
+            "trouble": self.trouble(),
             "files_read": self.tally.files_read,
             "bytes_read": self.tally.bytes_read,
             "bytes_sent": self.tally_now().bytes_sent,
