@@ -67,6 +67,37 @@ fn check_burst(backend: &str) {
     assert_eq!(status["watch"]["coverage"], 1.0, "{status}");
 }
 
+/// A change of a file with two names, through the one that is outside of the home, has no event below the home.
+#[test]
+fn what_no_event_tells_of_is_found_by_the_proof_and_counted() {
+    for backend in ["inotify", "fanotify"] {
+        let Some(mut pair) = following_by(backend) else { continue };
+        pair.active.kill();
+        let text = fs::read_to_string(pair.active.config()).unwrap();
+        fs::write(pair.active.config(), format!("{text}full_scan_seconds = 2\n")).unwrap();
+        let file = pair.active.write("shared/file", "before");
+        let outside = pair.dir.path().join("outside");
+        fs::hard_link(&file, &outside).unwrap();
+        pair.active.start();
+        for n in 0..300 {
+            pair.active.write(&format!("shared/data/{}/{n}", n % 20), n.to_string());
+        }
+        pair.checkpoint();
+        let watch = |name: &str| pair.active.status()["watch"][name].as_u64().unwrap();
+        let proofs = watch("proofs");
+        until("all was gone over twice", || watch("proofs") >= proofs + 2);
+        assert_eq!(watch("missed"), 0, "{backend}: {}", pair.active.log());
+
+        fs::write(&outside, "changed from outside").unwrap();
+        let there = pair.standby.home.join("shared/file");
+        until("it arrives", || fs::read(&there).is_ok_and(|content| content == b"changed from outside"));
+        assert_eq!(watch("missed"), 1, "{backend}: {}", pair.active.log());
+        assert!(pair.active.log().contains("the watch missed a change; it is sent now"));
+        until("all was gone over once more", || watch("proofs") >= proofs + 4);
+        assert_eq!(watch("missed"), 1, "{backend}: {}", pair.active.log());
+    }
+}
+
 /// Something mounted, until it is dropped.
 struct Mounted(PathBuf);
 

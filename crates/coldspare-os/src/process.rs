@@ -145,6 +145,19 @@ pub fn give_up_capability(capability: Capability) -> io::Result<()> {
     limit_to(!capability.bit())
 }
 
+/// Lets this thread's reads of the disk wait for everybody else's.
+///
+/// # Errors
+/// As `ioprio_set`. Source: `ioprio_set(2)`.
+#[allow(unsafe_code)] // no crate that is kept well wraps this call
+pub fn set_idle_io_priority() -> io::Result<()> {
+    const WHO_THREAD: libc::c_int = 1;
+    const IDLE_CLASS: libc::c_int = 3 << 13;
+    // SAFETY: plain numbers; 0 is the calling thread.
+    let result = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_THREAD, 0, IDLE_CLASS) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn limit_to(kept: CapabilitySet) -> io::Result<()> {
     let held = rustix::thread::capabilities(None)?;
     let permitted = held.permitted & kept;

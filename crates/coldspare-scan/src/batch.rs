@@ -143,7 +143,7 @@ impl<D: Disk> Run<'_, D> {
         }
     }
 
-    /// Forgets what a held builder has gathered of paths for which `is_stale` says so.
+    /// Forgets what a held builder has gathered of paths for which `is_stale` says so, and as what they were met.
     pub(crate) fn forget(&self, builder: &mut Builder, is_stale: impl Fn(RootId, &RelPath) -> bool) {
         let mut payload = Vec::new();
         let mut at = 0;
@@ -158,6 +158,7 @@ impl<D: Disk> Run<'_, D> {
         });
         builder.payload = payload;
         builder.changes.retain(|change| change.path().is_none_or(|(root, path)| !is_stale(root, path)));
+        self.forget_met(&is_stale);
         let mut claims = lock(&self.claims);
         builder.held.iter_mut().for_each(|held| {
             held.retain(|(root, path, claim)| {

@@ -25,6 +25,7 @@ use crate::dirty::{Hint, Hints};
 use crate::discover::When;
 pub use crate::held::HeldBack;
 use crate::index::{Index, IndexError};
+use crate::proof::Turns;
 use crate::run::Run;
 use crate::settle::Left;
 use crate::unit::Extent;
@@ -54,6 +55,8 @@ pub struct Capture<D: Disk> {
     pub watch: Option<Watch>,
     /// What is held back at present.
     pub held: HeldBack,
+    /// The cycles so far.
+    pub turns: Turns,
     /// The threads that look and read.
     pub pool: rayon::ThreadPool,
     /// zstd's level for what shrinks.
@@ -185,6 +188,7 @@ impl<D: Disk> Capture<D> {
     /// After `Ok` all rows are durable in the index, so that the changeset's end may be sent.
     /// Cost: looking at everything is one `getdents` pass, one `statx` an entry and no read of what is unchanged.
     pub fn run(&self, cycle: Cycle, outlet: &dyn Outlet) -> (Hints, Result<Report, CaptureError>) {
+        let _turn = self.turns.begin();
         let as_of_ms = self.disk.now_ms();
         assert!(cycle.baseline != Baseline::Full || cycle.work == Work::Everything, "naming everything takes a look at everything");
         let mut taken = Hints { everything: cycle.work == Work::Everything, dirs: BTreeMap::new(), oldest_ms: None };

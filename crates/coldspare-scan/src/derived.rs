@@ -42,6 +42,9 @@ impl<D: Disk> Run<'_, D> {
             for (dir, names) in [("objects/pack", &[&b"multi-pack-index"[..]][..]), ("objects/info", &[b"commit-graph", b"commit-graphs"])]
             {
                 let Ok(path) = RelPath::new([path.as_bytes(), b"/", dir.as_bytes()].concat()) else { continue };
+                if self.stat_of(*root, &path).is_none() {
+                    continue;
+                }
                 let names = names.iter().map(|name| ((*name).into(), Hint::Replaced)).collect::<BTreeMap<_, _>>();
                 self.defer(CapturePass::Derived, Visit { root: *root, path, what: What::Names(names) });
             }
@@ -83,7 +86,8 @@ impl<D: Disk> Run<'_, D> {
     pub(crate) fn is_named_by_kept_chain(&self, root: RootId, path: &RelPath) -> bool {
         let Some(dir) = path.parent().filter(|dir| dir.as_bytes().ends_with(b"objects/info/commit-graphs")) else { return false };
         let chain = dir.join(b"commit-graph-chain").ok();
-        chain.is_some_and(|chain| chain != *path && lock(&self.kept).contains(&(root, chain)))
+        let Some(chain) = chain.filter(|chain| chain != path).map(|chain| (root, chain)) else { return false };
+        self.capture.held.is_listed(&chain) || lock(&self.kept).contains(&chain)
     }
 
     fn is_consistent(&self, unit: &Unit, path: &RelPath) -> bool {

@@ -127,6 +127,11 @@ impl Dirty {
         !self.everything && self.dirs.is_empty()
     }
 
+    /// Whether `path` is hinted, or what is directly in it, or that a folder above it was replaced.
+    pub fn knows(&self, root: RootId, path: &RelPath) -> bool {
+        self.everything || know(&self.dirs, root, path)
+    }
+
     /// When the oldest hint was put in, in milliseconds since 1970.
     pub fn oldest_ms(&self) -> Option<u64> {
         self.oldest_ms
@@ -205,7 +210,30 @@ impl Dirty {
     }
 }
 
+/// Whether hints tell of `path` or of what is directly in it, or that a folder above it was replaced.
+fn know(dirs: &BTreeMap<(RootId, RelPath), Names>, root: RootId, path: &RelPath) -> bool {
+    let names = |dir: RelPath| dirs.get(&(root, dir));
+    if names(path.clone()).is_some() {
+        return true;
+    }
+    path.ancestors().any(|above| match names(above.clone()) {
+        Some(Names::All) => true,
+        Some(Names::Some(set)) => {
+            let mut below = path.below(&above).unwrap_or_default().split(|&b| b == b'/');
+            let hint = below.next().and_then(|first| set.get(first));
+            // That a folder changed tells nothing of what is in it.
+            hint.is_some_and(|hint| *hint == Hint::Replaced || below.next().is_none())
+        }
+        None => false,
+    })
+}
+
 impl Hints {
+    /// Whether they tell of `path` or of what is directly in it, or that a folder above it was replaced.
+    pub(crate) fn know(&self, root: RootId, path: &RelPath) -> bool {
+        know(&self.dirs, root, path)
+    }
+
     /// Adds the hints of `late`.
     pub fn merge(&mut self, late: Hints) {
         self.everything |= late.everything;

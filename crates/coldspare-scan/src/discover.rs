@@ -14,7 +14,7 @@ use coldspare_os::{Disk, FileKind, Listed};
 
 use crate::capture::CaptureError;
 use crate::dirty::{Hint, Names};
-use crate::index::Row;
+use crate::index::{Row, State};
 use crate::run::Run;
 use crate::unit::{Extent, IsMore, Unit};
 use crate::visit::{Visit, What};
@@ -65,7 +65,7 @@ impl<D: Disk> Run<'_, D> {
     pub(crate) fn route(&self, hints: &BTreeMap<(RootId, RelPath), Names>, when: When) -> Result<(), CaptureError> {
         // Where not every folder is watched, a hint tells nothing of the other references.
         let is_covered = self.capture.watch.as_ref().is_none_or(|watch| watch.coverage().unwatched == 0);
-        for ((root, dir), names) in self.with_unknown_folders(hints, when)?.iter() {
+        for ((root, dir), names) in self.with_unknown_folders(hints)?.iter() {
             let unit = self.units.of(*root, dir).map(|u| u.at.1.clone()).or_else(|| self.repository_around(*root, dir));
             let visit = Visit::hinted(*root, dir.clone(), names);
             let Some(unit) = unit else {
@@ -76,8 +76,15 @@ impl<D: Disk> Run<'_, D> {
                 continue;
             };
             let at = (*root, unit);
-            if when == When::First && self.capture.held.is_held(&at) {
-                // What was held back with it is found only by looking at all of it.
+            let is_new = self.units.at(&at).is_none() && !self.was_repository(&at)?;
+            if is_new && when == When::Late {
+                // RACE: it became one since references were read. Worst case: it comes with the next changeset.
+                self.keep(*root, &at.1);
+                self.again(*root, &at.1);
+                continue;
+            }
+            if when == When::First && (is_new || self.capture.held.is_held(&at)) {
+                // What was held back with it, or came before it was a repository, is found only by looking at all of it.
                 self.register_full(at.clone());
                 self.defer(CapturePass::Rest, Visit::deep(*root, at.1.clone()));
             } else if when == When::First && !is_covered {
@@ -97,7 +104,6 @@ impl<D: Disk> Run<'_, D> {
     fn with_unknown_folders<'h>(
         &self,
         hints: &'h BTreeMap<(RootId, RelPath), Names>,
-        when: When,
     ) -> Result<Cow<'h, BTreeMap<(RootId, RelPath), Names>>, CaptureError> {
         let mut out = Cow::Borrowed(hints);
         for (root, dir) in hints.keys().filter(|(_, dir)| !dir.is_root()) {
@@ -118,10 +124,6 @@ impl<D: Disk> Run<'_, D> {
             hints.remove(&(*root, dir.clone()));
             let is_left_out = self.root(*root).exclude.matches(&top, IsDir::Yes);
             if is_left_out || git::looks_transient(top.name()) && self.is_transient(*root, &top) {
-                continue;
-            }
-            if when == When::Late && self.units.of(*root, &above).is_none() && self.repository_around(*root, &above).is_none() {
-                self.again(*root, &top); // it may hold repositories, whose references were not read
                 continue;
             }
             match hints.entry((*root, above)).or_insert_with(|| Names::Some(BTreeMap::new())) {
@@ -155,6 +157,12 @@ impl<D: Disk> Run<'_, D> {
     /// The repository that `dir` is in, or is; asks the disk whether what looks like one is one.
     fn repository_around(&self, root: RootId, dir: &RelPath) -> Option<RelPath> {
         git::possible_repositories(dir).into_iter().find(|base| self.is_repository(root, base))
+    }
+
+    /// Whether the index has it as a repository.
+    fn was_repository(&self, (root, path): &Repository) -> Result<bool, CaptureError> {
+        let head = path.join(b"HEAD").ok().map(|head| self.snapshot.row(*root, &head)).transpose()?.flatten();
+        Ok(head.is_some_and(|row| matches!(row.state, State::Present { .. })))
     }
 
     pub(crate) fn is_repository(&self, root: RootId, base: &RelPath) -> bool {

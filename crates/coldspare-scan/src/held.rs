@@ -1,6 +1,7 @@
 //! What is held back.
 //!
-//! Invariants: what is reported stays so until it is captured after all, or a look at everything no longer meets it.
+//! Invariants: what is reported stays so until it is captured after all, or goes, or a look at everything no longer meets
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -55,6 +56,17 @@ impl HeldBack {
             return;
         }
         self.lock().remove(&key);
+    }
+
+    /// Whether a path itself is reported as held back.
+    pub(crate) fn is_listed(&self, at: &(RootId, RelPath)) -> bool {
+        self.lock().contains_key(at)
+    }
+
+    /// Whether a path is held back, or something that it is in or that is in it.
+    pub(crate) fn covers(&self, root: RootId, path: &RelPath) -> bool {
+        let is_it = |(r, at): &(RootId, RelPath)| *r == root && (path.is_within(at) || at.is_within(path));
+        self.lock().keys().any(is_it) || self.repositories().iter().any(is_it) || self.tied().iter().any(is_it)
     }
 
     /// A path went, with all below it: nothing there is a problem any more.

@@ -8,10 +8,11 @@
 //! - `next_seq` is durable before a row carries that number, so that no number is used for two states;
 //! - a path that is gone keeps its row until every standby acknowledged the removal.
 
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 
 use coldspare_core::{Body, Entry, NodeId, RelPath, RootId, Seq, Time, codec, key, seeded_bug};
-use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
 /// What the index knows of one path; the row's bytes are a golden test.
@@ -304,6 +305,30 @@ impl Snapshot {
             out.push((key::name(key.value()).into(), self.decode(value.value())?));
         }
         Ok(out)
+    }
+
+    /// How many paths the index has, gone ones too.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn len(&self) -> Result<u64, IndexError> {
+        self.rows.len().map_err(|e| self.store(e))
+    }
+
+    /// The first directory behind `after`, in the order of keys; the first of all for `None`.
+    ///
+    /// # Errors
+    /// `Store`, `Damaged`.
+    pub(crate) fn next_dir(&self, after: Option<&(RootId, RelPath)>) -> Result<Option<(RootId, RelPath)>, IndexError> {
+        let from = after.map(|(root, path)| key::encode(*root, path));
+        let from = from.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        for row in self.rows.range::<&[u8]>((from, Bound::Unbounded)).map_err(|e| self.store(e))? {
+            let (key, value) = row.map_err(|e| self.store(e))?;
+            if self.decode(value.value())?.is_dir() {
+                return key::decode(key.value()).map(Some).map_err(|e| self.damaged(&e.to_string()));
+            }
+        }
+        Ok(None)
     }
 
     /// Calls `each` with every row below the directory `path`.

@@ -115,8 +115,9 @@ impl<D: Disk> Run<'_, D> {
         let known = row.filter(|row| row.version <= self.acked).and_then(|row| Some((row.entry()?.digest()?, row.entry()?.size())));
         let advice = "the standby keeps what it has";
         // What was known of it counts though nobody knows whether the standby has it; where nothing is, it may.
-        let had_references = match row.and_then(Row::entry) {
-            Some(entry) => entry.size() > 0,
+        let had_references = match row {
+            Some(row) if row.version == Row::UNSENT && row.entry().is_none() => true,
+            Some(row) => row.entry().is_some_and(|entry| entry.size() > 0),
             None => self.cycle.baseline == Baseline::Full && self.cycle.certainty == Certainty::Ask,
         };
         if let Inspection::PackedReferences { bytes: 0, .. } = inspection

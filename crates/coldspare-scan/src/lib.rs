@@ -4,6 +4,7 @@
 //! - [`watch`]: hints from the kernel of what may have changed.
 //! - [`dirty`]: those hints, collected until a cycle takes them.
 //! - [`capture`]: one cycle: looks, compares with the index, reads what changed, hands it over.
+//! - [`proof`]: a look beside the cycles for what the watch missed.
 //!
 //! Architecture invariant: events are hints, scans are truth. Nothing here is correct only because an event came.
 //! Nothing here knows the network or the standby's disk.
@@ -19,6 +20,7 @@ mod held;
 pub mod index;
 mod inspect;
 mod links;
+pub mod proof;
 mod read;
 mod references;
 mod run;

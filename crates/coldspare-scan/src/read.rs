@@ -544,7 +544,7 @@ fn is_sparse(stat: &Stat) -> bool {
 }
 
 /// Whether what was examined at `at_ms` or later could have changed after that without another time.
-fn is_racy(ctime: (i64, u32), at_ms: u64) -> bool {
+pub(crate) fn is_racy(ctime: (i64, u32), at_ms: u64) -> bool {
     let ctime_ms = ctime.0.saturating_mul(1000) + i64::from(ctime.1) / 1_000_000;
     i64::try_from(at_ms).unwrap_or(i64::MAX) - ctime_ms < RACY_MS && !seeded_bug!(RecentTimesAreTrusted)
 }

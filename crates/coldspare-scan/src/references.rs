@@ -17,10 +17,10 @@ use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::batch::Builder;
 use crate::capture::{BARRIER_LIMIT, CaptureError, Work};
-use crate::dirty::{Hints, Names};
+use crate::dirty::{Hint, Hints, Names};
 use crate::run::{Run, lock};
 use crate::unit::Unit;
-use crate::visit::Visit;
+use crate::visit::{Visit, What};
 
 /// How often the references of a repository are read before it is left to the next cycle.
 const TRIES: usize = 8;
@@ -116,6 +116,7 @@ impl<D: Disk> Run<'_, D> {
         let mut builder = Builder::held();
         for _ in 0..TRIES {
             self.discard(builder);
+            self.forget_kept(|root, path| is_reference_of(unit, root, path));
             let before = self.stamp_references(unit);
             builder = Builder::held();
             self.read_references(visits.to_vec(), &mut builder)?;
@@ -151,8 +152,17 @@ impl<D: Disk> Run<'_, D> {
                 settled.push(reading); // what was taken is at most a folder that is there already
                 continue;
             }
-            self.forget(&mut reading.builder, |root, path| is_hinted(&late, root, path));
-            reading.visits = late.dirs.iter().map(|((root, path), names)| Visit::hinted(*root, path.clone(), names)).collect();
+            self.forget(&mut reading.builder, |root, path| late.know(root, path));
+            self.forget_kept(|root, path| is_reference_of(&reading.unit, root, path) && late.know(root, path));
+            let visits = late.dirs.iter().flat_map(|((root, dir), names)| {
+                // What was known of the folder itself is forgotten too: that it went, the folder above tells.
+                let own = dir.parent().filter(|above| above.is_within(&path)).map(|above| {
+                    let name = BTreeMap::from([(dir.name().into(), Hint::Changed)]);
+                    Visit { root: *root, path: above, what: What::Names(name) }
+                });
+                own.into_iter().chain([Visit::hinted(*root, dir.clone(), names)])
+            });
+            reading.visits = visits.collect();
             taken.merge(late);
             changed.push(reading);
         }
@@ -193,20 +203,10 @@ impl<D: Disk> Run<'_, D> {
     }
 }
 
-/// Whether hints tell of `path`, of a folder above it, or of what is in it.
-fn is_hinted(hints: &Hints, root: RootId, path: &RelPath) -> bool {
-    let names = |dir: RelPath| hints.dirs.get(&(root, dir));
-    if names(path.clone()).is_some() {
-        return true;
-    }
-    path.ancestors().any(|above| match names(above.clone()) {
-        Some(Names::All) => true,
-        Some(Names::Some(set)) => {
-            let below = path.below(&above).unwrap_or_default();
-            below.split(|&b| b == b'/').next().is_some_and(|first| set.contains_key(first))
-        }
-        None => false,
-    })
+/// Whether `path` is a reference of a repository, or a folder of them.
+fn is_reference_of(unit: &Unit, root: RootId, path: &RelPath) -> bool {
+    let inside = path.below(&unit.at.1).filter(|_| root == unit.at.0);
+    inside.is_some_and(|inside| CapturePass::of(inside) == CapturePass::References)
 }
 
 fn stamp(name: &[u8], stat: &Stat, hasher: &mut DefaultHasher) {

@@ -1,6 +1,6 @@
 //! One cycle under way: what its threads share, and what of it is left to a later pass or to the next cycle.
 //!
-//! Invariants: a path is handed over at most once in a cycle: what is met twice is left to the next cycle.
+//! Invariants: a path is handed over at most once in a cycle: what is met again, and otherwise, is left to the next.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -232,6 +232,16 @@ impl<'a, D: Disk> Run<'a, D> {
     pub(crate) fn keep(&self, root: RootId, path: &RelPath) {
         tracing::trace!(%path, "keep");
         lock(&self.kept).insert((root, path.clone()));
+    }
+
+    /// Forgets what paths were met as for which `is_stale` says so: they are looked at again.
+    pub(crate) fn forget_met(&self, is_stale: impl Fn(RootId, &RelPath) -> bool) {
+        lock(&self.met).retain(|(root, path), _| !is_stale(*root, path));
+    }
+
+    /// Forgets that paths are to be left as they are for which `is_stale` says so: they are looked at again.
+    pub(crate) fn forget_kept(&self, is_stale: impl Fn(RootId, &RelPath) -> bool) {
+        lock(&self.kept).retain(|(root, path)| !is_stale(*root, path));
     }
 
     /// Holds `path` back with all below it: the standby's copy stays as it is.

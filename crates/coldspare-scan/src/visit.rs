@@ -19,9 +19,9 @@ use crate::batch::Builder;
 use crate::capture::CaptureError;
 use crate::dirty::{Hint, Names};
 use crate::discover::join;
-use crate::index::{Row, State};
+use crate::index::{Row, State, Witness};
 use crate::links::is_linked;
-use crate::read::Outcome;
+use crate::read::{Outcome, is_racy};
 use crate::run::{Claim, Met, Run, Seen, lock};
 use crate::unit::{Extent, Fate, Unit};
 use crate::writer::Change;
@@ -498,8 +498,9 @@ impl<D: Disk> Run<'_, D> {
         }
         match self.claim_entry(candidate.root, &candidate.path, &Seen::from(&candidate.stat), builder) {
             Claim::Mine => {}
-            Claim::Same => return Ok(None),
-            Claim::Other => {
+            // It may have changed once more within a tick of the clock.
+            Claim::Same if !is_racy(candidate.stat.ctime, candidate.at_ms) => return Ok(None),
+            Claim::Same | Claim::Other => {
                 self.again(candidate.root, &candidate.path);
                 return Ok(None);
             }
@@ -546,6 +547,11 @@ const ELOOP: i32 = 40;
 
 /// Whether the row still tells the truth, as far as metadata can say.
 pub(crate) fn is_unchanged(row: &Row, stat: &Stat) -> bool {
+    is_as_before(row, stat) && !matches!(row.state, State::Present { witness: Witness { racy: true, .. }, .. })
+}
+
+/// Whether the metadata are those of the row.
+pub(crate) fn is_as_before(row: &Row, stat: &Stat) -> bool {
     let State::Present { entry, witness } = &row.state else { return false };
     let same_kind = match &entry.body {
         Body::Dir => stat.kind == FileKind::Dir,
@@ -555,7 +561,6 @@ pub(crate) fn is_unchanged(row: &Row, stat: &Stat) -> bool {
     };
     let (mtime, ctime) = (entry.meta.mtime, witness.ctime);
     same_kind
-        && !witness.racy
         && witness.ino == stat.ino
         && (ctime.secs, ctime.nanos) == stat.ctime
         && (mtime.secs, mtime.nanos) == stat.mtime
@@ -567,7 +572,6 @@ mod tests {
     use coldspare_core::{Digest, Entry, Meta, Seq, Time};
 
     use super::*;
-    use crate::index::Witness;
 
     const STAT: Stat = Stat {
         kind: FileKind::File,

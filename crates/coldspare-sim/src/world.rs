@@ -516,10 +516,12 @@ impl World {
             self.is_settled = true;
             let mut standby = self.host.files();
             let mut active = self.active.disk.tree(HOME).expect("a home");
-            // A power cut may leave a repository half removed: nothing completes it.
-            for half in self.active.held().iter().filter(|path| path.starts_with(b"shared/tmp/deleted-")) {
-                standby.retain(|path, _| !oracle::is_within(path, half));
-                active.retain(|path, _| !oracle::is_within(path, half));
+            // A power cut may leave a repository half removed: nothing completes it, and its family is held back with it.
+            let held = self.active.held();
+            let is_half_removed = held.iter().any(|path| path.starts_with(b"shared/tmp/deleted-"));
+            for path in held.iter().filter(|_| is_half_removed) {
+                standby.retain(|at, _| !oracle::is_within(at, path));
+                active.retain(|at, _| !oracle::is_within(at, path));
             }
             let equal = oracle::are_equal(&active, &standby).map_err(|e| format!("liveness: nothing is left to do, and {e}"));
             self.check(equal);

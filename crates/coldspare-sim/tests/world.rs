@@ -78,6 +78,10 @@ fn what_seeds_found_stays_mended() {
         ("a repository is renamed before the folder above it is watched", &[434, 440, 453, 530, 834][..]),
         ("a repository is renamed while its objects are read", &[4573, 3677, 3679]),
         ("what a changeset keeps outlives the changeset", &[88, 447, 455, 920]),
+        ("a folder becomes a repository while its hints are told apart", &[4587, 7287, 20610, 32361]),
+        ("a folder of references goes between two readings", &[11511]),
+        ("a reference is held back at the first reading and read at the second", &[16848]),
+        ("a repository without a folder of packs is left again and again", &[22683, 39298]),
     ] {
         for seed in seeds {
             run(*seed, Options::default()).unwrap_or_else(|v| panic!("{found}: {v}"));

@@ -196,7 +196,7 @@ impl<D: Disk> Standby<D> {
 
     /// Refuses what comes without the folder that it is in: no row would tell of that folder.
     ///
-    /// Cost: a look-up for each folder in which something changes.
+    /// Cost: a pass over the changeset's rows, and look-ups for each folder in which something changes.
     fn check_folders(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
         let pending = self.store.view(PENDING)?;
         let mut last = None;
@@ -212,7 +212,7 @@ impl<D: Disk> Standby<D> {
                 Some(row) => row.entry,
                 None => changeset.manifest.manifest(*root, dir)?.map(|row| row.entry),
             };
-            if will_be.is_some_and(|entry| entry.is_dir()) {
+            if will_be.is_some_and(|entry| entry.is_dir()) && !pending.is_below_removed(*root, dir)? {
                 Ok(())
             } else {
                 Err(StandbyError::Protocol(format!("{path} came without the folder that it is in")))

@@ -17,7 +17,7 @@ use coldspare_os::Disk;
 use crate::error::StandbyError;
 use crate::row::{Action, ManifestRow, PendingRow};
 use crate::standby::{Changeset, Standby, Unrecorded};
-use crate::store::{PENDING, View};
+use crate::store::{LINKS, PENDING, View};
 
 /// LIMIT: alternates of alternates, as in git.
 const ALTERNATES_DEPTH_MAX: usize = 5;
@@ -60,6 +60,18 @@ impl<D: Disk> Standby<D> {
                 }
             }
         }
+        // A link and what it points to are one file: one can't be taken back without the other.
+        self.store.for_each_key(LINKS, |k| {
+            let (root, path) = future.pending.path_of(k)?;
+            let row = future.pending.pending(root, &path)?;
+            if let Some(PendingRow { entry: Some(Entry { body: Body::Hardlink { to }, .. }), .. }) = row
+                && let (Some(own), Some(other)) = (future.repository_around(root, &path)?, future.repository_around(root, &to)?)
+                && own != other
+            {
+                ties.push((own, other));
+            }
+            Ok(())
+        })?;
         drop(future);
         let family = closure(&incomplete, &ties);
         self.take_back(changeset, family.clone(), sync)?;
@@ -98,6 +110,16 @@ impl<D: Disk> Future<'_, D> {
             Ok(())
         })?;
         Ok(found)
+    }
+
+    /// The innermost repository that a path is in.
+    fn repository_around(&self, root: RootId, path: &RelPath) -> Result<Option<Repository>, StandbyError> {
+        for base in git::possible_repositories(path).into_iter().rev() {
+            if self.is_repository(root, &base)? {
+                return Ok(Some((root, base)));
+            }
+        }
+        Ok(None)
     }
 
     fn is_repository(&self, root: RootId, path: &RelPath) -> Result<bool, StandbyError> {

@@ -47,6 +47,10 @@ impl<D: Disk> Standby<D> {
         self.add_linked(&mut kept)?;
         for (root, path) in kept {
             self.forget_rows(root, &path, Including::Itself)?;
+            // With a folder above it goes what it has: no row may stand below.
+            if self.store.view(PENDING)?.is_below_removed(root, &path)? {
+                continue;
+            }
             // In a changeset that names everything, what isn't named would go.
             if let Some(row) = changeset.manifest.manifest(root, &path)? {
                 let kept = PendingRow::new(Some(row.entry), Action::Record, row.ino);
@@ -159,6 +163,16 @@ enum Including {
 }
 
 impl View {
+    /// Whether a folder above `path` goes with the changeset.
+    pub(crate) fn is_below_removed(&self, root: RootId, path: &RelPath) -> Result<bool, StandbyError> {
+        for above in path.ancestors().filter(|above| !above.is_root()) {
+            if self.pending(root, &above)?.is_some_and(|row| row.action == Action::Remove) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Up to `limit` rows below a folder.
     fn some_below(&self, root: RootId, path: &RelPath, limit: usize) -> Result<Vec<(RootId, RelPath, PendingRow)>, StandbyError> {
         let mut out = Vec::new();

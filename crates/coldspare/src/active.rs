@@ -6,6 +6,7 @@
 mod connect;
 mod helper;
 mod outlet;
+mod proof;
 mod report;
 mod start;
 mod status;
@@ -36,6 +37,7 @@ use crate::state::State;
 use connect::{ConnectError, Connected};
 pub(crate) use helper::{COMMAND as HELPER_COMMAND, run as run_helper};
 use outlet::{Changeset, Sending};
+use proof::Prover;
 use report::{Done, Tally};
 pub(crate) use report::{problem, rfc3339, summary_line};
 pub(crate) use start::run;
@@ -44,6 +46,8 @@ pub(crate) use start::run;
 const REFUSALS_MAX: u32 = 5;
 /// How often `--once` shows how far it is.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
+/// Longer than any daemon runs.
+const NEVER_SECONDS: u64 = u32::MAX as u64;
 /// LIMIT: events that wait.
 const QUEUE: usize = 64;
 
@@ -102,6 +106,8 @@ struct Active {
     wake: Arc<tokio::sync::Notify>,
     /// Why the watch is what it is, where something better was not to be had.
     watch_why: Option<String>,
+    /// Goes over the home beside the cycles; none without a watch.
+    prover: Option<Prover>,
     /// For `--once` on a terminal.
     bar: Option<Bar>,
 }
@@ -413,10 +419,10 @@ impl Active {
         });
     }
 
-    /// While the watch doesn't cover everything, everything is looked at more often.
+    /// While the watch doesn't cover everything, everything is looked at every so often; else the proof does that.
     fn note_coverage(&mut self) {
         let covered = self.capture.watch.as_ref().is_some_and(|w| w.coverage().unwatched == 0);
-        let seconds = if covered { self.config.send.full_scan_seconds } else { self.config.send.uncovered_scan_seconds };
+        let seconds = if covered { NEVER_SECONDS } else { self.config.send.uncovered_scan_seconds };
         let now = self.now();
         if !covered && self.capture.watch.is_some() {
             tracing::warn!(every_seconds = seconds, "the watch doesn't cover everything; raise fs.inotify.max_user_watches");

@@ -105,12 +105,13 @@ fn page(value: &Value) -> String {
         line(
             "watch",
             format!(
-                "{}, {share:.1} % covered ({} {}, {} not), {} overflows",
+                "{}, {share:.1} % covered ({} {}, {} not), {} overflows, {} missed",
                 text(&watch["backend"]),
                 watch["watched"],
                 if watch["backend"] == "fanotify" { "filesystems" } else { "folders" },
                 watch["unwatched"],
-                watch["overflows"]
+                watch["overflows"],
+                watch["missed"]
             ),
         );
         if watch["why"].is_string() {

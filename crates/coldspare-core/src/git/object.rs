@@ -66,7 +66,7 @@ pub struct Check {
     tail: Vec<u8>,
     hash: Hash,
     inflate: Option<Inflate>,
-    /// Of an index: which of them is its own, its size tells in the end.
+    /// Of an index: its own is one of them.
     sealed: Option<(Sealed<Sha1>, Sealed<Sha256>)>,
 }
 

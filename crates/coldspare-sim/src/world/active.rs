@@ -16,6 +16,7 @@ use coldspare_os::Disk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, HeldBack, Report, Root, Work};
 use coldspare_scan::dirty::{Hint, Hints};
 use coldspare_scan::index::Index;
+use coldspare_scan::proof::Turns;
 use coldspare_scan::watch::Watch;
 
 use super::fuse::{Death, Fuse, StoreCopy, StoreFile};
@@ -200,7 +201,8 @@ impl World {
         let deliver = move || told.upgrade().into_iter().for_each(|told| lock(&told).deliver(usize::MAX));
         let watch = Some(Watch::told(vec![path], deliver));
         let disk = active.disk.clone();
-        let capture = Arc::new(Capture { disk, roots, index, watch, held: HeldBack::default(), pool, zstd_level: 1 });
+        let capture =
+            Arc::new(Capture { disk, roots, index, watch, held: HeldBack::default(), turns: Turns::default(), pool, zstd_level: 1 });
         lock(&active.told).capture = Some(capture.clone());
         active.daemon = Some(Daemon {
             capture,

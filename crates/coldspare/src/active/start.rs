@@ -11,12 +11,14 @@ use coldspare_core::{NodeId, SessionId};
 use coldspare_os::{Disk, RealDisk};
 use coldspare_scan::capture::{Capture, Certainty, HeldBack, Root};
 use coldspare_scan::index::{Index, IndexError};
+use coldspare_scan::proof::Turns;
 use coldspare_scan::watch::{Backend, Watch, WatchedRoot};
 use tokio::sync::mpsc;
 
 use super::helper::HelperProcess;
+use super::proof::Prover;
 use super::report::Tally;
-use super::{Active, Mode, QUEUE};
+use super::{Active, Mode, NEVER_SECONDS, QUEUE};
 use crate::config::{Config, WatchMode};
 use crate::exit::{Failure, Outcome};
 use crate::progress::Bar;
@@ -112,11 +114,15 @@ async fn follow(
     if pins.is_empty() {
         return Err(Failure::usage("no standby is paired with this host; run `coldspare init active --invite …`"));
     }
+    let capture = Arc::new(capture);
+    let every = Duration::from_secs(config.send.full_scan_seconds);
+    let prover = capture.watch.as_ref().map(|_| Prover::start(capture.clone(), every, wake.clone())).transpose();
+    let prover = prover.map_err(|e| Failure::usage(format!("no thread can be started: {e}")))?;
     let active = Active {
         identity: Arc::new(state.identity()?),
         pins,
         session,
-        capture: Arc::new(capture),
+        capture,
         follow,
         started: Instant::now(),
         mode,
@@ -139,6 +145,7 @@ async fn follow(
         events,
         wake,
         watch_why,
+        prover,
         bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
         config: config.clone(),
         state: state.clone(),
@@ -206,7 +213,7 @@ fn open_capture(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.send.threads).thread_name(|n| format!("capture-{n}")).build();
     let pool = pool.map_err(Failure::usage)?;
     let zstd_level = config.send.compression_level;
-    Ok((Capture { disk, roots: opened, index, watch, held: HeldBack::default(), pool, zstd_level }, why))
+    Ok((Capture { disk, roots: opened, index, watch, held: HeldBack::default(), turns: Turns::default(), pool, zstd_level }, why))
 }
 
 /// Starts the helper of fanotify where that is wanted, and gives its privilege up; or says why there is none.
@@ -278,7 +285,7 @@ fn new_follow(config: &Config, capture: &Capture<RealDisk>, state: &State, sessi
         next_seq: capture.index.next_seq().map_err(Failure::damage)?,
         acked,
         full_scan_every: Duration::from_secs(match capture.watch {
-            Some(_) => config.send.full_scan_seconds,
+            Some(_) => NEVER_SECONDS,
             None => config.send.uncovered_scan_seconds,
         }),
         retry_min: Duration::from_millis(200),

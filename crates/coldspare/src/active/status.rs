@@ -1,5 +1,7 @@
 //! What `status` says of the active; never better than the truth (G7).
 
+use std::sync::atomic::Ordering;
+
 use coldspare_scan::watch::{Watch, now_ms};
 use serde_json::json;
 
@@ -24,6 +26,7 @@ impl Active {
         };
         let as_of = if behind_since.is_none() { Some(now) } else { self.as_of_ms };
         let (held, unlisted) = self.capture.held.list();
+        let proofs = self.prover.as_ref().map(|p| &p.proofs);
         let (resident, peak) = coldspare_os::resident_bytes();
         json!({
             "role": self.record.role.word(),
@@ -42,6 +45,9 @@ impl Active {
                 "watched": coverage.map_or(0, |c| c.watched),
                 "unwatched": coverage.map_or(0, |c| c.unwatched),
                 "overflows": coverage.map_or(0, |c| c.overflows),
+                "missed": proofs.map_or(0, |p| p.missed.load(Ordering::Relaxed)),
+                "proofs": proofs.map_or(0, |p| p.passes.load(Ordering::Relaxed)),
+                "proved_as_of": proofs.map(|p| p.as_of_ms.load(Ordering::Relaxed)).filter(|ms| *ms > 0).map(rfc3339),
             },
             "held_back": held.iter().map(problem).collect::<Vec<_>>(),
             "held_back_unlisted": unlisted,
