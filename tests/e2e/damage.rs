@@ -178,6 +178,22 @@ fn a_pack_changed_under_its_name_does_not_replace_the_good_one() {
 }
 
 #[test]
+fn a_damaged_object_does_not_replace_a_good_one_by_another_of_its_names() {
+    let s = Setting::new();
+    let object = s.loose_commit();
+    let other = s.pair.active.home.join("aaa");
+    fs::hard_link(s.here(&object), &other).unwrap();
+    s.pair.checkpoint();
+    let good = fs::read(&other).unwrap();
+    fs::write(&other, "damaged").unwrap();
+    s.others_go_on("a damaged object with two names");
+    assert!(fs::read(s.there(&object)).unwrap() == good, "the good copy is gone");
+    git::assert_clean(&s.there(REPOSITORY));
+    fs::write(&other, good).unwrap();
+    s.assert_repaired();
+}
+
+#[test]
 fn a_pack_index_that_is_not_what_its_hash_says_does_not_replace_the_good_one() {
     let mut s = Setting::new();
     let index = s.relative(&packs(&s.here(REPOSITORY))[0].with_extension("idx"));

@@ -107,3 +107,37 @@ fn a_clone_by_hard_links_arrives() {
     fs::remove_dir_all(s.here(FORK)).unwrap();
     s.checkpoint(&[PARENT, SECOND]);
 }
+
+/// A repository and one that shares its files come at once, the first with a reference to nothing.
+#[test]
+fn a_clone_by_hard_links_of_a_broken_repository_comes_whole_or_not_at_all() {
+    for copy in [&["clone", "-q", "--bare"][..], &[]] {
+        let s = Setting { pair: Pair::following() };
+        let clone = s.pair.dir.path().join("clone");
+        git::init_bare(&s.here(SECOND));
+        git::clone(&s.here(SECOND), &clone);
+        (0..20).for_each(|n| drop(commit(&clone, "file", &format!("content {n}"))));
+        push(&clone, &["HEAD:main"]);
+        s.checkpoint(&[SECOND]);
+        let frozen = s.pair.active.freeze();
+        git_ok(&s.here("."), &["clone", "-q", "--bare", "--no-hardlinks", SECOND, PARENT]);
+        if copy.is_empty() {
+            assert!(crate::pair::succeeds("cp", &["-al", s.here(PARENT).to_str().unwrap(), s.here(FORK).to_str().unwrap()]));
+        } else {
+            git_ok(&s.here("."), &[copy, &[PARENT, FORK]].concat());
+        }
+        let bad = s.pair.active.write(&format!("{PARENT}/refs/heads/bad"), format!("{}\n", "12".repeat(20)));
+        drop(frozen);
+        for n in 0..3 {
+            let unrelated = s.pair.active.write("shared/unrelated", n.to_string());
+            let ran = s.pair.active.run(&["checkpoint", "--timeout", "60s"]).expect_code(1);
+            assert!(ran.err.contains(FORK) || !git::references(&s.there(FORK)).is_empty(), "{ran:#?}");
+            assert_eq!(fs::read(s.there("shared/unrelated")).unwrap(), fs::read(unrelated).unwrap());
+            if s.there(FORK).join("HEAD").exists() {
+                git::assert_clean(&s.there(FORK));
+            }
+        }
+        fs::remove_file(bad).unwrap();
+        s.checkpoint(&[PARENT, FORK, SECOND]);
+    }
+}

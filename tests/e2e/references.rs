@@ -147,4 +147,21 @@ fn a_repository_with_reftable_arrives() {
     pair.checkpoint();
     pair.assert_equal();
     git::assert_clean(&there);
+
+    // One that was cut off never replaces a good one, nor does a list that names what isn't there.
+    let before = git::references(&there);
+    let table = std::fs::read_dir(here.join("reftable")).unwrap().map(|e| e.unwrap().path());
+    let table = table.into_iter().find(|path| path.extension().is_some_and(|e| e == "ref")).unwrap();
+    let list = here.join("reftable/tables.list");
+    for (path, cut) in [(table, true), (list, false)] {
+        let good = std::fs::read(&path).unwrap();
+        let bad = if cut { good[..good.len() - 5].to_vec() } else { [&good[..], b"0x000000000001-0x000000000001-00000000.ref\n"].concat() };
+        std::fs::write(&path, bad).unwrap();
+        pair.active.run(&["checkpoint", "--timeout", "60s"]).expect(1, "held back");
+        assert_eq!(git::references(&there), before);
+        git::assert_clean(&there);
+        std::fs::write(&path, &good).unwrap();
+        pair.checkpoint();
+        pair.assert_equal();
+    }
 }

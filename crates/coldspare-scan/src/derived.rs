@@ -35,9 +35,10 @@ const ALTERNATES_DEPTH_MAX: usize = 5;
 const LOOSE_MAX: usize = 20_000;
 
 impl<D: Disk> Run<'_, D> {
-    /// Where objects go, what is derived from them has to be looked at, whether or not it changed.
+    /// Where objects go, what is derived from them has to be looked at, whether or not it changed; where packs come, what
+    /// was not carried before may be whole.
     pub(crate) fn revisit_derived(&self) {
-        for unit in self.units.all().iter().filter(|unit| unit.has_removed()) {
+        for unit in self.units.all().iter().filter(|unit| unit.has_removed() || unit.has_new_packs.load(Ordering::Relaxed)) {
             let (root, path) = &unit.at;
             for (dir, names) in [("objects/pack", &[&b"multi-pack-index"[..]][..]), ("objects/info", &[b"commit-graph", b"commit-graphs"])]
             {

@@ -83,7 +83,7 @@ impl<D: Disk> Run<'_, D> {
                 self.again(*root, &at.1);
                 continue;
             }
-            if when == When::First && (is_new || self.capture.held.is_held(&at)) {
+            if when == When::First && (is_new || self.capture.held.is_held(&at) || self.capture.held.holds_reference_of(&at)) {
                 // What was held back with it, or came before it was a repository, is found only by looking at all of it.
                 self.register_full(at.clone());
                 self.defer(CapturePass::Rest, Visit::deep(*root, at.1.clone()));
@@ -107,8 +107,7 @@ impl<D: Disk> Run<'_, D> {
     ) -> Result<Cow<'h, BTreeMap<(RootId, RelPath), Names>>, CaptureError> {
         let mut out = Cow::Borrowed(hints);
         for (root, dir) in hints.keys().filter(|(_, dir)| !dir.is_root()) {
-            let is_known =
-                |dir: &RelPath| self.snapshot.row(*root, dir).map(|row| row.is_some_and(|row| row.is_dir() && row.version != Row::UNSENT));
+            let is_known = |dir: &RelPath| Ok::<_, CaptureError>(self.is_claimed(*root, dir) || self.has_folder(*root, dir)?);
             if is_known(dir)? || seeded_bug!(UnknownFoldersAreLeftOut) {
                 continue;
             }
@@ -155,8 +154,13 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// The repository that `dir` is in, or is; asks the disk whether what looks like one is one.
-    fn repository_around(&self, root: RootId, dir: &RelPath) -> Option<RelPath> {
+    pub(crate) fn repository_around(&self, root: RootId, dir: &RelPath) -> Option<RelPath> {
         git::possible_repositories(dir).into_iter().find(|base| self.is_repository(root, base))
+    }
+
+    /// Whether the standby has a folder, as far as the index knows.
+    pub(crate) fn has_folder(&self, root: RootId, dir: &RelPath) -> Result<bool, CaptureError> {
+        Ok(dir.is_root() || self.snapshot.row(root, dir)?.is_some_and(|row| row.is_dir() && row.version != Row::UNSENT))
     }
 
     /// Whether the index has it as a repository.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use coldspare_core::git::CapturePass;
 use coldspare_core::git::family::Repository;
 use coldspare_core::{Problem, RelPath, RootId};
 
@@ -23,6 +24,8 @@ pub struct HeldBack {
     tied: Mutex<BTreeSet<Repository>>,
     /// Repositories that the standby found incomplete: how often, and whether they were sent since.
     incomplete: Mutex<BTreeMap<Repository, (u32, bool)>>,
+    /// Repositories of which objects went that the standby keeps for a reference that is held back.
+    owed: Mutex<BTreeSet<Repository>>,
     /// How often in a row a repository could not be captured whole.
     again: Mutex<BTreeMap<Repository, u32>>,
 }
@@ -56,6 +59,12 @@ impl HeldBack {
             return;
         }
         self.lock().remove(&key);
+    }
+
+    /// Whether a reference of a repository is held back: objects that only it needs stay.
+    pub(crate) fn holds_reference_of(&self, (root, repository): &Repository) -> bool {
+        let is_reference = |inside: &[u8]| CapturePass::of(inside) == CapturePass::References;
+        self.lock().keys().any(|(r, at)| r == root && at.below(repository).is_some_and(is_reference))
     }
 
     /// Whether a path itself is reported as held back.
@@ -122,6 +131,16 @@ impl HeldBack {
             done
         };
         done.iter().for_each(|(root, path)| self.release(*root, path));
+    }
+
+    /// Objects of a repository stay on the standby only for a reference that is held back.
+    pub(crate) fn owe(&self, at: &Repository) {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).insert(at.clone());
+    }
+
+    /// The repository is held back no longer; says whether objects of it wait for that.
+    pub(crate) fn settle(&self, at: &Repository) -> bool {
+        self.owed.lock().unwrap_or_else(PoisonError::into_inner).remove(at)
     }
 
     /// Counts one more try that failed.

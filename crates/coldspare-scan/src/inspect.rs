@@ -6,8 +6,8 @@
 //! Invariants: what is found damaged is never handed over.
 
 use coldspare_core::git::object::{Check, PackSeal, Promise, pack_seal};
-use coldspare_core::git::reference::{PackedRefs, parse_loose};
-use coldspare_core::git::{CapturePass, Damage};
+use coldspare_core::git::reference::{PackedRefs, TableCheck, parse_loose};
+use coldspare_core::git::{self, CapturePass, Damage, Part};
 use coldspare_core::{Baseline, Digest, Problem, ProblemKind, RelPath, RootId, seeded_bug};
 use coldspare_os::Disk;
 
@@ -29,6 +29,10 @@ pub(crate) enum Inspect {
     PackedReferences,
     /// Something that is never empty.
     NotEmpty,
+    /// A table of references.
+    Table,
+    /// The names of the tables that count.
+    TableList,
 }
 
 /// An inspection under way.
@@ -38,10 +42,14 @@ pub(crate) enum Inspection {
     Reference(Vec<u8>),
     PackedReferences { reader: PackedRefs, damage: Option<Damage>, bytes: u64 },
     NotEmpty(u64),
+    Table(TableCheck),
+    TableList(Vec<u8>),
 }
 
 /// Bytes of a loose reference that are looked at; a real one is shorter.
 const REFERENCE_BYTES_MAX: usize = 4096;
+/// Bytes of a list of tables that are looked at; git merges tables long before there are so many.
+const TABLE_LIST_BYTES_MAX: usize = 1 << 20;
 
 impl Inspect {
     pub(crate) fn begin(self) -> Inspection {
@@ -51,6 +59,8 @@ impl Inspect {
             Inspect::Reference => Inspection::Reference(Vec::new()),
             Inspect::PackedReferences => Inspection::PackedReferences { reader: PackedRefs::default(), damage: None, bytes: 0 },
             Inspect::NotEmpty => Inspection::NotEmpty(0),
+            Inspect::Table => Inspection::Table(TableCheck::default()),
+            Inspect::TableList => Inspection::TableList(Vec::new()),
         }
     }
 }
@@ -71,6 +81,11 @@ impl Inspection {
                 }
             }
             Inspection::NotEmpty(count) => *count += bytes.len() as u64,
+            Inspection::Table(check) => check.update(bytes),
+            Inspection::TableList(content) => {
+                let wanted = TABLE_LIST_BYTES_MAX.saturating_sub(content.len()).min(bytes.len());
+                content.extend_from_slice(&bytes[..wanted]);
+            }
         }
     }
 
@@ -83,6 +98,9 @@ impl Inspection {
             Inspection::PackedReferences { reader, .. } => reader.finish().map(|()| None),
             Inspection::NotEmpty(0) => Err(Damage("the file is empty".into())),
             Inspection::NotEmpty(_) => Ok(None),
+            Inspection::Table(check) => check.finish().map(|()| None),
+            Inspection::TableList(content) if content.trim_ascii().is_empty() => Err(Damage("the file is empty".into())),
+            Inspection::TableList(_) => Ok(None),
         }
     }
 }
@@ -93,13 +111,21 @@ impl<D: Disk> Run<'_, D> {
         if let Some(promise) = Promise::of_lfs(path) {
             return Inspect::Object(promise);
         }
-        let Some(unit) = self.units.of(root, path) else { return Inspect::Nothing };
-        let inside = path.below(&unit.at.1).unwrap_or_default();
+        let base = match self.units.of(root, path) {
+            Some(unit) => Some(unit.at.1.clone()),
+            // Another name of what a cycle met elsewhere.
+            None if git::part(path) != Part::Other => path.parent().and_then(|dir| self.repository_around(root, &dir)),
+            None => None,
+        };
+        let Some(base) = base else { return Inspect::Nothing };
+        let inside = path.below(&base).unwrap_or_default();
         match CapturePass::of(inside) {
             CapturePass::References if seeded_bug!(DamagedReferencesTravel) => Inspect::Nothing,
             CapturePass::LooseObjects | CapturePass::Packs if seeded_bug!(DamagedObjectsTravel) => Inspect::Nothing,
             // With reftable, `refs/heads` is a file that keeps old programs out.
-            CapturePass::References if inside.starts_with(b"reftable/") || inside == b"refs/heads" => Inspect::NotEmpty,
+            CapturePass::References if inside == b"refs/heads" => Inspect::NotEmpty,
+            CapturePass::References if inside == b"reftable/tables.list" => Inspect::TableList,
+            CapturePass::References if inside.starts_with(b"reftable/") => Inspect::Table,
             CapturePass::References if inside.ends_with(b"packed-refs") && !inside.contains(&b'/') => Inspect::PackedReferences,
             CapturePass::References => Inspect::Reference,
             CapturePass::LooseObjects | CapturePass::Packs => {
@@ -125,6 +151,11 @@ impl<D: Disk> Run<'_, D> {
         {
             return Some(format!("packed-refs was emptied; {advice}"));
         }
+        if let Inspection::TableList(content) = &inspection
+            && let Some(absent) = self.absent_table(file.root, file.path, content)
+        {
+            return Some(format!("the table {absent} that it names is not there; {advice}"));
+        }
         let seal = match inspection.finish() {
             Err(damage) => return Some(format!("{damage}; {advice}")),
             Ok(seal) => seal,
@@ -140,6 +171,16 @@ impl<D: Disk> Run<'_, D> {
             },
             _ => None,
         }
+    }
+
+    /// A table of references that a list names and that isn't beside it.
+    fn absent_table(&self, root: RootId, list: &RelPath, content: &[u8]) -> Option<String> {
+        let names = content.split(|&b| b == b'\n').filter(|name| !name.is_empty());
+        let is_there = |name: &[u8]| {
+            let table = list.parent().and_then(|dir| dir.join(name).ok());
+            table.is_some_and(|table| self.stat_of(root, &table).is_some())
+        };
+        names.into_iter().find(|name| !is_there(name)).map(|name| String::from_utf8_lossy(name).into_owned())
     }
 
     /// Holds a damaged file back; a repository suffers only when the standby has no good copy of the file.

@@ -16,6 +16,7 @@ use coldspare_os::{Disk, FileKind, Stat};
 use crate::batch::Builder;
 use crate::capture::{CaptureError, Work};
 use crate::index::{IndexError, Row};
+use crate::inspect::Inspect;
 use crate::read::Outcome;
 use crate::run::{Claim, Run, Seen, lock};
 use crate::visit::Candidate;
@@ -151,6 +152,11 @@ impl<D: Disk> Run<'_, D> {
         let root = inode.root;
         let at_ms = self.capture.disk.now_ms();
         let Some(stat) = self.examine(root, &path).filter(|stat| (stat.dev, stat.ino) == (inode.dev, inode.ino)) else { return Ok(None) };
+        let dir = path.parent().unwrap_or_else(RelPath::root);
+        if !self.is_claimed(root, &dir) && !self.has_folder(root, &dir)? {
+            self.again(root, &path); // it comes with its folder
+            return Ok(None);
+        }
         if self.claim(root, &path, &Seen::from(&stat), &mut Builder::default()) != Claim::Mine {
             return Ok(None);
         }
@@ -165,7 +171,11 @@ impl<D: Disk> Run<'_, D> {
     fn capture_carrier(&self, inode: Inode, mut names: Names, builder: &mut Builder) -> Result<Option<Carried>, CaptureError> {
         // The name that carries the content stays the one that it was.
         let carries = |c: &Candidate| c.row.as_ref().is_some_and(|row| is_file(row) && row.ino() == Some(inode.ino));
-        let first = names.values().find(|c| carries(c)).or(names.values().next()).map(|c| c.path.clone());
+        // A name that promises what the content is comes first: under another it would not be looked at.
+        let promises = |c: &Candidate| self.promise(inode.root, &c.path) != Inspect::Nothing;
+        let all = || names.values();
+        let first = all().find(|c| carries(c) && promises(c)).or_else(|| all().find(|c| promises(c)));
+        let first = first.or_else(|| all().find(|c| carries(c))).or_else(|| all().next()).map(|c| c.path.clone());
         let Some((first, mut candidate)) = first.and_then(|first| names.remove_entry(&first)) else { return Ok(None) };
         if !candidate.row.as_ref().is_some_and(is_file) {
             // A link that becomes the carrier: its row says nothing of the content.

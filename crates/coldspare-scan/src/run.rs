@@ -206,6 +206,11 @@ impl<'a, D: Disk> Run<'a, D> {
         if claims.contains(&as_seen) { Claim::Same } else { Claim::Other }
     }
 
+    /// Whether `path` was handed over in this cycle, or is about to be.
+    pub(crate) fn is_claimed(&self, root: RootId, path: &RelPath) -> bool {
+        lock(&self.claims).contains(&hash_of(&(root, path)))
+    }
+
     /// As [`Run::claim`], for what isn't a directory: when everything is looked at, each entry is met once.
     pub(crate) fn claim_entry(&self, root: RootId, path: &RelPath, seen: &Seen, builder: &mut Builder) -> Claim {
         if self.cycle.work == Work::Everything { Claim::Mine } else { self.claim(root, path, seen, builder) }

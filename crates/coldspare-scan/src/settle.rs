@@ -234,6 +234,9 @@ impl<D: Disk> Run<'_, D> {
                 } else if is_looked_at(&unit.at) {
                     held.tied().remove(&unit.at);
                 }
+                if self.fate_of(unit) == Fate::Whole && held.settle(&unit.at) && !is_looked_at(&unit.at) {
+                    self.again(unit.at.0, &unit.at.1);
+                }
                 if !held.is_held(&unit.at) {
                     held.release(unit.at.0, &unit.at.1);
                 }

@@ -7,7 +7,7 @@
 //! changeset, nor does any of its family that changed in the cycle.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use coldspare_core::git::family::Repository;
@@ -31,6 +31,8 @@ pub(crate) struct Unit {
     removed: Mutex<Vec<RelPath>>,
     /// Objects that were seen, or hinted, and gone before they were read.
     vanished: Mutex<Vec<RelPath>>,
+    /// Whether packs came: what is derived from them may be whole again.
+    pub(crate) has_new_packs: AtomicBool,
     fate: Mutex<Fate>,
 }
 
@@ -150,6 +152,7 @@ impl Units {
             ino,
             removed: Mutex::default(),
             vanished: Mutex::default(),
+            has_new_packs: AtomicBool::new(false),
             fate: Mutex::default(),
         });
         units.insert(at, unit.clone());

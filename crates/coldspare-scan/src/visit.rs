@@ -247,7 +247,12 @@ impl<D: Disk> Run<'_, D> {
                 known.insert(name.clone(), row);
             } else if !is_there {
                 place.note_vanished(name); // it came and went
-                place.path.join(name).into_iter().for_each(|path| self.capture.held.forget_within(place.root, &path));
+                if let Ok(path) = place.path.join(name) {
+                    if self.is_claimed(place.root, &path) {
+                        self.again(place.root, &path); // but was handed over before it went
+                    }
+                    self.capture.held.forget_within(place.root, &path);
+                }
             }
         }
         Ok((found, known))
@@ -421,7 +426,8 @@ impl<D: Disk> Run<'_, D> {
         if !is_news && row.version <= self.acked {
             return Ok(());
         }
-        if place.is_of_objects() && unit.is_some_and(|unit| unit.fate() == Fate::ReferenceHeld) {
+        if let Some(unit) = unit.filter(|unit| place.is_of_objects() && unit.fate() == Fate::ReferenceHeld) {
+            self.capture.held.owe(&unit.at);
             self.keep(root, &path); // the reference that is held back may need it
             return Ok(());
         }
@@ -505,7 +511,12 @@ impl<D: Disk> Run<'_, D> {
                 return Ok(None);
             }
         }
-        unit.inspect(|unit| unit.count_op());
+        unit.inspect(|unit| {
+            unit.count_op();
+            if CapturePass::of(candidate.path.below(&unit.at.1).unwrap_or_default()) == CapturePass::Packs {
+                unit.has_new_packs.store(true, Ordering::Relaxed);
+            }
+        });
         if is_linked(&candidate.stat, candidate.row.as_ref()) {
             lock(&self.linked).push(candidate);
             return Ok(None);

@@ -411,7 +411,12 @@ impl<D: Disk> Standby<D> {
         for root in &self.roots {
             let Ok(space) = self.disk.space(&root.dir) else { continue };
             if (space.free_bytes < FREE_BYTES_MIN || space.free_inodes < FREE_INODES_MIN) && !seeded_bug!(SpaceIsNotChecked) {
-                let detail = format!("{}: {} bytes and {} inodes are free", root.path.display(), space.free_bytes, space.free_inodes);
+                let detail = format!(
+                    "{}: {} bytes and {} inodes are free, {FREE_BYTES_MIN} and {FREE_INODES_MIN} have to stay so",
+                    root.path.display(),
+                    space.free_bytes,
+                    space.free_inodes
+                );
                 return Err(StandbyError::OutOfSpace { detail });
             }
         }

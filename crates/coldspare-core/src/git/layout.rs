@@ -233,7 +233,7 @@ pub fn never_carried(inside: &[u8]) -> bool {
         return true;
     }
     let Some(in_objects) = inside.strip_prefix(b"objects/") else {
-        return false;
+        return inside.starts_with(b"reftable/") && is_temporary_table(name);
     };
     let transient = |c: &[u8]| [&b"tmp_"[..], b"incoming-", b".tmp-"].iter().any(|p| c.starts_with(p));
     in_objects.split(|&b| b == b'/').any(transient)
@@ -244,7 +244,13 @@ pub fn looks_transient(name: &[u8]) -> bool {
     name.ends_with(b".lock")
         || name == b"gc.pid"
         || name.ends_with(b"packed-refs.new")
+        || is_temporary_table(name)
         || [&b"tmp_"[..], b"incoming-", b".tmp-"].iter().any(|p| name.starts_with(p))
+}
+
+/// `….ref.temp.A1b2C3`: a table of reftable's that is being written.
+fn is_temporary_table(name: &[u8]) -> bool {
+    name.windows(6).any(|part| part == b".temp.")
 }
 
 #[cfg(test)]

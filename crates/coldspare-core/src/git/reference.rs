@@ -26,6 +26,11 @@ pub fn parse_loose(content: &[u8]) -> Result<Reference, Damage> {
         if target.is_empty() || target.contains(&0) {
             return Err(Damage::new("a symbolic reference to nothing"));
         }
+        let mut parts = target.split(|&b| b == b'/');
+        let is_name = matches!(parts.next(), Some(b"refs" | b"stash-refs")) && parts.clone().next().is_some();
+        if !is_name || parts.any(|part| part.is_empty() || part.starts_with(b".")) && !target.ends_with(b"/.invalid") {
+            return Err(Damage::new("a symbolic reference to what is no name of a reference"));
+        }
         return Ok(Reference::Symbolic(target.to_vec()));
     }
     let end = content.iter().position(u8::is_ascii_whitespace).unwrap_or(content.len());
@@ -33,6 +38,49 @@ pub fn parse_loose(content: &[u8]) -> Result<Reference, Damage> {
         Some(id) if !id.is_null() => Ok(Reference::Object(id)),
         Some(_) => Err(Damage::new("the reference names no object (all zeros)")),
         None => Err(Damage::new("the reference names no object: it is neither a hash nor `ref: …`")),
+    }
+}
+
+/// Looks at a table of references (reftable) as its bytes arrive, in pieces of any size: it begins and ends as one, and
+/// its footer has the checksum that it says. Source: git's `Documentation/technical/reftable`.
+///
+/// Memory: one footer.
+#[derive(Debug, Default)]
+pub struct TableCheck {
+    head: Vec<u8>,
+    tail: Vec<u8>,
+}
+
+/// The magic number and the version.
+const TABLE_HEAD_BYTES: usize = 5;
+/// Bytes of the footer of versions 1 and 2.
+const FOOTER_BYTES: [usize; 2] = [68, 72];
+
+impl TableCheck {
+    /// Takes the next bytes.
+    pub fn update(&mut self, bytes: &[u8]) {
+        let wanted = TABLE_HEAD_BYTES.saturating_sub(self.head.len()).min(bytes.len());
+        self.head.extend_from_slice(&bytes[..wanted]);
+        self.tail.extend_from_slice(&bytes[bytes.len().saturating_sub(FOOTER_BYTES[1])..]);
+        self.tail.drain(..self.tail.len().saturating_sub(FOOTER_BYTES[1]));
+    }
+
+    /// The file has ended.
+    ///
+    /// # Errors
+    /// [`Damage`]: it is no whole table.
+    pub fn finish(self) -> Result<(), Damage> {
+        let [b'R', b'E', b'F', b'T', version @ 1..=2] = self.head[..] else {
+            return Err(Damage::new("it doesn't begin as a table of references"));
+        };
+        let bytes = FOOTER_BYTES[usize::from(version) - 1];
+        let footer = self.tail.len().checked_sub(bytes).map(|at| &self.tail[at..]);
+        let is_whole = footer.and_then(|footer| footer.split_last_chunk::<4>()).is_some_and(|(covered, sum)| {
+            let mut crc = flate2::Crc::new();
+            crc.update(covered);
+            covered.starts_with(&self.head) && crc.sum() == u32::from_be_bytes(*sum)
+        });
+        if is_whole { Ok(()) } else { Err(Damage::new("the table of references is cut off, or its footer is damaged")) }
     }
 }
 
@@ -106,6 +154,44 @@ mod tests {
 
     fn check_loose(content: &str, expected: Option<Reference>) {
         assert_eq!(parse_loose(content.as_bytes()).ok(), expected, "{content:?}");
+    }
+
+    #[test]
+    fn a_symbolic_reference_names_a_reference() {
+        for good in ["refs/heads/main", "refs/heads/a/b.c", "refs/heads/.invalid", "stash-refs/pull-requests/1/from"] {
+            assert_eq!(parse_loose(format!("ref: {good}\n").as_bytes()), Ok(Reference::Symbolic(good.into())));
+        }
+        for bad in ["", "foo/bar", "refs", "refs/", "../../etc", "refs/../HEAD", "refs/heads/.x", "refs//x", "refs/\0"] {
+            assert!(parse_loose(format!("ref: {bad}\n").as_bytes()).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_of_references_has_the_checksum_of_its_footer() {
+        for (version, bytes) in [(1, 68), (2, 72)] {
+            let mut table = vec![b'R', b'E', b'F', b'T', version];
+            table.extend(vec![7; 300]);
+            let mut footer = vec![b'R', b'E', b'F', b'T', version];
+            footer.resize(bytes - 4, 3);
+            let mut crc = flate2::Crc::new();
+            crc.update(&footer);
+            table.extend(footer);
+            table.extend(crc.sum().to_be_bytes());
+            let check = |table: &[u8]| {
+                let results = [1, 7, 1000].map(|piece| {
+                    let mut check = TableCheck::default();
+                    table.chunks(piece).for_each(|bytes| check.update(bytes));
+                    check.finish().is_ok()
+                });
+                assert!(results.iter().all(|is_ok| *is_ok == results[0]));
+                results[0]
+            };
+            assert!(check(&table));
+            assert!(!check(&table[..table.len() - 5]) && !check(&[]) && !check(&vec![0; table.len()]));
+            let end = table.len() - 10;
+            table[end] ^= 1;
+            assert!(!check(&table));
+        }
     }
 
     #[test]
