@@ -19,6 +19,9 @@ use crate::run::Run;
 use crate::unit::{Extent, IsMore, Unit};
 use crate::visit::{Visit, What};
 
+/// Hints, by the folder that they are in.
+type ByFolder = BTreeMap<(RootId, RelPath), Names>;
+
 impl<D: Disk> Run<'_, D> {
     /// Registers every repository below `dir`, or at it.
     ///
@@ -62,7 +65,7 @@ impl<D: Disk> Run<'_, D> {
     ///
     /// Late ones, which come after references were read, hold none; a repository that only they know of is left to the
     /// next cycle by whoever meets it.
-    pub(crate) fn route(&self, hints: &BTreeMap<(RootId, RelPath), Names>, when: When) -> Result<(), CaptureError> {
+    pub(crate) fn route(&self, hints: &ByFolder, when: When) -> Result<(), CaptureError> {
         // Where not every folder is watched, a hint tells nothing of the other references.
         let is_covered = self.capture.watch.as_ref().is_none_or(|watch| watch.coverage().unwatched == 0);
         for ((root, dir), names) in self.with_unknown_folders(hints)?.iter() {
@@ -101,10 +104,7 @@ impl<D: Disk> Run<'_, D> {
     /// that before it tells that the folder was moved there, and nothing goes to the standby without the folder it is in.
     ///
     /// Cost: one look-up in the index a folder.
-    fn with_unknown_folders<'h>(
-        &self,
-        hints: &'h BTreeMap<(RootId, RelPath), Names>,
-    ) -> Result<Cow<'h, BTreeMap<(RootId, RelPath), Names>>, CaptureError> {
+    fn with_unknown_folders<'h>(&self, hints: &'h ByFolder) -> Result<Cow<'h, ByFolder>, CaptureError> {
         let mut out = Cow::Borrowed(hints);
         for (root, dir) in hints.keys().filter(|(_, dir)| !dir.is_root()) {
             let is_known = |dir: &RelPath| Ok::<_, CaptureError>(self.is_claimed(*root, dir) || self.has_folder(*root, dir)?);

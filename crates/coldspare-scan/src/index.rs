@@ -311,7 +311,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// `Store`.
-    pub fn len(&self) -> Result<u64, IndexError> {
+    pub fn path_count(&self) -> Result<u64, IndexError> {
         self.rows.len().map_err(|e| self.store(e))
     }
 

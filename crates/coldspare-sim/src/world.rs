@@ -203,7 +203,7 @@ impl World {
         Arc::new_cyclic(|me| {
             let mut world = World {
                 me: me.clone(),
-                active: Active::new(disk, (seed % 3 == 0).then(|| Chance::new(!seed))),
+                active: Active::new(disk, seed.is_multiple_of(3).then(|| Chance::new(!seed))),
                 host: Host::new(),
                 chance,
                 options,

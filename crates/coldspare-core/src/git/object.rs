@@ -183,7 +183,7 @@ impl Check {
             Promise::Pack => pack_seal(&self.head, &self.tail, self.size).map(Some),
             Promise::PackIndex => {
                 let seal = index_seal(&self.head, &self.tail, self.size)?;
-                if self.sealed.is_some_and(|(sha1, sha256)| !sha1.is_intact() && !sha256.is_intact()) {
+                if self.sealed.is_some_and(|(sha1, sha256)| !sha1.ends_intact() && !sha256.ends_intact()) {
                     return Err(Damage::new("the pack index doesn't have the hash that is at its end"));
                 }
                 Ok(Some(seal))
@@ -200,7 +200,7 @@ impl<H: Digest> Sealed<H> {
         self.last.drain(..passed);
     }
 
-    fn is_intact(self) -> bool {
+    fn ends_intact(self) -> bool {
         self.hash.finalize()[..] == self.last[..]
     }
 }

@@ -103,7 +103,7 @@ impl Task {
 
     /// Goes over the home once; `false` when it was stopped before the end.
     fn pass(&self, began: Instant) -> Result<bool, CaptureError> {
-        let entries = self.capture.index.snapshot()?.len()?;
+        let entries = self.capture.index.snapshot()?.path_count()?;
         let pace = (entries / self.every.as_secs().max(1)).max(PACE_MIN);
         let mut suspects = VecDeque::new();
         let (mut after, mut done) = (None, 0_u64);
