@@ -102,6 +102,11 @@ pub struct Snapshot {
 
 /// LIMIT: bytes of store pages held in memory.
 const CACHE_BYTES: usize = 24 << 20;
+/// By then the kernel has written back what was written before (`vm.dirty_expire_centisecs`, the journal's interval), with
+/// room to spare.
+const WRITE_BACK_SECONDS: i64 = 300;
+/// LIMIT: rows that are held in memory while they are distrusted.
+const DISTRUSTED_AT_ONCE: usize = 10_000;
 const FORMAT: u64 = 1;
 pub(crate) const ROWS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("rows");
 pub(crate) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("chunks");
@@ -227,6 +232,46 @@ impl Index {
                 lowest = lowest.min(row?.1.value());
             }
             forget_gone(txn, lowest)
+        })
+    }
+
+    /// The host went down: what files were shortly before says nothing of their content any more, since times and sizes may
+    /// have survived without the bytes. Those are read again at the next look.
+    ///
+    /// Cost: two passes over all rows, one durable transaction.
+    ///
+    /// # Errors
+    /// `Store`, `Damaged`.
+    pub fn distrust_recent(&self) -> Result<(), IndexError> {
+        let of = |bytes: &[u8]| -> Option<(Seq, Entry, Witness)> {
+            match codec::decode::<Row>(bytes) {
+                Ok(Row { version, state: State::Present { entry, witness } }) => Some((version, entry, witness)),
+                _ => None,
+            }
+        };
+        self.write(Durability::Immediate, |txn| {
+            let mut rows = txn.open_table(ROWS)?;
+            let mut newest = i64::MIN;
+            for row in rows.iter()? {
+                newest = newest.max(of(row?.1.value()).map_or(i64::MIN, |(_, _, witness)| witness.ctime.secs));
+            }
+            let since = newest.saturating_sub(WRITE_BACK_SECONDS);
+            let mut at: Vec<u8> = Vec::new();
+            loop {
+                let mut some = Vec::new();
+                for row in rows.range::<&[u8]>((Bound::Excluded(at.as_slice()), Bound::Unbounded))?.take(DISTRUSTED_AT_ONCE) {
+                    let (key, value) = row?;
+                    some.push((key.value().to_vec(), of(value.value())));
+                }
+                let Some((last, _)) = some.last() else { return Ok(()) };
+                at.clone_from(last);
+                for (key, row) in some {
+                    if let Some((version, entry, witness)) = row.filter(|(_, _, witness)| witness.ctime.secs >= since) {
+                        let row = Row { version, state: State::Present { entry, witness: Witness { racy: true, ..witness } } };
+                        rows.insert(key.as_slice(), row.encode().as_slice())?;
+                    }
+                }
+            }
         })
     }
 

@@ -452,6 +452,8 @@ impl<D: Disk> Run<'_, D> {
         }
         read == b.size
             && self.capture.disk.stat_file(&file.file).is_ok_and(|a| (a.size, a.mtime, a.ctime, a.ino) == (b.size, b.mtime, b.ctime, b.ino))
+            // Within a tick of the clock its times don't tell that it was renamed, and what was read written since.
+            && (!is_racy(b.ctime, file.at_ms) || self.stat_of(file.root, file.path).is_some_and(|now| now.ino == b.ino))
     }
 
     /// The row for an entry that was examined at `at_ms` or later; its version is this cycle's unless an older one still

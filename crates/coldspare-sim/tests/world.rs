@@ -82,6 +82,9 @@ fn what_seeds_found_stays_mended() {
         ("a folder of references goes between two readings", &[11511]),
         ("a reference is held back at the first reading and read at the second", &[16848]),
         ("a repository without a folder of packs is left again and again", &[22683, 39298]),
+        ("a pack comes and goes within a cycle", &[16126, 34194, 43836]),
+        ("a power cut leaves a file's times without its bytes", &[63191]),
+        ("a file is renamed and rewritten within a tick of the clock", &[74578]),
     ] {
         for seed in seeds {
             run(*seed, Options::default()).unwrap_or_else(|v| panic!("{found}: {v}"));

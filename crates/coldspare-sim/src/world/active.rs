@@ -179,7 +179,8 @@ impl World {
         active.fuse.renew();
         active.disk.heal();
         active.life += 1;
-        if std::mem::take(&mut active.is_new_boot) && self.options.defect != Defect::SessionSurvivesPowerLoss {
+        let is_new_boot = std::mem::take(&mut active.is_new_boot);
+        if is_new_boot && self.options.defect != Defect::SessionSurvivesPowerLoss {
             active.session.id.0[0] += 1;
         }
         let path = PathBuf::from(HOME);
@@ -187,6 +188,9 @@ impl World {
         let roots = vec![Root { path: path.clone(), dir, exclude: Exclude::new::<&str>([]).expect("no patterns") }];
         // The thread that writes the index has no place in the order of things: it burns no fuse.
         let index = Index::open_in(active.index.open(&Fuse::default())).expect("an index");
+        if is_new_boot {
+            index.distrust_recent().expect("a readable index");
+        }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
         let acked = if active.knows_standby { index.acked(STANDBY).expect("a readable index") } else { None };
         let config = FollowConfig {
