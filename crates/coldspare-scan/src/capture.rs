@@ -289,6 +289,7 @@ impl<D: Disk> Capture<D> {
             watch.barrier(BARRIER_LIMIT)?;
             for unit in units {
                 let late = watch.dirty().take_names(unit.at.0, &unit.at.1, is_pack);
+                tracing::trace!(repository = %unit.at.1, ?late, "late packs");
                 run.route(&late.dirs, When::Late)?;
                 taken.merge(late);
             }

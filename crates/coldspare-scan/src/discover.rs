@@ -100,8 +100,9 @@ impl<D: Disk> Run<'_, D> {
         Ok(())
     }
 
-    /// The hints, with the topmost folder that the index doesn't have in place of what is below it: a watch may tell of
-    /// that before it tells that the folder was moved there, and nothing goes to the standby without the folder it is in.
+    /// The hints, with the topmost folder that the index doesn't have in place of those in folders below it: a watch may
+    /// tell of these before it tells that the folder was moved there, and nothing goes to the standby without the folder
+    /// it is in. Hints in the topmost one stay: they tell of what came and went there.
     ///
     /// Cost: one look-up in the index a folder.
     fn with_unknown_folders<'h>(&self, hints: &'h ByFolder) -> Result<Cow<'h, ByFolder>, CaptureError> {
@@ -118,11 +119,15 @@ impl<D: Disk> Run<'_, D> {
                 }
                 top = above;
             }
+            let is_excluded = self.root(*root).exclude.matches(&top, IsDir::Yes);
+            let is_left_out = is_excluded || git::looks_transient(top.name()) && self.is_transient(*root, &top);
+            if top == *dir && !is_left_out {
+                continue;
+            }
             let above = top.parent().unwrap_or_else(RelPath::root);
             let hints = out.to_mut();
             hints.remove(&(*root, dir.clone()));
-            let is_left_out = self.root(*root).exclude.matches(&top, IsDir::Yes);
-            if is_left_out || git::looks_transient(top.name()) && self.is_transient(*root, &top) {
+            if is_left_out {
                 continue;
             }
             match hints.entry((*root, above)).or_insert_with(|| Names::Some(BTreeMap::new())) {

@@ -9,7 +9,7 @@ use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 
 use coldspare_core::entry::{XATTR_BYTES_MAX, xattr_is_carried};
-use coldspare_core::git::{self, Part};
+use coldspare_core::git::{self, CapturePass, Part};
 use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, ProblemKind, RelPath, RootId, Seq, Time, Xattr, seeded_bug};
 use coldspare_delta::{Base, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, Segment, encode_pieces, pack};
 use coldspare_os::{Disk, FileKind, Stat};
@@ -343,9 +343,15 @@ impl<D: Disk> Run<'_, D> {
         Ok(())
     }
 
+    /// What was to be handed over as the index knows it could not be read: nobody but this knows that it is missing.
     fn not_taken(&self, root: RootId, path: &RelPath, e: &std::io::Error) {
         lock(&self.untaken).insert((root, path.clone()));
-        self.not_read(root, path, e);
+        if self.not_read(root, path, e) == Outcome::Vanished
+            && let Some(unit) = self.units.of(root, path)
+            && matches!(CapturePass::of(path.below(&unit.at.1).unwrap_or_default()), CapturePass::LooseObjects | CapturePass::Packs)
+        {
+            unit.note_vanished(path.clone());
+        }
     }
 
     /// Sends the content of a large file; `Ok(Ok(None))` when it changed meanwhile.

@@ -130,6 +130,7 @@ impl<D: Disk> Run<'_, D> {
                 Some(Promise::Loose(id)) => ids.push(id),
                 // A pack: nobody knows what was in it.
                 Some(_) => return unit.again("references changed and a pack went before it was read"),
+                None if inside.len() == 2 => return unit.again("references changed and a folder of objects went before it was read"),
                 None => {}
             }
         }

@@ -87,6 +87,7 @@ impl Unit {
 
     /// An object that was seen, or hinted, was gone when it was to be read.
     pub(crate) fn note_vanished(&self, path: RelPath) {
+        tracing::trace!(%path, "vanished");
         lock(&self.vanished).extend(Some(path).filter(|_| !seeded_bug!(VanishedObjectsAreForgotten)));
     }
 

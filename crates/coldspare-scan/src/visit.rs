@@ -218,6 +218,7 @@ impl<D: Disk> Run<'_, D> {
                     .filter(|name| !git::looks_transient(name))
                     .for_each(|name| path.join(name).into_iter().for_each(|p| unit.note_vanished(p)));
             }
+            (_, What::Deep) if inside.starts_with(b"objects/") => unit.note_vanished(path.clone()), // nobody knows what was in it
             _ => {}
         }
     }
