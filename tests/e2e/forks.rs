@@ -32,6 +32,19 @@ impl Setting {
         fs::write(self.here(name).join("objects/info/alternates"), "../../1/objects\n").unwrap();
     }
 
+    /// Makes a repository with a history that git packs.
+    fn with_history(name: &str) -> Setting {
+        let s = Setting { pair: Pair::following() };
+        let clone = s.pair.dir.path().join("clone");
+        git::init_bare(&s.here(name));
+        git::clone(&s.here(name), &clone);
+        (0..20).for_each(|n| drop(commit(&clone, "file", &format!("content {n}"))));
+        push(&clone, &["HEAD:main"]);
+        git_ok(&s.here(name), &["repack", "-q", "-ad"]);
+        s.checkpoint(&[name]);
+        s
+    }
+
     #[track_caller]
     fn checkpoint(&self, repositories: &[&str]) {
         self.pair.checkpoint();
@@ -88,15 +101,7 @@ fn forks_stay_whole_while_their_parent_is_overwritten_and_collected() {
 
 #[test]
 fn a_clone_by_hard_links_arrives() {
-    let s = Setting { pair: Pair::following() };
-    let clone = s.pair.dir.path().join("clone");
-    git::init_bare(&s.here(PARENT));
-    git::clone(&s.here(PARENT), &clone);
-    (0..20).for_each(|n| drop(commit(&clone, "file", &format!("content {n}"))));
-    push(&clone, &["HEAD:main"]);
-    git_ok(&s.here(PARENT), &["repack", "-q", "-ad"]);
-    s.checkpoint(&[PARENT]);
-
+    let s = Setting::with_history(PARENT);
     git_ok(&s.here("."), &["clone", "-q", "--bare", PARENT, FORK]);
     s.checkpoint(&[PARENT, FORK]);
     let links = fs::metadata(&git::packs(&s.here(FORK))[0]).unwrap().nlink();
@@ -111,21 +116,14 @@ fn a_clone_by_hard_links_arrives() {
 /// A repository and one that shares its files come at once, the first with a reference to nothing.
 #[test]
 fn a_clone_by_hard_links_of_a_broken_repository_comes_whole_or_not_at_all() {
-    for copy in [&["clone", "-q", "--bare"][..], &[]] {
-        let s = Setting { pair: Pair::following() };
-        let clone = s.pair.dir.path().join("clone");
-        git::init_bare(&s.here(SECOND));
-        git::clone(&s.here(SECOND), &clone);
-        (0..20).for_each(|n| drop(commit(&clone, "file", &format!("content {n}"))));
-        push(&clone, &["HEAD:main"]);
-        s.checkpoint(&[SECOND]);
+    for program in ["git", "cp"] {
+        let s = Setting::with_history(SECOND);
         let frozen = s.pair.active.freeze();
         git_ok(&s.here("."), &["clone", "-q", "--bare", "--no-hardlinks", SECOND, PARENT]);
-        if copy.is_empty() {
-            assert!(crate::pair::succeeds("cp", &["-al", s.here(PARENT).to_str().unwrap(), s.here(FORK).to_str().unwrap()]));
-        } else {
-            git_ok(&s.here("."), &[copy, &[PARENT, FORK]].concat());
-        }
+        let (from, to) = (s.here(PARENT), s.here(FORK));
+        let (from, to) = (from.to_str().unwrap(), to.to_str().unwrap());
+        let copy: &[&str] = if program == "git" { &["clone", "-q", "--bare", from, to] } else { &["-al", from, to] };
+        assert!(crate::pair::succeeds(program, copy));
         let bad = s.pair.active.write(&format!("{PARENT}/refs/heads/bad"), format!("{}\n", "12".repeat(20)));
         drop(frozen);
         for n in 0..3 {

@@ -9,12 +9,17 @@ use std::process::Command;
 use crate::pair::{Ran, run};
 
 pub(crate) fn git(dir: &Path, args: &[&str]) -> Ran {
+    run(&mut command(dir, args))
+}
+
+/// The command of [`git`], to be started otherwise.
+pub(crate) fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new("git");
     command.arg("-C").arg(dir).args(args).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").env("LC_ALL", "C");
     for who in ["AUTHOR", "COMMITTER"] {
         command.env(format!("GIT_{who}_NAME"), "Test").env(format!("GIT_{who}_EMAIL"), "test@example.com");
     }
-    run(&mut command)
+    command
 }
 
 #[track_caller]

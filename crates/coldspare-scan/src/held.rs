@@ -64,7 +64,10 @@ impl HeldBack {
     /// Whether a reference of a repository is held back: objects that only it needs stay.
     pub(crate) fn holds_reference_of(&self, (root, repository): &Repository) -> bool {
         let is_reference = |inside: &[u8]| CapturePass::of(inside) == CapturePass::References;
-        self.lock().keys().any(|(r, at)| r == root && at.below(repository).is_some_and(is_reference))
+        let problems = self.lock();
+        let near = problems.range((*root, repository.clone())..).map(|(key, _)| key);
+        let mut near = near.take_while(|(r, at)| r == root && at.as_bytes().starts_with(repository.as_bytes()));
+        near.any(|(_, at)| at.below(repository).is_some_and(is_reference))
     }
 
     /// Whether a path itself is reported as held back.

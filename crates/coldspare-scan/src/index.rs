@@ -236,13 +236,15 @@ impl Index {
     }
 
     /// The host went down: what files were shortly before says nothing of their content any more, since times and sizes may
-    /// have survived without the bytes. Those are read again at the next look.
+    /// have survived without the bytes. Those are read again at the next look, and those from the future of `now_ms`, of
+    /// which nothing can be told.
     ///
     /// Cost: two passes over all rows, one durable transaction.
     ///
     /// # Errors
     /// `Store`, `Damaged`.
-    pub fn distrust_recent(&self) -> Result<(), IndexError> {
+    pub fn distrust_recent(&self, now_ms: u64) -> Result<(), IndexError> {
+        let now = i64::try_from(now_ms / 1000).unwrap_or(i64::MAX);
         let of = |bytes: &[u8]| -> Option<(Seq, Entry, Witness)> {
             match codec::decode::<Row>(bytes) {
                 Ok(Row { version, state: State::Present { entry, witness } }) => Some((version, entry, witness)),
@@ -253,7 +255,8 @@ impl Index {
             let mut rows = txn.open_table(ROWS)?;
             let mut newest = i64::MIN;
             for row in rows.iter()? {
-                newest = newest.max(of(row?.1.value()).map_or(i64::MIN, |(_, _, witness)| witness.ctime.secs));
+                let changed = of(row?.1.value()).map(|(_, _, witness)| witness.ctime.secs).filter(|secs| *secs <= now);
+                newest = newest.max(changed.unwrap_or(i64::MIN));
             }
             let since = newest.saturating_sub(WRITE_BACK_SECONDS);
             let mut at: Vec<u8> = Vec::new();

@@ -83,6 +83,7 @@ fn what_seeds_found_stays_mended() {
         ("a reference is held back at the first reading and read at the second", &[16848]),
         ("a repository without a folder of packs is left again and again", &[22683, 39298]),
         ("a pack comes and goes within a cycle", &[16126, 34194, 43836]),
+        ("a folder of objects goes unseen, or with what was known of it", &[40657, 75262, 91257, 98737]),
         ("a power cut leaves a file's times without its bytes", &[63191]),
         ("a file is renamed and rewritten within a tick of the clock", &[74578]),
     ] {

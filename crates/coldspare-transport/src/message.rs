@@ -242,7 +242,7 @@ pub enum Failure {
     #[error("the standby can't write: {}", escape(.0.as_bytes()))]
     Io(String),
     /// The active broke the protocol.
-    #[error("the standby doesn't understand the active: {}; install the same coldspare on both hosts", escape(.0.as_bytes()))]
+    #[error("the standby doesn't understand the active: {}; install the same coldspare on both hosts, and where it is the same restart `send`", escape(.0.as_bytes()))]
     Protocol(String),
     /// The changeset's number isn't the next one (R5).
     #[error("the changeset is out of order: the standby has applied {applied}")]

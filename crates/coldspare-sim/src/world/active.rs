@@ -189,7 +189,7 @@ impl World {
         // The thread that writes the index has no place in the order of things: it burns no fuse.
         let index = Index::open_in(active.index.open(&Fuse::default())).expect("an index");
         if is_new_boot {
-            index.distrust_recent().expect("a readable index");
+            index.distrust_recent(active.disk.now_ms()).expect("a readable index");
         }
         let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("a thread");
         let acked = if active.knows_standby { index.acked(STANDBY).expect("a readable index") } else { None };

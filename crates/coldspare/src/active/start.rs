@@ -163,7 +163,9 @@ fn open_session(state: &State, mut record: ControlRecord) -> Result<(ControlReco
             let session = Session { epoch: record.promised, id: SessionId(crate::init::random()?), opened_by: record.node };
             tracing::warn!(session = %session.id, "the host was restarted: a new session begins, everything is compared");
             if state.index_path().exists() {
-                Index::open(&state.index_path()).and_then(|index| index.distrust_recent()).map_err(super::index_failure)?;
+                Index::open(&state.index_path())
+                    .and_then(|index| index.distrust_recent(coldspare_scan::watch::now_ms()))
+                    .map_err(super::index_failure)?;
             }
             session
         }
