@@ -255,3 +255,39 @@ fn a_repository_with_a_reference_to_nothing_stays_as_it_was() {
     s.assert_repaired();
     assert_eq!(tip(&s.there(REPOSITORY), "refs/heads/topic"), pushed);
 }
+
+/// Takes away a file of the repository; the standby keeps all of it until the file is back.
+#[track_caller]
+fn check_loss(s: &mut Setting, lost: &str) {
+    let good = fs::read(s.here(lost)).unwrap();
+    fs::remove_file(s.here(lost)).unwrap();
+    s.assert_held_back(REPOSITORY, "incomplete");
+    assert!(fs::read(s.there(lost)).unwrap() == good, "{lost}: the good copy is gone");
+    fs::write(s.here(lost), good).unwrap();
+    s.assert_repaired();
+}
+
+#[test]
+fn an_object_that_a_branch_names_does_not_go_with_the_active() {
+    let mut s = Setting::new();
+    let object = s.loose_commit();
+    check_loss(&mut s, &object);
+}
+
+#[test]
+fn a_pack_that_a_branch_needs_does_not_go_with_the_active() {
+    let mut s = Setting::new();
+    git_ok(&s.here(REPOSITORY), &["repack", "-q", "-ad"]);
+    let pack = s.relative(&packs(&s.here(REPOSITORY))[0]);
+    s.pair.checkpoint();
+    check_loss(&mut s, &pack);
+}
+
+#[test]
+fn an_index_that_a_branch_needs_does_not_go_with_the_active() {
+    let mut s = Setting::new();
+    git_ok(&s.here(REPOSITORY), &["repack", "-q", "-ad"]);
+    let index = s.relative(&packs(&s.here(REPOSITORY))[0].with_extension("idx"));
+    s.pair.checkpoint();
+    check_loss(&mut s, &index);
+}

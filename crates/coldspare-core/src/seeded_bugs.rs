@@ -96,6 +96,8 @@ mod switch {
         StagedDigestsAreNotChecked,
         /// Whether references have their objects is not looked at before a commit.
         ReferencesAreNotChecked,
+        /// Whether references keep their objects where objects go is not looked at before a commit.
+        LossesAreNotChecked,
         /// What the active holds back is changed all the same.
         KeepIsIgnored,
         /// What coldspare did not put there is replaced and removed.

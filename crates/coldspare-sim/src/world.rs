@@ -516,10 +516,12 @@ impl World {
             self.is_settled = true;
             let mut standby = self.host.files();
             let mut active = self.active.disk.tree(HOME).expect("a home");
-            // A power cut may leave a repository half removed: nothing completes it, and its family is held back with it.
+            // A power cut may leave a repository half removed, or without an object that it needs: nothing mends that, and
+            // its family is held back with it.
             let held = self.active.held();
             let is_half_removed = held.iter().any(|path| path.starts_with(b"shared/tmp/deleted-"));
-            for path in held.iter().filter(|_| is_half_removed) {
+            let broken = self.oracle.broken(&active);
+            for path in held.iter().filter(|path| is_half_removed || broken.contains(*path)) {
                 standby.retain(|at, _| !oracle::is_within(at, path));
                 active.retain(|at, _| !oracle::is_within(at, path));
             }

@@ -46,10 +46,10 @@ impl<D: Disk> Standby<D> {
         let mut sync = Unrecorded { few: staged.few, ..Unrecorded::default() };
         self.store.write_lazily(|txn| insert_rows(txn, staged.rows))?;
         self.take_back_kept(&changeset, &mut sync)?;
-        let incomplete = self.take_back_incomplete(&changeset, &mut sync)?;
         if changeset.baseline == Baseline::Full && !seeded_bug!(UnnamedStays) {
             self.remove_unnamed(&changeset)?;
         }
+        let incomplete = self.take_back_incomplete(&changeset, &mut sync)?;
         if !seeded_bug!(FoldersAreNotChecked) {
             self.check_folders(&changeset)?;
         }

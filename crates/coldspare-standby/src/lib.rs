@@ -17,6 +17,7 @@ mod commit;
 mod complete;
 mod divergence;
 mod error;
+mod future;
 mod keep;
 mod place;
 mod purge;

@@ -13,7 +13,7 @@ use coldspare_core::git::family::Repository;
 use coldspare_core::{Baseline, Body, Entry, Epoch, Op, Seq, SessionId};
 use coldspare_os::FileKind;
 
-use super::repository::{Files, Library, REPOSITORIES, References, references, repositories};
+use super::repository::{Files, Library, REPOSITORIES, References, base_of, references, repositories};
 use crate::model::Seen;
 
 /// A tree as operations make it.
@@ -232,6 +232,24 @@ impl Oracle {
         match files.keys().find(|p| super::repository::is_transient(p) && has_head(p)) {
             Some(path) => Err(format!("{} should not have travelled", path.escape_ascii())),
             None => Ok(()),
+        }
+    }
+
+    /// The folders of repositories that lack an object that they need, and of their families.
+    pub(super) fn broken(&mut self, files: &Files) -> BTreeSet<Vec<u8>> {
+        let names = repositories(files);
+        let is_whole = |library: &mut Library, name: &str| references(files, name).and_then(|r| library.closed(files, name, &r)).is_ok();
+        let mut broken: BTreeSet<String> = names.iter().filter(|name| !is_whole(&mut self.library, name)).cloned().collect();
+        loop {
+            let before = broken.len();
+            for (name, base) in names.iter().filter_map(|name| Some((name, base_of(files, name)?))) {
+                if broken.contains(name) || broken.contains(&base) {
+                    broken.extend([name.clone(), base]);
+                }
+            }
+            if broken.len() == before {
+                return broken.iter().map(|name| format!("{REPOSITORIES}/{name}").into_bytes()).collect();
+            }
         }
     }
 

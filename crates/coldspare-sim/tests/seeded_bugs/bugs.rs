@@ -111,6 +111,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(InlineDigestsAreNotChecked, "G2", Scenario(scenarios::content_without_its_digest_is_refused)),
     code!(StagedDigestsAreNotChecked, "G2", Scenario(scenarios::a_damaged_base_is_noticed)),
     code!(ReferencesAreNotChecked, "G2", Scenario(scenarios::a_reference_to_nothing_is_not_committed)),
+    code!(LossesAreNotChecked, "G2", Scenario(scenarios::an_object_that_a_reference_needs_does_not_go)),
     code!(SequenceIsNotChecked, "G4", Scenario(scenarios::an_older_changeset_is_refused)),
     code!(LowerEpochsAreServed, "G4", Scenario(scenarios::a_lower_epoch_is_refused)),
     code!(SpaceIsNotChecked, "G8", Scenario(scenarios::a_standby_without_room_refuses_before_it_commits)),

@@ -274,6 +274,17 @@ pub(crate) fn a_reference_to_nothing_is_not_committed() -> Result<(), String> {
     holds(!both.there().contains_key("repo/refs/heads/topic"), "G2: a reference without its object is on the standby")
 }
 
+pub(crate) fn an_object_that_a_reference_needs_does_not_go() -> Result<(), String> {
+    let mut both = with_repository();
+    let object = both.write_blob("repo", "needed");
+    both.write_reference("repo", "topic", "needed");
+    both.follow()?;
+    holds(both.there().contains_key(object.as_str()), "the object came")?;
+    both.active.remove(Both::at(&object)).unwrap();
+    both.follow()?;
+    holds(both.there().contains_key(object.as_str()), "G2: a reference lost its object on the standby")
+}
+
 impl Both {
     fn write_blob(&self, repository: &str, content: &str) -> String {
         let (name, file) = blob(content);
