@@ -139,3 +139,5 @@ fn wait_for_children(pid: u32) {
 
 /// The ticks of `/proc/PID/stat` in a second: part of the kernel's interface, 100 wherever coldspare runs.
 const USER_HZ: f64 = 100.0;
+
+pub(crate) const MIB: f64 = (1 << 20) as f64;

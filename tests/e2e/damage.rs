@@ -291,3 +291,41 @@ fn an_index_that_a_branch_needs_does_not_go_with_the_active() {
     s.pair.checkpoint();
     check_loss(&mut s, &index);
 }
+
+/// A fork of the repository that borrows its objects.
+fn fork(s: &Setting) -> &'static str {
+    const FORK: &str = "shared/data/repositories/3";
+    git_ok(&s.here(REPOSITORY), &["clone", "-q", "--bare", "--shared", ".", s.here(FORK).to_str().unwrap()]);
+    fs::write(s.here(FORK).join("objects/info/alternates"), "../../1/objects\n").unwrap();
+    s.pair.checkpoint();
+    git::assert_clean(&s.there(FORK));
+    FORK
+}
+
+#[test]
+fn a_fork_does_not_lose_the_way_to_what_it_borrows_with_the_active() {
+    let s = Setting::new();
+    let fork = fork(&s);
+    let alternates = format!("{fork}/objects/info/alternates");
+    let good = fs::read(s.here(&alternates)).unwrap();
+    fs::remove_file(s.here(&alternates)).unwrap();
+    let ran = s.others_go_on("without alternates");
+    assert!(ran.err.contains(&format!("held back: {fork}")) && ran.err.contains("incomplete"), "{ran:#?}");
+    git::assert_clean(&s.there(fork));
+    fs::write(s.here(&alternates), good).unwrap();
+    s.assert_repaired();
+}
+
+#[test]
+fn a_fork_that_needs_nothing_of_its_parent_lets_it_go() {
+    let s = Setting::new();
+    let fork = fork(&s);
+    // All that it borrowed is its own now; who unties it forgets the file.
+    git_ok(&s.here(fork), &["repack", "-q", "-ad"]);
+    s.pair.checkpoint();
+    fs::remove_dir_all(s.here(REPOSITORY)).unwrap();
+    git_ok(&s.here(fork), &["update-ref", "refs/heads/again", "HEAD"]);
+    s.pair.checkpoint();
+    assert!(!s.there(REPOSITORY).exists());
+    s.pair.assert_equal();
+}

@@ -101,6 +101,14 @@ impl RelPath {
         &self.0
     }
 
+    /// The path of what is at `below` in this folder.
+    ///
+    /// # Errors
+    /// As [`RelPath::new`].
+    pub fn join_path(&self, below: &[u8]) -> Result<RelPath, PathError> {
+        if self.is_root() { RelPath::new(below) } else { RelPath::new([&self.0, &b"/"[..], below].concat()) }
+    }
+
     /// The components, outermost first; none for the root.
     pub fn components(&self) -> impl DoubleEndedIterator<Item = &[u8]> {
         self.0.split(|&b| b == b'/').filter(|c| !c.is_empty())

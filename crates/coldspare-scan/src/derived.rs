@@ -203,7 +203,7 @@ impl<D: Disk> Run<'_, D> {
 
     /// What the alternates file of a repository names; nothing when there is none.
     pub(crate) fn alternates_of(&self, at: &(RootId, RelPath)) -> Vec<Alternate> {
-        let Ok(path) = RelPath::new([at.1.as_bytes(), b"/objects/info/alternates"].concat()) else { return Vec::new() };
+        let Ok(path) = at.1.join_path(coldspare_core::git::ALTERNATES) else { return Vec::new() };
         let Some((content, _)) = self.head_of(at.0, &path, NAMES_BYTES_MAX) else { return Vec::new() };
         let roots: Vec<&[u8]> = self.capture.roots.iter().map(|root| root.path.as_os_str().as_encoded_bytes()).collect();
         alternates(&content, at, &roots)

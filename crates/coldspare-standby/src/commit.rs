@@ -9,8 +9,8 @@ use std::sync::atomic::Ordering;
 
 use coldspare_core::changeset::Totals;
 use coldspare_core::control::Applied;
-use coldspare_core::git::FIRST_WAVE;
 use coldspare_core::git::family::{Alternate, Repository, alternates};
+use coldspare_core::git::{ALTERNATES, FIRST_WAVE};
 use coldspare_core::{Baseline, Body, Entry, RelPath, RootId, Seq, codec, key, seeded_bug};
 use coldspare_os::Disk;
 
@@ -46,6 +46,7 @@ impl<D: Disk> Standby<D> {
         let mut sync = Unrecorded { few: staged.few, ..Unrecorded::default() };
         self.store.write_lazily(|txn| insert_rows(txn, staged.rows))?;
         self.take_back_kept(&changeset, &mut sync)?;
+        // Before references are looked at: what goes unnamed is not there then.
         if changeset.baseline == Baseline::Full && !seeded_bug!(UnnamedStays) {
             self.remove_unnamed(&changeset)?;
         }
@@ -114,7 +115,8 @@ impl<D: Disk> Standby<D> {
         let mut moved = Vec::new();
         pending.for_each_reversed(|root, path, row: PendingRow| {
             if let (Action::Carried { at }, Some(repository)) = (&row.action, path.as_bytes().strip_suffix(ALTERNATES)) {
-                let repository = RelPath::new(repository).map_err(|e| self.store.damaged(e.to_string()))?;
+                let repository =
+                    RelPath::new(repository.strip_suffix(b"/").unwrap_or_default()).map_err(|e| self.store.damaged(e.to_string()))?;
                 let (dir, name) = self.staged_dir(root, at)?;
                 let mut content = vec![0; 64 << 10];
                 let read = self.disk.open_file(&dir, &name).and_then(|file| self.disk.read_at(&file, 0, &mut content));
@@ -127,7 +129,7 @@ impl<D: Disk> Standby<D> {
                 parents.insert(at.clone(), found.collect());
             }
             if row.action == Action::Remove
-                && let Ok(alternates) = RelPath::new([path.as_bytes(), ALTERNATES].concat())
+                && let Ok(alternates) = path.join_path(ALTERNATES)
                 && changeset.manifest.manifest(root, &alternates)?.is_some()
             {
                 moved.push((root, path, PendingRow { wave: FIRST_WAVE - 1, ..row }));
@@ -383,14 +385,13 @@ fn depth_of(at: &Repository, parents: &BTreeMap<Repository, Vec<Repository>>, de
 
 /// LIMIT: forks of forks that are told apart, as in git.
 const FORK_DEPTH_MAX: u8 = 5;
-const ALTERNATES: &[u8] = b"/objects/info/alternates";
 
 /// What became of a changeset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finished {
     /// It is the tree now, durably.
     pub applied: Applied,
-    /// Repositories that it left as they were, since a reference named an object that was neither sent nor there.
+    /// Repositories that it left as they were, since a reference names an object that wouldn't be there.
     pub incomplete: Vec<Repository>,
 }
 

@@ -51,7 +51,7 @@ impl<D: Disk> Standby<D> {
             if self.store.view(PENDING)?.is_below_removed(root, &path)? {
                 continue;
             }
-            // In a changeset that names everything, what isn't named would go.
+            // In a changeset that names everything, what isn't named would go, or has its row already.
             if let Some(row) = changeset.manifest.manifest(root, &path)? {
                 let kept = PendingRow::new(Some(row.entry), Action::Record, row.ino);
                 self.store.write_lazily(|txn| insert_rows(txn, vec![(root, path, kept)]))?;

@@ -17,7 +17,6 @@ mod commit;
 mod complete;
 mod divergence;
 mod error;
-mod future;
 mod keep;
 mod place;
 mod purge;
@@ -25,6 +24,7 @@ mod row;
 mod stage;
 mod standby;
 mod store;
+mod tree;
 mod verify;
 
 pub use commit::Finished;

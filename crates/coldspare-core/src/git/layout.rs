@@ -204,6 +204,9 @@ pub fn possible_repositories(path: &RelPath) -> Vec<RelPath> {
     out
 }
 
+/// The file of a repository that names the folders that it borrows objects from.
+pub const ALTERNATES: &[u8] = b"objects/info/alternates";
+
 /// Entries of a repository's own folder that hold references.
 pub const REFERENCE_NAMES: [&[u8]; 6] = [b"HEAD", b"packed-refs", b"stash-packed-refs", b"refs", b"stash-refs", b"reftable"];
 
