@@ -5,6 +5,10 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use flate2::Compression;
+use flate2::write::ZlibEncoder;
+use sha1::{Digest, Sha1};
+
 /// What every home is made from.
 pub(crate) const SEED: u64 = 20;
 
@@ -22,13 +26,9 @@ pub(crate) fn make_loose(dir: &Path, files: u64, seed: u64) -> io::Result<Made> 
     for id in 1..=repositories {
         let repository = dir.join("shared/data/repositories").join(id.to_string());
         maker.repository(&repository, id)?;
-        for fan in 0..=255u8 {
-            fs::create_dir(repository.join(format!("objects/{fan:02x}")))?;
-        }
         for _ in 0..(files / repositories + u64::from(id <= files % repositories)) {
             let size = maker.log_uniform(50, 8 << 10);
-            let name = maker.hex_name();
-            maker.file(&repository.join("objects").join(&name[..2]).join(&name[2..]), size)?;
+            maker.loose_blob(&repository, size)?;
         }
     }
     maker.around(dir)?;
@@ -41,12 +41,9 @@ pub(crate) fn make_packed(dir: &Path, bytes: u64, seed: u64) -> io::Result<Made>
     for id in 1..=8 {
         let repository = dir.join("shared/data/repositories").join(id.to_string());
         maker.repository(&repository, id)?;
-        // Of each repository's eighth: one large pack, three small ones, an index to each of a sixteenth of its size.
+        // Of each repository's eighth one large pack and three small ones.
         for part in [20, 6, 3, 1] {
-            let size = bytes / 8 * part / 32;
-            let pack = repository.join("objects/pack").join(format!("pack-{}", maker.hex_name()));
-            maker.file(&pack.with_extension("pack"), size)?;
-            maker.file(&pack.with_extension("idx"), size / 16)?;
+            maker.pack(&repository, bytes / 8 * part / 30)?;
         }
     }
     maker.around(dir)?;
@@ -55,13 +52,12 @@ pub(crate) fn make_packed(dir: &Path, bytes: u64, seed: u64) -> io::Result<Made>
 
 struct Maker {
     state: u64,
-    buffer: Vec<u8>,
     made: Made,
 }
 
 impl Maker {
     fn new(seed: u64) -> Maker {
-        Maker { state: seed, buffer: vec![0; 1 << 20], made: Made { files: 0, bytes: 0 } }
+        Maker { state: seed, made: Made { files: 0, bytes: 0 } }
     }
 
     /// What a bare repository holds besides its objects.
@@ -73,13 +69,18 @@ impl Maker {
         self.text(&dir.join("config"), "[core]\n\trepositoryformatversion = 0\n\tbare = true\n")?;
         self.text(&dir.join("description"), &format!("repository {id}\n"))?;
         self.text(&dir.join("repository-config"), &format!("[bitbucket]\n\tid = {id}\n"))?;
+        for fan in 0..=255u8 {
+            fs::create_dir(dir.join(format!("objects/{fan:02x}")))?;
+        }
+        let tree = self.object(dir, "tree", b"")?;
+        let author = "A <a@b.c> 1767225600 +0000";
+        let tip = self.object(dir, "commit", format!("tree {tree}\nauthor {author}\ncommitter {author}\n\n{id}\n").as_bytes())?;
         let mut packed_refs = String::from("# pack-refs with: peeled fully-peeled sorted\n");
         for no in 0..500 {
-            packed_refs.push_str(&format!("{} refs/tags/v{no:04}\n", self.hex_name()));
+            packed_refs.push_str(&format!("{tip} refs/tags/v{no:04}\n"));
         }
         self.text(&dir.join("packed-refs"), &packed_refs)?;
         for no in 0..50 {
-            let tip = self.hex_name();
             self.text(&dir.join(format!("refs/heads/feature/{no:03}")), &format!("{tip}\n"))?;
         }
         Ok(())
@@ -105,25 +106,64 @@ impl Maker {
     /// Writes a file of `size` bytes that don't compress.
     fn file(&mut self, path: &Path, size: u64) -> io::Result<()> {
         let mut file = File::create(path)?;
-        let mut left = size;
-        while left > 0 {
-            let len = left.min(self.buffer.len() as u64) as usize;
-            let mut buffer = std::mem::take(&mut self.buffer);
-            for word in buffer[..len].chunks_mut(8) {
-                let random = self.random().to_le_bytes();
-                word.copy_from_slice(&random[..word.len()]);
-            }
-            file.write_all(&buffer[..len])?;
-            self.buffer = buffer;
-            left -= len as u64;
-        }
+        let mut content = vec![0; size as usize];
+        self.fill(&mut content);
+        file.write_all(&content)?;
         self.made.files += 1;
         self.made.bytes += size;
         Ok(())
     }
 
-    fn hex_name(&mut self) -> String {
-        format!("{:016x}{:016x}{:08x}", self.random(), self.random(), self.random() as u32)
+    /// Writes a loose object; its name.
+    fn object(&mut self, repository: &Path, kind: &str, content: &[u8]) -> io::Result<String> {
+        let plain = [format!("{kind} {}\0", content.len()).as_bytes(), content].concat();
+        let name: String = Sha1::digest(&plain).iter().map(|byte| format!("{byte:02x}")).collect();
+        let mut file = ZlibEncoder::new(Vec::new(), Compression::fast());
+        file.write_all(&plain)?;
+        let file = file.finish()?;
+        self.made.files += 1;
+        self.made.bytes += file.len() as u64;
+        fs::write(repository.join("objects").join(&name[..2]).join(&name[2..]), file)?;
+        Ok(name)
+    }
+
+    /// Writes a loose object of `size` bytes that don't compress.
+    fn loose_blob(&mut self, repository: &Path, size: u64) -> io::Result<()> {
+        let mut content = vec![0; size as usize];
+        self.fill(&mut content);
+        self.object(repository, "blob", &content).map(drop)
+    }
+
+    /// Writes a pack of blobs that don't compress, of `size` bytes together, by git.
+    fn pack(&mut self, repository: &Path, size: u64) -> io::Result<()> {
+        let mut import = git(repository);
+        import.args(["-c", "core.compression=0", "-c", "fastimport.unpackLimit=0", "fast-import", "--quiet", "--depth=0"]);
+        let mut import = import.stdin(Stdio::piped()).spawn()?;
+        let mut pipe = io::BufWriter::new(import.stdin.take().ok_or(io::ErrorKind::BrokenPipe)?);
+        let mut left = size;
+        while left > 0 {
+            let mut content = vec![0; self.log_uniform(1 << 10, 256 << 10).min(left) as usize];
+            self.fill(&mut content);
+            write!(pipe, "blob\ndata {}\n", content.len())?;
+            pipe.write_all(&content)?;
+            writeln!(pipe)?;
+            left -= content.len() as u64;
+        }
+        drop(pipe);
+        if !import.wait()?.success() {
+            return Err(io::Error::other("git fast-import failed"));
+        }
+        self.made.files += 2;
+        self.made.bytes += size;
+        Ok(())
+    }
+
+    /// Fills a buffer with random bytes.
+    fn fill(&mut self, buffer: &mut [u8]) {
+        for word in buffer.chunks_mut(8) {
+            let random = self.random().to_le_bytes();
+            word.copy_from_slice(&random[..word.len()]);
+        }
     }
 
     /// A size whose logarithm is evenly distributed.
@@ -149,9 +189,7 @@ const LOOSE_PER_REPOSITORY: u64 = 60_000;
 /// Makes a chain of `count` commits in a repository, each with a small file of its own; their names, the first first.
 pub(crate) fn commit_chain(repository: &Path, count: usize) -> crate::report::Result<Vec<String>> {
     let marks = repository.join("marks");
-    let mut import = Command::new("git")
-        .arg("-C")
-        .arg(repository)
+    let mut import = git(repository)
         .args(["fast-import", "--quiet"])
         .arg(format!("--export-marks={}", marks.display()))
         .stdin(Stdio::piped())
@@ -174,4 +212,10 @@ pub(crate) fn commit_chain(repository: &Path, count: usize) -> crate::report::Re
         commits[mark.parse::<usize>()? - 1] = name.into();
     }
     Ok(commits)
+}
+
+fn git(repository: &Path) -> Command {
+    let mut command = Command::new("git");
+    command.arg("-C").arg(repository);
+    command
 }

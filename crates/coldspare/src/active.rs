@@ -39,7 +39,7 @@ pub(crate) use helper::{COMMAND as HELPER_COMMAND, run as run_helper};
 use outlet::{Changeset, Sending};
 use proof::Prover;
 use report::{Done, Tally};
-pub(crate) use report::{problem, rfc3339, summary_line};
+pub(crate) use report::{print_held_back, problem, rfc3339, summary_line};
 pub(crate) use start::run;
 
 /// How often a changeset may be refused before `--once` gives up.
@@ -481,12 +481,7 @@ impl Active {
                     Mode::Once { json: true } => println!("{done}"),
                     _ => println!("{}", summary_line(&done)),
                 }
-                for problem in &held {
-                    eprintln!("held back: {}: {} ({})", problem.path, problem.kind.word(), problem.detail);
-                }
-                if unlisted > 0 {
-                    eprintln!("held back: {unlisted} more");
-                }
+                print_held_back(done["held_back"].as_array().map_or(&[], Vec::as_slice), unlisted);
                 Some(if held.is_empty() { Code::Done } else { Code::Differs })
             }
         }

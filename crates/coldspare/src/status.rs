@@ -57,10 +57,7 @@ pub(crate) fn checkpoint(config_path: &Path, timeout: Duration, json: bool) -> O
         println!("{}", summary_line(&done));
     }
     let held = done["held_back"].as_array().map_or(&[][..], Vec::as_slice);
-    for p in held {
-        let text = |key: &str| p[key].as_str().unwrap_or_default().to_string();
-        eprintln!("held back: {}: {} ({})", text("path"), text("kind"), text("detail"));
-    }
+    crate::active::print_held_back(held, 0);
     // What is held back is not on the standby: the promise of a checkpoint is not kept for it.
     Ok(if held.is_empty() { Code::Done } else { Code::Differs })
 }

@@ -69,6 +69,21 @@ pub(crate) fn summary_line(done: &Value) -> String {
     )
 }
 
+/// Says what is held back, on standard error: some of it, and how much more there is.
+pub(crate) fn print_held_back(held: &[Value], unlisted: u64) {
+    for p in held.iter().take(HELD_SHOWN_MAX) {
+        let text = |key: &str| p[key].as_str().unwrap_or_default();
+        eprintln!("held back: {}: {} ({})", text("path"), text("kind"), text("detail"));
+    }
+    let more = held.len().saturating_sub(HELD_SHOWN_MAX) as u64 + unlisted;
+    if more > 0 {
+        eprintln!("held back: {more} more; --json lists them");
+    }
+}
+
+/// How many problems a person is shown.
+const HELD_SHOWN_MAX: usize = 20;
+
 /// A problem as JSON.
 pub(crate) fn problem(problem: &Problem) -> Value {
     json!({"root": problem.root.0, "path": problem.path.to_string(), "kind": problem.kind.word(), "detail": problem.detail})
