@@ -50,6 +50,21 @@ pub(crate) fn make_packed(dir: &Path, bytes: u64, seed: u64) -> io::Result<Made>
     Ok(maker.made)
 }
 
+/// Makes about `entries` entries, three of ten of them folders, with small files.
+pub(crate) fn make_wide(dir: &Path, entries: u64, seed: u64) -> io::Result<Made> {
+    let mut maker = Maker::new(seed);
+    let folders = entries * 3 / 10;
+    let files = entries - folders;
+    for no in 0..folders {
+        let folder = dir.join(format!("shared/data/attachments/repository/{}/{}", no / 1000, no % 1000));
+        fs::create_dir_all(&folder)?;
+        for file in 0..(files / folders + u64::from(no < files % folders)) {
+            maker.file(&folder.join(format!("{file}.txt")), 100)?;
+        }
+    }
+    Ok(maker.made)
+}
+
 struct Maker {
     state: u64,
     made: Made,

@@ -38,6 +38,14 @@ impl Pair {
         Ok(Pair { destination, active, standby, at: at.into() })
     }
 
+    /// Sets what the active's watch is.
+    pub(crate) fn watch_by(&self, backend: &str) -> Result<()> {
+        let text = fs::read_to_string(&self.active)?;
+        let is_ours = |line: &str| line == "[send]" || line.starts_with("watch =");
+        let rest: String = text.lines().filter(|line| !is_ours(line)).map(|line| format!("{line}\n")).collect();
+        Ok(fs::write(&self.active, format!("{rest}[send]\nwatch = \"{backend}\"\n"))?)
+    }
+
     pub(crate) fn receive(&self) -> Result<Daemon> {
         self.daemon("receive", &self.standby)
     }

@@ -49,6 +49,24 @@ impl Daemon {
     }
 }
 
+impl Daemon {
+    /// User and system time until now, of the daemon and of all below it.
+    pub(crate) fn cpu_seconds(&self) -> io::Result<f64> {
+        let below: io::Result<Vec<f64>> = children(self.child.id()).into_iter().map(cpu_seconds).collect();
+        Ok(cpu_seconds(self.child.id())? + below?.into_iter().sum::<f64>())
+    }
+
+    /// What of the daemon and of all below it is in memory.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        children(self.child.id()).into_iter().chain([self.child.id()]).map(|pid| status_bytes(pid, "VmRSS:")).sum()
+    }
+
+    /// The high-water mark of the daemon.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        status_bytes(self.child.id(), "VmHWM:")
+    }
+}
+
 impl Drop for Daemon {
     fn drop(&mut self) {
         let _ = rustix::process::kill_process(Pid::from_child(&self.child), Signal::TERM);
@@ -113,15 +131,20 @@ fn cpu_seconds(pid: u32) -> io::Result<f64> {
 
 /// Notes the high-water mark of a process and of all below it.
 fn sample(pid: u32, peaks: &mut BTreeMap<u32, u64>) {
-    if let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status"))
-        && let Some(line) = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))
-        && let Some(kib) = line.split_whitespace().next().and_then(|kib| kib.parse::<u64>().ok())
-    {
-        peaks.insert(pid, kib * 1024);
+    let peak = status_bytes(pid, "VmHWM:");
+    if peak > 0 {
+        peaks.insert(pid, peak);
     }
     for child in children(pid) {
         sample(child, peaks);
     }
+}
+
+/// A size in a process's status; 0 when the process is gone.
+fn status_bytes(pid: u32, name: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let kib = status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse::<u64>().ok());
+    kib.unwrap_or_default() * 1024
 }
 
 fn children(pid: u32) -> Vec<u32> {

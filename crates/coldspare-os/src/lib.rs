@@ -24,6 +24,6 @@ mod scratch;
 pub use disk::{Attributes, Disk, FileKind, Listed, Space, Stat};
 pub use process::{
     Capability, FileLock, boot_id, give_up_capability, keep_capabilities, network_filesystem, openat2_works, raise_open_files_limit,
-    resident_bytes, set_idle_io_priority,
+    release_free_memory, resident_bytes, set_idle_io_priority, share_one_heap,
 };
 pub use real::{RealDir, RealDisk, RealFile};

@@ -90,6 +90,31 @@ pub fn resident_bytes() -> (u64, u64) {
     (status_bytes(&status, "VmRSS:"), status_bytes(&status, "VmHWM:"))
 }
 
+/// Has all threads of this process share one heap; to be called before there are any.
+///
+/// glibc gives each of many threads a heap of its own, and memory that one frees another doesn't use: a daemon's resident
+/// memory then grows with what passed through it. Elsewhere than on glibc nothing happens.
+pub fn share_one_heap() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    // SAFETY: sets a number in the allocator.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+}
+
+/// Gives memory that is free, and is kept for later, back to the system.
+///
+/// Cost: some milliseconds for a heap of tens of megabytes; others wait for it. Elsewhere than on glibc nothing happens.
+pub fn release_free_memory() {
+    #[cfg(target_env = "gnu")]
+    #[allow(unsafe_code)]
+    // SAFETY: touches only what is free.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 const OPENAT2_MISSING: &str = "the system call openat2 is refused. It needs Linux 5.6 or newer; on such a kernel a filter \
     blocks it: remove RestrictSUIDSGID= and DynamicUser= from the systemd unit, or allow openat2 in the container's \
     seccomp profile";

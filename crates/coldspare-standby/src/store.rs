@@ -15,7 +15,7 @@ use crate::error::{OpenError, StandbyError};
 use crate::row::{ManifestRow, PendingRow, Standing};
 
 /// LIMIT: bytes of store pages held in memory.
-const CACHE_BYTES: usize = 24 << 20;
+const CACHE_BYTES: usize = 16 << 20;
 const FORMAT: u64 = 2;
 
 type Bytes = &'static [u8];

@@ -12,6 +12,7 @@ pub mod config;
 mod demo;
 pub mod exit;
 mod init;
+mod memory;
 mod progress;
 mod roots;
 mod socket;
@@ -32,6 +33,7 @@ pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
+    coldspare_os::share_one_heap();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {

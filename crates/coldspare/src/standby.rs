@@ -77,6 +77,7 @@ pub(crate) fn run(config_path: &Path) -> Outcome {
     coldspare_os::raise_open_files_limit();
     coldspare_os::openat2_works().map_err(Failure::usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
+    runtime.spawn(crate::memory::keep_small());
     let outcome = runtime.block_on(serve(config, state, record));
     runtime.shutdown_timeout(Duration::from_secs(30));
     outcome

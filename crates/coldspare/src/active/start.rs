@@ -52,6 +52,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
         Mode::Once { .. } => Err("nothing is watched".into()),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
+    runtime.spawn(crate::memory::keep_small());
     let outcome = loop {
         match runtime.block_on(follow(&config, &state, &record, session, mode, &address, &helper)) {
             Err(failure) if failure.passes && mode == Mode::Daemon => {
