@@ -3,7 +3,7 @@
 use std::fs;
 use std::sync::atomic::Ordering;
 
-use crate::git::{self, commit, push};
+use crate::git::{self, commit, git_ok, push};
 use crate::pair::{Pair, until};
 use crate::relay::Relay;
 use crate::seed::{Seed, number_from_env};
@@ -105,6 +105,39 @@ fn a_partition_is_seen_in_the_lag_and_catching_up_reads_no_unchanged_content() {
         .map(|m| m.len())
         .sum();
     assert!(read <= 2 * changed + moved, "{read} bytes were read for {changed} that changed and {moved} that moved");
+}
+
+#[test]
+fn a_repository_that_waits_is_named_with_its_own_lag() {
+    let pair = Pair::following();
+    let (first, second, clone) = ("shared/data/repositories/1", "shared/data/repositories/2", pair.dir.path().join("clone"));
+    for name in [first, second] {
+        git::init_bare(&pair.active.home.join(name));
+    }
+    git::clone(&pair.active.home.join(first), &clone);
+    commit(&clone, "file", "one");
+    pair.checkpoint();
+    let waiting = || -> Vec<(String, u64)> {
+        let status = pair.active.status();
+        let listed = status["lag_by_repository"].as_array().unwrap();
+        assert_eq!(status["lagging_repositories"], listed.len());
+        listed.iter().map(|one| (one["path"].as_str().unwrap().into(), one["lag_ms"].as_u64().unwrap())).collect()
+    };
+    until("nothing waits", || waiting().is_empty());
+
+    let frozen = pair.standby.freeze();
+    push(&clone, &["HEAD:main"]);
+    until("the first waits", || waiting().first().is_some_and(|(path, _)| path == first));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    git_ok(&clone, &["push", "-q", pair.active.home.join(second).to_str().unwrap(), "HEAD:refs/heads/main"]);
+    until("both wait", || waiting().len() == 2);
+    let both = waiting();
+    assert!(both[0].0 == first && both[1].0 == second && both[0].1 >= both[1].1 + 300, "{both:?}");
+    let shown = pair.active.run(&["status"]).expect_code(0).out;
+    assert!(shown.contains(first) && shown.contains(second), "{shown}");
+    drop(frozen);
+    pair.checkpoint();
+    until("nothing waits any more", || waiting().is_empty());
 }
 
 #[test]

@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use crate::discover::When;
 pub use crate::held::HeldBack;
 use crate::index::{Index, IndexError};
 use crate::proof::Turns;
-use crate::run::Run;
+use crate::run::{Run, lock};
 use crate::settle::Left;
 use crate::unit::Extent;
 use crate::visit::Visit;
@@ -57,6 +58,8 @@ pub struct Capture<D: Disk> {
     pub held: HeldBack,
     /// The cycles so far.
     pub turns: Turns,
+    /// The hints that the cycle under way took, without what they tell of: since when what it brings waits.
+    pub under_way: Mutex<Hints>,
     /// The threads that look and read.
     pub pool: rayon::ThreadPool,
     /// zstd's level for what shrinks.
@@ -191,8 +194,9 @@ impl<D: Disk> Capture<D> {
         let _turn = self.turns.begin();
         let as_of_ms = self.disk.now_ms();
         assert!(cycle.baseline != Baseline::Full || cycle.work == Work::Everything, "naming everything takes a look at everything");
-        let mut taken = Hints { everything: cycle.work == Work::Everything, dirs: BTreeMap::new(), oldest_ms: None };
+        let mut taken = Hints { everything: cycle.work == Work::Everything, ..Hints::default() };
         let result = self.run_inner(cycle, outlet, as_of_ms, &mut taken);
+        *lock(&self.under_way) = Hints::default();
         (taken, result)
     }
 
@@ -212,6 +216,7 @@ impl<D: Disk> Capture<D> {
             if work == Work::Everything || !dirty.is_everything() {
                 let everything = taken.everything;
                 *taken = Hints { everything, ..dirty.take() };
+                *lock(&self.under_way) = Hints { oldest_ms: taken.oldest_ms, waiting: taken.waiting.clone(), ..Hints::default() };
             }
         }
         self.index.reserve(cycle.seq)?;

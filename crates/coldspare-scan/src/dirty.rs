@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 
 use coldspare_core::{RelPath, RootId};
 
+use crate::waiting::Waiting;
+
 /// What to look at in one directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Names {
@@ -32,10 +34,12 @@ pub struct Dirty {
     everything: bool,
     /// When the oldest of them was put in, in milliseconds since 1970.
     oldest_ms: Option<u64>,
+    /// The same by repository.
+    waiting: Waiting,
 }
 
 /// What one cycle looks at.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Hints {
     /// Whether everything is looked at.
     pub everything: bool,
@@ -43,6 +47,8 @@ pub struct Hints {
     pub dirs: BTreeMap<(RootId, RelPath), Names>,
     /// When the oldest was reported, in milliseconds since 1970.
     pub oldest_ms: Option<u64>,
+    /// The same by repository.
+    pub waiting: Waiting,
 }
 
 /// LIMIT: names of one directory; more means all of them.
@@ -57,8 +63,11 @@ impl Dirty {
         if self.everything {
             return;
         }
-        let names = self.dirs.entry((root, dir)).or_insert_with(|| {
+        let waiting = &mut self.waiting;
+        let key = (root, dir);
+        let names = self.dirs.entry(key.clone()).or_insert_with(|| {
             self.names += 1;
+            waiting.note(root, &key.1, name, now_ms);
             Names::Some(BTreeMap::new())
         });
         if let Names::Some(set) = names
@@ -66,6 +75,7 @@ impl Dirty {
         {
             let known = set.entry(name.into()).or_insert_with(|| {
                 self.names += 1;
+                waiting.note(root, &key.1, name, now_ms);
                 hint
             });
             *known = (*known).max(hint);
@@ -85,18 +95,23 @@ impl Dirty {
         self.oldest_ms.get_or_insert(now_ms);
         self.everything = true;
         self.dirs.clear();
+        self.waiting = Waiting::default();
         self.names = 0;
     }
 
     /// Puts back what a failed cycle took.
     pub fn restore(&mut self, hints: Hints) {
         let at = hints.oldest_ms.unwrap_or_default();
+        self.waiting.merge(hints.waiting);
         if hints.everything {
             self.everything = true;
             self.dirs.clear();
             self.names = 0;
         }
         let dirs = if self.everything { BTreeMap::new() } else { hints.dirs };
+        if self.everything {
+            self.waiting = Waiting::default();
+        }
         for ((root, dir), names) in dirs {
             match names {
                 Names::Some(set) => {
@@ -137,11 +152,17 @@ impl Dirty {
         self.oldest_ms
     }
 
+    /// Since when repositories wait; nothing while all of the home is to be looked at.
+    pub fn waiting(&self) -> &Waiting {
+        &self.waiting
+    }
+
     /// Takes all of it; a cycle that looks at everything takes the hints too.
     pub fn take(&mut self) -> Hints {
         self.names = 0;
         let everything = std::mem::take(&mut self.everything);
-        Hints { everything, dirs: std::mem::take(&mut self.dirs), oldest_ms: self.oldest_ms.take() }
+        let waiting = std::mem::take(&mut self.waiting);
+        Hints { everything, dirs: std::mem::take(&mut self.dirs), oldest_ms: self.oldest_ms.take(), waiting }
     }
 
     /// Takes the hints for which `wanted` says so, leaving the others: it is asked for each name in each folder, and
@@ -183,8 +204,10 @@ impl Dirty {
 
     fn take_from(&mut self, keys: Vec<(RootId, RelPath)>, wanted: impl Fn(&RelPath, Option<&[u8]>) -> bool) -> Hints {
         let mut dirs = BTreeMap::new();
+        let mut waiting = Waiting::default();
         for key in keys {
             let Some(names) = self.dirs.remove(&key) else { continue };
+            waiting.merge(self.waiting.around(key.0, &key.1));
             let is_wanted = wanted(&key.1, None);
             match names {
                 Names::Some(set) => {
@@ -206,7 +229,12 @@ impl Dirty {
                 Names::All => drop(self.dirs.insert(key, Names::All)),
             }
         }
-        Hints { everything: false, dirs, oldest_ms: self.oldest_ms }
+        for repository in waiting.repositories() {
+            if self.keys_within(repository.0, &repository.1).is_empty() {
+                self.waiting.forget(repository);
+            }
+        }
+        Hints { everything: false, dirs, oldest_ms: self.oldest_ms, waiting }
     }
 }
 
@@ -237,6 +265,7 @@ impl Hints {
     /// Adds the hints of `late`.
     pub fn merge(&mut self, late: Hints) {
         self.everything |= late.everything;
+        self.waiting.merge(late.waiting);
         self.oldest_ms = self.oldest_ms.into_iter().chain(late.oldest_ms.filter(|_| !late.dirs.is_empty())).min();
         for (key, names) in late.dirs {
             match (self.dirs.get_mut(&key), names) {
@@ -255,7 +284,7 @@ impl Hints {
     pub fn within(&self, root: RootId, base: &RelPath) -> Hints {
         let dirs = self.dirs.iter().filter(|((r, path), _)| *r == root && path.is_within(base));
         let dirs = dirs.map(|(key, names)| (key.clone(), names.clone())).collect();
-        Hints { everything: false, dirs, oldest_ms: self.oldest_ms }
+        Hints { everything: false, dirs, oldest_ms: self.oldest_ms, waiting: self.waiting.within(root, base) }
     }
 }
 
@@ -311,10 +340,35 @@ mod tests {
     #[test]
     fn a_wider_hint_is_not_narrowed_by_restoring() {
         let mut dirty = Dirty::default();
-        let all = Hints { everything: false, dirs: [((RootId(0), path("d")), Names::All)].into(), oldest_ms: Some(1) };
+        let all = Hints { dirs: [((RootId(0), path("d")), Names::All)].into(), oldest_ms: Some(1), ..Hints::default() };
         dirty.add(RootId(0), path("d"), b"a", Hint::Replaced, 9);
         dirty.restore(all);
         assert_eq!(dirty.take().dirs[&(RootId(0), path("d"))], Names::All);
+    }
+
+    #[test]
+    fn each_repository_waits_since_its_own_first_change() {
+        let of = |waiting: &Waiting| -> Vec<(String, u64)> {
+            waiting.clone().longest_first().into_iter().map(|((_, path), ms)| (path.to_string(), ms)).collect()
+        };
+        let mut dirty = Dirty::default();
+        dirty.add(RootId(0), path("r/objects/ab"), b"c", Hint::Changed, 1);
+        dirty.add(RootId(0), path("r/refs"), b"x", Hint::Changed, 2);
+        dirty.add(RootId(0), path("s"), b"packed-refs", Hint::Changed, 3);
+        dirty.add(RootId(0), path("plain"), b"f", Hint::Changed, 4);
+        assert_eq!(of(dirty.waiting()), [("r".to_string(), 1), ("s".to_string(), 3)]);
+        let late = dirty.take_names(RootId(0), &path("r"), |inside| inside.starts_with(b"objects"));
+        assert_eq!(of(&late.waiting), [("r".to_string(), 1)]);
+        assert_eq!(of(dirty.waiting()), [("r".to_string(), 1), ("s".to_string(), 3)], "some of it is left");
+        dirty.take_names(RootId(0), &path("r"), |_| true);
+        assert_eq!(of(dirty.waiting()), [("s".to_string(), 3)]);
+        dirty.restore(late);
+        assert_eq!(of(dirty.waiting()), [("r".to_string(), 1), ("s".to_string(), 3)]);
+        let taken = dirty.take();
+        assert_eq!((of(&taken.waiting).len(), of(dirty.waiting()).len()), (2, 0));
+        dirty.add_everything(9);
+        dirty.restore(taken);
+        assert_eq!(of(dirty.waiting()), []);
     }
 
     #[test]

@@ -27,5 +27,6 @@ mod run;
 mod settle;
 mod unit;
 mod visit;
+pub mod waiting;
 pub mod watch;
 mod writer;

@@ -257,7 +257,17 @@ impl Pair {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().expect("threads");
         let roots = vec![Root { path, dir, exclude: exclude() }];
         let index = Index::open(&self.index_path()).expect("an index");
-        self.capture = Some(Capture { disk, roots, index, watch, held: HeldBack::default(), turns: Turns::default(), pool, zstd_level: 1 });
+        self.capture = Some(Capture {
+            disk,
+            roots,
+            index,
+            watch,
+            held: HeldBack::default(),
+            turns: Turns::default(),
+            under_way: Mutex::default(),
+            pool,
+            zstd_level: 1,
+        });
     }
 
     fn open_standby(&mut self) {

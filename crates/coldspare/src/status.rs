@@ -62,6 +62,9 @@ pub(crate) fn checkpoint(config_path: &Path, timeout: Duration, json: bool) -> O
     Ok(if held.is_empty() { Code::Done } else { Code::Differs })
 }
 
+/// How many repositories a person is shown with their lag.
+const LAGGING_SHOWN_MAX: usize = 5;
+
 /// What can be said while no daemon runs.
 pub(crate) fn stopped(state: &State) -> Result<Value, Failure> {
     let record = state.control()?;
@@ -93,7 +96,15 @@ fn page(value: &Value) -> String {
     line("epoch", text(&value["epoch"]));
     line("changeset", text(&value["seq"]));
     line("consistent", format!("as of {}", text(&value["as_of"])));
-    line("lag", value["lag_ms"].as_u64().map_or("unknown".into(), |ms| format!("{:.3} s", ms as f64 / 1000.0)));
+    let seconds = |ms: &Value| ms.as_u64().map_or("unknown".into(), |ms| format!("{:.3} s", ms as f64 / 1000.0));
+    line("lag", seconds(&value["lag_ms"]));
+    for repository in value["lag_by_repository"].as_array().into_iter().flatten().take(LAGGING_SHOWN_MAX) {
+        line("", format!("{} {}", seconds(&repository["lag_ms"]), text(&repository["path"])));
+    }
+    let more = value["lagging_repositories"].as_u64().unwrap_or_default().saturating_sub(LAGGING_SHOWN_MAX as u64);
+    if more > 0 {
+        line("", format!("{more} more repositories"));
+    }
     let peer = &value["peer"]["address"];
     line("connected", if value["connected"] == true { format!("yes, {}", text(peer)) } else { "no".into() });
     let watch = &value["watch"];

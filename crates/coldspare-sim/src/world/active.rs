@@ -205,8 +205,17 @@ impl World {
         let deliver = move || told.upgrade().into_iter().for_each(|told| lock(&told).deliver(usize::MAX));
         let watch = Some(Watch::told(vec![path], deliver));
         let disk = active.disk.clone();
-        let capture =
-            Arc::new(Capture { disk, roots, index, watch, held: HeldBack::default(), turns: Turns::default(), pool, zstd_level: 1 });
+        let capture = Arc::new(Capture {
+            disk,
+            roots,
+            index,
+            watch,
+            held: HeldBack::default(),
+            turns: Turns::default(),
+            under_way: Mutex::default(),
+            pool,
+            zstd_level: 1,
+        });
         lock(&active.told).capture = Some(capture.clone());
         active.daemon = Some(Daemon {
             capture,

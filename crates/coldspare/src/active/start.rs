@@ -219,7 +219,20 @@ fn open_capture(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.send.threads).thread_name(|n| format!("capture-{n}")).build();
     let pool = pool.map_err(Failure::usage)?;
     let zstd_level = config.send.compression_level;
-    Ok((Capture { disk, roots: opened, index, watch, held: HeldBack::default(), turns: Turns::default(), pool, zstd_level }, why))
+    Ok((
+        Capture {
+            disk,
+            roots: opened,
+            index,
+            watch,
+            held: HeldBack::default(),
+            turns: Turns::default(),
+            under_way: std::sync::Mutex::default(),
+            pool,
+            zstd_level,
+        },
+        why,
+    ))
 }
 
 /// Starts the helper of fanotify where that is wanted, and gives its privilege up; or says why there is none.

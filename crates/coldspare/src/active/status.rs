@@ -1,5 +1,6 @@
 //! What `status` says of the active; never better than the truth (G7).
 
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use coldspare_scan::watch::{Watch, now_ms};
@@ -7,13 +8,27 @@ use serde_json::json;
 
 use super::{Active, problem, rfc3339};
 
+/// LIMIT: repositories that are listed with their lag.
+const LAGGING_MAX: usize = 100;
+
 impl Active {
     pub(super) fn status(&self) -> serde_json::Value {
         let watch = self.capture.watch.as_ref();
         let coverage = watch.map(Watch::coverage);
         let taken = self.taken.as_ref().filter(|_| !self.follow.is_idle());
-        let oldest = watch.and_then(|w| w.dirty().oldest_ms()).into_iter().chain(taken.and_then(|t| t.oldest_ms)).min();
+        let under_way = self.capture.under_way.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut waiting = watch.map(|w| w.dirty().waiting().clone()).unwrap_or_default();
+        waiting.merge(under_way.waiting);
+        waiting.merge(taken.map(|t| t.waiting.clone()).unwrap_or_default());
+        let waiting = waiting.longest_first();
+        let hinted = watch.and_then(|w| w.dirty().oldest_ms());
+        let oldest = hinted.into_iter().chain(taken.and_then(|t| t.oldest_ms)).chain(under_way.oldest_ms).min();
         let now = now_ms();
+        let lagging: Vec<_> = waiting
+            .iter()
+            .take(LAGGING_MAX)
+            .map(|((root, path), since)| json!({"root": root.0, "path": path.to_string(), "lag_ms": now.saturating_sub(*since)}))
+            .collect();
         let is_covered = coverage.is_some_and(|c| c.unwatched == 0) && watch.is_some_and(|w| !w.is_stale());
         // Never better than the truth: without a full watch, all since the last look may be missing.
         let behind_since = match (oldest, is_covered && self.follow.is_idle()) {
@@ -36,6 +51,8 @@ impl Active {
             "as_of": as_of.map(rfc3339),
             "as_of_ms": as_of,
             "lag_ms": lag_ms,
+            "lag_by_repository": lagging,
+            "lagging_repositories": waiting.len(),
             "connected": self.follow.is_up(),
             "peer": self.peer.as_ref().map(|p| json!({"address": p.address, "build": p.build, "rtt_ms": p.link.stats().rtt.as_millis() as u64})),
             "watch": {
