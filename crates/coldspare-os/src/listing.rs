@@ -1,9 +1,11 @@
 //! Lists directories.
 //!
-//! Each listing opens the directory anew, so that threads sharing a descriptor don't share a position in it.
+//! The first listing reads through the descriptor itself, each later one opens the directory anew: threads that share a
+//! descriptor don't share a position in it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FileType, Mode, OFlags, RawDir};
 use rustix::io::{Errno, retry_on_intr};
@@ -14,10 +16,20 @@ use crate::handle::{is, kind, stat_at};
 /// Bytes asked of the kernel at a time, as in glibc.
 const BUFFER_BYTES: usize = 32 << 10;
 
+/// Whether nobody has read a directory's names through its descriptor yet.
+#[derive(Debug)]
+pub(crate) struct Unlisted(AtomicBool);
+
+impl Default for Unlisted {
+    fn default() -> Unlisted {
+        Unlisted(AtomicBool::new(true))
+    }
+}
+
 /// Lists names and kinds, without `.` and `..`.
-pub(crate) fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
+pub(crate) fn list(dir: BorrowedFd<'_>, unlisted: &Unlisted) -> io::Result<Vec<Listed>> {
     let mut entries = Vec::new();
-    each_entry(dir, |name, file_type| {
+    each_entry(dir, unlisted, |name, file_type| {
         let kind = match file_type {
             FileType::Unknown => match stat_unless_gone(dir, name)? {
                 Some(stat) => stat.kind,
@@ -32,20 +44,22 @@ pub(crate) fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<Listed>> {
 }
 
 /// Lists names and what `stat` says of each.
-pub(crate) fn list_stat(dir: BorrowedFd<'_>) -> io::Result<Vec<(Box<[u8]>, Stat)>> {
+pub(crate) fn list_stat(dir: BorrowedFd<'_>, unlisted: &Unlisted) -> io::Result<Vec<(Box<[u8]>, Stat)>> {
     let mut entries = Vec::new();
-    each_entry(dir, |name, _| {
+    each_entry(dir, unlisted, |name, _| {
         entries.extend(stat_unless_gone(dir, name)?.map(|stat| (name.into(), stat)));
         Ok(())
     })?;
     Ok(entries)
 }
 
-fn each_entry(dir: BorrowedFd<'_>, mut take: impl FnMut(&[u8], FileType) -> io::Result<()>) -> io::Result<()> {
+fn each_entry(dir: BorrowedFd<'_>, unlisted: &Unlisted, mut take: impl FnMut(&[u8], FileType) -> io::Result<()>) -> io::Result<()> {
+    let is_first = unlisted.0.swap(false, Ordering::Relaxed);
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let opened = retry_on_intr(|| rustix::fs::openat(dir, c".", flags, Mode::empty()))?;
+    let anew = if is_first { None } else { Some(retry_on_intr(|| rustix::fs::openat(dir, c".", flags, Mode::empty()))?) };
+    let opened = anew.as_ref().map_or(dir, AsFd::as_fd);
     let mut buffer = Vec::with_capacity(BUFFER_BYTES);
-    let mut entries = RawDir::new(opened.as_fd(), buffer.spare_capacity_mut());
+    let mut entries = RawDir::new(opened, buffer.spare_capacity_mut());
     while let Some(entry) = entries.next() {
         let entry = match entry {
             Err(Errno::INTR) => continue,
@@ -156,7 +170,7 @@ mod tests {
         // The kernel gave all names at once; those not looked at yet vanish.
         let dir = std::fs::File::open(scratch.path("")).unwrap();
         let mut found = Vec::new();
-        each_entry(dir.as_fd(), |name, _| {
+        each_entry(dir.as_fd(), &Unlisted::default(), |name, _| {
             found.push(stat_unless_gone(dir.as_fd(), name)?);
             for other in names.iter().filter(|other| **other != name) {
                 let _ = disk.remove_file(root, other);

@@ -18,7 +18,7 @@ use crate::attributes::{apply, read_xattrs};
 use crate::component::{check_name, check_path};
 use crate::disk::{Attributes, Disk, FileKind, Listed, Space, Stat};
 use crate::handle::{Handle, is, stat_at, stat_of, times};
-use crate::listing;
+use crate::listing::{self, Unlisted};
 
 /// The filesystems of this host.
 #[derive(Clone, Debug)]
@@ -28,7 +28,7 @@ pub struct RealDisk {
 
 /// A held directory.
 #[derive(Debug)]
-pub struct RealDir(OwnedFd);
+pub struct RealDir(OwnedFd, Unlisted);
 
 /// A held regular file.
 #[derive(Debug)]
@@ -74,7 +74,7 @@ impl Disk for RealDisk {
 
     fn open_root(&self, path: &Path) -> io::Result<RealDir> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(RealDir(retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?))
+        Ok(RealDir(retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?, Unlisted::default()))
     }
 
     fn open_dir(&self, at: &RealDir, path: &[u8]) -> io::Result<RealDir> {
@@ -86,7 +86,7 @@ impl Disk for RealDisk {
         loop {
             match self.open(at.0.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY) {
                 Err(e) if is(&e, Errno::AGAIN) && tries < OPEN_TRIES_MAX => tries += 1,
-                result => return result.map(RealDir),
+                result => return result.map(|fd| RealDir(fd, Unlisted::default())),
             }
         }
     }
@@ -162,11 +162,11 @@ impl Disk for RealDisk {
     }
 
     fn list(&self, dir: &RealDir) -> io::Result<Vec<Listed>> {
-        listing::list(dir.0.as_fd())
+        listing::list(dir.0.as_fd(), &dir.1)
     }
 
     fn list_stat(&self, dir: &RealDir) -> io::Result<Vec<(Box<[u8]>, Stat)>> {
-        listing::list_stat(dir.0.as_fd())
+        listing::list_stat(dir.0.as_fd(), &dir.1)
     }
 
     fn read_link(&self, at: &RealDir, name: &[u8]) -> io::Result<Vec<u8>> {
