@@ -14,6 +14,7 @@ mod kills;
 mod links;
 mod pair;
 mod power;
+mod races;
 mod recorder;
 mod references;
 mod refusals;

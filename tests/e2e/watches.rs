@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 use crate::pair::{Pair, succeeds, until};
 
-/// A pair that follows by this backend; `None`, said, where it is not to be had.
-fn following_by(backend: &str) -> Option<Pair> {
+/// A pair that follows by this backend, with more lines of `[send]`, and with what `before` does before it starts; `None`,
+/// said, where it is not to be had.
+pub(crate) fn following_by<T>(backend: &str, settings: &str, before: impl FnOnce(&Pair) -> T) -> Option<(Pair, T)> {
     let mut pair = Pair::new();
     let text = fs::read_to_string(pair.active.config()).unwrap();
     let wanted = if backend == "fanotify" { "auto" } else { backend };
-    fs::write(pair.active.config(), format!("{text}\n[send]\nwatch = \"{wanted}\"\n")).unwrap();
+    fs::write(pair.active.config(), format!("{text}\n[send]\nwatch = \"{wanted}\"\n{settings}")).unwrap();
+    let done = before(&pair);
     pair.standby.start();
     pair.active.start();
     let watch = &pair.active.status()["watch"];
@@ -19,7 +21,7 @@ fn following_by(backend: &str) -> Option<Pair> {
         return None;
     }
     assert_eq!(watch["backend"], backend);
-    Some(pair)
+    Some((pair, done))
 }
 
 #[test]
@@ -33,7 +35,7 @@ fn a_burst_beyond_fanotifys_queue_costs_a_look_at_everything_and_no_change() {
 }
 
 fn check_burst(backend: &str) {
-    let Some(pair) = following_by(backend) else { return };
+    let Some((pair, ())) = following_by(backend, "", |_| ()) else { return };
     for n in 0..50 {
         pair.active.write(&format!("shared/data/dir{n}/old"), "old");
     }
@@ -71,14 +73,12 @@ fn check_burst(backend: &str) {
 #[test]
 fn what_no_event_tells_of_is_found_by_the_proof_and_counted() {
     for backend in ["inotify", "fanotify"] {
-        let Some(mut pair) = following_by(backend) else { continue };
-        pair.active.kill();
-        let text = fs::read_to_string(pair.active.config()).unwrap();
-        fs::write(pair.active.config(), format!("{text}full_scan_seconds = 2\n")).unwrap();
-        let file = pair.active.write("shared/file", "before");
-        let outside = pair.dir.path().join("outside");
-        fs::hard_link(&file, &outside).unwrap();
-        pair.active.start();
+        let made = |pair: &Pair| {
+            let outside = pair.dir.path().join("outside");
+            fs::hard_link(pair.active.write("shared/file", "before"), &outside).unwrap();
+            outside
+        };
+        let Some((pair, outside)) = following_by(backend, "full_scan_seconds = 2\n", made) else { continue };
         for n in 0..300 {
             pair.active.write(&format!("shared/data/{}/{n}", n % 20), n.to_string());
         }
@@ -99,10 +99,10 @@ fn what_no_event_tells_of_is_found_by_the_proof_and_counted() {
 }
 
 /// Something mounted, until it is dropped.
-struct Mounted(PathBuf);
+pub(crate) struct Mounted(PathBuf);
 
 impl Mounted {
-    fn at(at: &Path, args: &[&str]) -> Option<Mounted> {
+    pub(crate) fn at(at: &Path, args: &[&str]) -> Option<Mounted> {
         fs::create_dir_all(at).unwrap();
         let at_text = at.to_str().unwrap();
         succeeds("mount", &[args, &[at_text]].concat()).then(|| Mounted(at.into()))
@@ -170,7 +170,7 @@ fn helper_of(pair: &Pair) -> Option<u32> {
 
 #[test]
 fn a_helper_that_dies_is_replaced_and_nothing_is_missed() {
-    let Some(pair) = following_by("fanotify") else { return };
+    let Some((pair, ())) = following_by("fanotify", "", |_| ()) else { return };
     pair.active.write("shared/before", "before");
     pair.checkpoint();
     let first = helper_of(&pair).unwrap();
@@ -187,7 +187,7 @@ fn a_helper_that_dies_is_replaced_and_nothing_is_missed() {
 
 #[test]
 fn the_helper_has_two_privileges_and_the_daemon_lacks_the_strong_one() {
-    let Some(pair) = following_by("fanotify") else { return };
+    let Some((pair, ())) = following_by("fanotify", "", |_| ()) else { return };
     let helper = helper_of(&pair).unwrap();
     let privileges = |pid: u32, set: &str| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
@@ -237,6 +237,16 @@ fn folders_beyond_the_limit_of_watches_are_counted_and_found_by_scans() {
     change("found by a scan");
     let arrived = |n| fs::read(pair.standby.home.join(format!("shared/data/dir{n}/file"))).is_ok_and(|c| c == b"found by a scan");
     until("every change is found", || (0..100).all(arrived));
+    // However often all is looked at, each folder counts once.
+    let count = |name: &str| pair.active.status()["watch"][name].as_u64().unwrap();
+    let folders = walkdir::WalkDir::new(&pair.active.home).into_iter().filter(|e| e.as_ref().unwrap().file_type().is_dir()).count() as u64;
+    assert!(count("unwatched") > 0 && count("unwatched") <= folders, "{} of {folders}", count("unwatched"));
+    for n in 10..100 {
+        fs::remove_dir_all(pair.active.home.join(format!("shared/data/dir{n}"))).unwrap();
+    }
+    until("all that is left is watched", || pair.active.status()["watch"]["coverage"] == 1.0);
+    pair.checkpoint();
+    pair.assert_equal();
 }
 
 #[test]

@@ -195,7 +195,14 @@ impl<D: Disk> Capture<D> {
         let as_of_ms = self.disk.now_ms();
         assert!(cycle.baseline != Baseline::Full || cycle.work == Work::Everything, "naming everything takes a look at everything");
         let mut taken = Hints { everything: cycle.work == Work::Everything, ..Hints::default() };
+        let looks_at_all = self.watch.as_ref().filter(|_| cycle.work == Work::Everything);
+        if let Some(watch) = looks_at_all {
+            watch.recount();
+        }
         let result = self.run_inner(cycle, outlet, as_of_ms, &mut taken);
+        if let Some(watch) = looks_at_all {
+            watch.recounted(result.is_ok());
+        }
         *lock(&self.under_way) = Hints::default();
         (taken, result)
     }

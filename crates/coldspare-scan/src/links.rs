@@ -18,7 +18,7 @@ use crate::capture::{CaptureError, Work};
 use crate::index::{IndexError, Row};
 use crate::inspect::Inspect;
 use crate::read::Outcome;
-use crate::run::{Claim, Run, Seen, lock};
+use crate::run::{Claim, Met, Run, Seen, lock};
 use crate::visit::Candidate;
 use crate::writer::{Change, Chunks};
 
@@ -155,6 +155,10 @@ impl<D: Disk> Run<'_, D> {
         let dir = path.parent().unwrap_or_else(RelPath::root);
         if !self.is_claimed(root, &dir) && !self.has_folder(root, &dir)? {
             self.again(root, &path); // it comes with its folder
+            return Ok(None);
+        }
+        if !self.meet(root, &path, Met::NoDirectory) {
+            self.again(root, &path); // it was a directory when it was met in this cycle
             return Ok(None);
         }
         if self.claim(root, &path, &Seen::from(&stat), &mut Builder::default()) != Claim::Mine {

@@ -65,12 +65,14 @@ pub(crate) struct Counters {
 }
 
 /// What a path was met as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Met {
     /// A directory that was looked at.
     There,
     /// Not there any more.
     Gone,
+    /// There, and no directory: what is below it can't be there too.
+    NoDirectory,
 }
 
 /// What a path is claimed as.
@@ -273,17 +275,23 @@ impl<'a, D: Disk> Run<'a, D> {
             return true;
         }
         let mut met = lock(&self.met);
-        let is_gone = |met: &BTreeMap<_, _>, path: RelPath| met.get(&(root, path)) == Some(&Met::Gone);
+        // Of what is no directory there is much: a hash each.
+        let no_directory = |path: &RelPath| hash_of(&(root, path, Met::NoDirectory));
+        let is_none = |met: &BTreeMap<_, _>, path: RelPath| {
+            met.get(&(root, path.clone())) == Some(&Met::Gone) || lock(&self.claims).contains(&no_directory(&path))
+        };
         let contradicts = match as_what {
-            Met::There => path.ancestors().chain([path.clone()]).any(|above| is_gone(&met, above)),
-            Met::Gone => {
+            Met::There => path.ancestors().chain([path.clone()]).any(|above| is_none(&met, above)),
+            Met::Gone | Met::NoDirectory => {
                 let near =
                     met.range((root, path.clone())..).take_while(|((r, p), _)| *r == root && p.as_bytes().starts_with(path.as_bytes()));
                 near.into_iter().any(|((_, p), what)| p.is_within(path) && *what == Met::There)
             }
         };
-        if !contradicts {
-            met.insert((root, path.clone()), as_what);
+        match as_what {
+            _ if contradicts => {}
+            Met::NoDirectory => drop(lock(&self.claims).insert(no_directory(path))),
+            Met::There | Met::Gone => drop(met.insert((root, path.clone()), as_what)),
         }
         !contradicts
     }

@@ -503,7 +503,9 @@ impl<D: Disk> Run<'_, D> {
         {
             return Ok(None);
         }
-        match self.claim_entry(candidate.root, &candidate.path, &Seen::from(&candidate.stat), builder) {
+        let Candidate { root, path, stat, .. } = &candidate;
+        let is_free = self.meet(*root, path, Met::NoDirectory);
+        match if is_free { self.claim_entry(*root, path, &Seen::from(stat), builder) } else { Claim::Other } {
             Claim::Mine => {}
             // It may have changed once more within a tick of the clock.
             Claim::Same if !is_racy(candidate.stat.ctime, candidate.at_ms) => return Ok(None),

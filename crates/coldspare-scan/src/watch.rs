@@ -99,6 +99,9 @@ struct Shared {
     /// Filesystems that are marked.
     marked: AtomicU64,
     unwatched: AtomicU64,
+    /// The same, as far as the look at everything that goes on has met it.
+    recounted: AtomicU64,
+    is_recounting: AtomicBool,
     overflows: AtomicU64,
     /// Set when the kernel lost events, until the watch is built anew.
     stale: AtomicBool,
@@ -217,8 +220,27 @@ impl Watch {
         if let Err(e) = inotify.watch(&self.full(root, path)) {
             lock(&self.shared.covered).remove(&key);
             if let NotWatched::Refused(why) = e {
-                self.shared.unwatched.fetch_add(1, Ordering::Relaxed);
+                let count = if self.shared.is_recounting.load(Ordering::Relaxed) { &self.shared.recounted } else { &self.shared.unwatched };
+                count.fetch_add(1, Ordering::Relaxed);
                 tracing::debug!(path = %path, why, "directory not watched");
+            }
+        }
+    }
+
+    /// Begins a look at everything: what isn't watched is counted anew, and until [`Watch::recounted`] the old count holds.
+    pub(crate) fn recount(&self) {
+        self.shared.recounted.store(0, Ordering::Relaxed);
+        self.shared.is_recounting.store(matches!(self.source, Source::Inotify(_)), Ordering::Relaxed);
+    }
+
+    /// Ends a look at everything; one that failed may have met less than there is.
+    pub(crate) fn recounted(&self, is_whole: bool) {
+        if self.shared.is_recounting.swap(false, Ordering::Relaxed) {
+            let counted = self.shared.recounted.load(Ordering::Relaxed);
+            if is_whole {
+                self.shared.unwatched.store(counted, Ordering::Relaxed);
+            } else {
+                self.shared.unwatched.fetch_max(counted, Ordering::Relaxed);
             }
         }
     }
@@ -321,6 +343,8 @@ impl Shared {
             covered: Mutex::default(),
             marked: AtomicU64::new(0),
             unwatched: AtomicU64::new(0),
+            recounted: AtomicU64::new(0),
+            is_recounting: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
             stale: AtomicBool::new(false),
             mark_came: Condvar::new(),

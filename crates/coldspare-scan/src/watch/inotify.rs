@@ -1,5 +1,6 @@
 //! inotify, through `notify`: a watch for each directory.
 
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -32,8 +33,10 @@ impl Inotify {
     }
 
     pub(super) fn watch(&mut self, dir: &Path) -> Result<(), NotWatched> {
-        self.0.watch(dir, RecursiveMode::NonRecursive).map_err(|e| match e.kind {
+        self.0.watch(dir, RecursiveMode::NonRecursive).map_err(|e| match &e.kind {
             notify::ErrorKind::PathNotFound => NotWatched::Gone,
+            // It went, or one above it became a file: what went is hinted where it was.
+            notify::ErrorKind::Io(io) if matches!(io.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => NotWatched::Gone,
             _ => NotWatched::Refused(e.to_string()),
         })
     }
