@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::everything::flip_byte;
 use crate::git::{self, commit, git_ok, loose_object, packs, push, tip};
-use crate::pair::{Pair, Ran};
+use crate::pair::{Pair, Ran, until};
 
 const REPOSITORY: &str = "shared/data/repositories/1";
 const OTHER: &str = "shared/data/repositories/2";
@@ -88,8 +88,8 @@ impl Setting {
     fn assert_repaired(&self) {
         self.pair.checkpoint();
         assert_eq!(self.pair.active.status()["held_back"], serde_json::json!([]));
-        let verified = self.pair.standby.run(&["verify", "--deep", "--json"]).expect_code(0).json();
-        assert_eq!(verified["held_back"], serde_json::json!([]));
+        let verify = || self.pair.standby.run(&["verify", "--deep", "--json"]).expect_code(0).json();
+        until("the standby is told", || verify()["held_back"] == serde_json::json!([]));
         self.pair.assert_equal();
         git::assert_clean(&self.there(REPOSITORY));
     }
@@ -328,4 +328,24 @@ fn a_fork_that_needs_nothing_of_its_parent_lets_it_go() {
     s.pair.checkpoint();
     assert!(!s.there(REPOSITORY).exists());
     s.pair.assert_equal();
+}
+
+#[test]
+fn a_fork_that_waits_for_its_parent_comes_when_the_parent_is_mended() {
+    let s = Setting::new();
+    let fork = fork(&s);
+    let object = s.loose_commit();
+    let good = fs::read(s.here(&object)).unwrap();
+    // Both in one changeset.
+    let frozen = s.pair.active.freeze();
+    git_ok(&s.here(fork), &["update-ref", "refs/heads/topic", "HEAD~"]);
+    fs::remove_file(s.here(&object)).unwrap();
+    drop(frozen);
+    let ran = s.others_go_on("while both wait");
+    assert!(ran.err.contains(&format!("held back: {fork}")), "{ran:#?}");
+    fs::write(s.here(&object), good).unwrap();
+    let topic = || s.there(fork).join("refs/heads/topic").exists();
+    until("the fork comes by itself", topic);
+    until("nothing is held back", || s.pair.active.status()["held_back"] == serde_json::json!([]));
+    s.assert_repaired();
 }

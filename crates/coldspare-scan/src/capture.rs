@@ -351,6 +351,16 @@ impl<D: Disk> Capture<D> {
         Ok(())
     }
 
+    /// Has the repositories that the standby found incomplete tried once more: what was wrong may have been mended in
+    /// another, of which nothing tells these.
+    pub fn retry_incomplete(&self) {
+        let Some(watch) = &self.watch else { return };
+        for (root, path) in self.held.incomplete() {
+            let dir = path.parent().unwrap_or_else(RelPath::root);
+            watch.dirty().add(root, dir, path.name(), Hint::Replaced, self.disk.now_ms());
+        }
+    }
+
     /// Refuses to capture from a root that lost its marker: an unmounted source looks like a mass deletion.
     fn check_roots(&self) -> Result<(), CaptureError> {
         for root in self.roots.iter().filter(|_| !seeded_bug!(UnmountedRootsAreCaptured)) {

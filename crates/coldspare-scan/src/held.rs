@@ -125,8 +125,9 @@ impl HeldBack {
         self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).contains_key(at)
     }
 
-    /// The changeset under way was acknowledged, after all that the standby had to say of it.
-    pub fn acknowledged(&self) {
+    /// The changeset under way was acknowledged, after all that the standby had to say of it; says whether a repository is
+    /// complete again by it.
+    pub fn acknowledged(&self) -> bool {
         let done: Vec<Repository> = {
             let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
             let done = incomplete.iter().filter(|(_, (_, is_sent))| *is_sent).map(|(at, _)| at.clone()).collect();
@@ -134,6 +135,12 @@ impl HeldBack {
             done
         };
         done.iter().for_each(|(root, path)| self.release(*root, path));
+        !done.is_empty()
+    }
+
+    /// The repositories that the standby found incomplete.
+    pub fn incomplete(&self) -> Vec<Repository> {
+        self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 
     /// Objects of a repository stay on the standby only for a reference that is held back.

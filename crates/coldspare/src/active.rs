@@ -46,6 +46,8 @@ pub(crate) use start::run;
 const REFUSALS_MAX: u32 = 5;
 /// How often `--once` shows how far it is.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
+/// How often repositories that the standby found incomplete are tried once more.
+const RETRY_INCOMPLETE_EVERY: Duration = Duration::from_secs(60);
 /// Longer than any daemon runs.
 const NEVER_SECONDS: u64 = u32::MAX as u64;
 /// LIMIT: events that wait.
@@ -108,6 +110,8 @@ struct Active {
     watch_why: Option<String>,
     /// Goes over the home beside the cycles; none without a watch.
     prover: Option<Prover>,
+    /// When repositories that the standby found incomplete are tried once more.
+    retry_at: Instant,
     /// For `--once` on a terminal.
     bar: Option<Bar>,
 }
@@ -182,7 +186,8 @@ impl Active {
         let now = Instant::now();
         let callers = self.waiting.values().filter_map(|w| w.deadline).map(|at| at.saturating_duration_since(now)).min();
         let show = self.bar.as_ref().map(|_| SHOW_EVERY);
-        machine.into_iter().chain(callers).chain(show).min().unwrap_or(Duration::from_secs(60))
+        let retry = self.capture.held.incomplete().first().map(|_| self.retry_at.saturating_duration_since(now));
+        machine.into_iter().chain(callers).chain(show).chain(retry).min().unwrap_or(Duration::from_secs(60))
     }
 
     fn time_passed(&mut self) {
@@ -199,6 +204,11 @@ impl Active {
                 };
                 let _ = reply.try_send(Reply::failed(&Failure::unreachable(message)));
             }
+        }
+        if self.retry_at <= now && self.follow.is_up() {
+            self.retry_incomplete();
+        } else if self.retry_at <= now {
+            self.retry_at = now + RETRY_INCOMPLETE_EVERY;
         }
         self.input(Input::Tick);
     }
@@ -282,7 +292,9 @@ impl Active {
             }
             ToActive::Acked { seq, as_of_ms } => {
                 self.literal.clear();
-                self.capture.held.acknowledged();
+                if self.capture.held.acknowledged() {
+                    self.retry_incomplete(); // the others may have waited for the same
+                }
                 self.tell_held_back();
                 self.refusals = 0;
                 self.last_trouble = None;
@@ -309,6 +321,12 @@ impl Active {
             ToActive::Welcome(_) | ToActive::Refused(_) => self.link_lost("the standby repeats its greeting"),
         }
         Ok(None)
+    }
+
+    fn retry_incomplete(&mut self) {
+        self.retry_at = Instant::now() + RETRY_INCOMPLETE_EVERY;
+        self.capture.retry_incomplete();
+        self.hinted();
     }
 
     /// Repositories that the standby did not take: they are captured anew.

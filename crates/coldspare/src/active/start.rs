@@ -147,6 +147,7 @@ async fn follow(
         wake,
         watch_why,
         prover,
+        retry_at: Instant::now() + super::RETRY_INCOMPLETE_EVERY,
         bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
         config: config.clone(),
         state: state.clone(),
