@@ -146,7 +146,7 @@ fn capture(disk: &ModelDisk) -> Capture<ModelDisk> {
         watch: None,
         held: HeldBack::default(),
         turns: Turns::default(),
-        under_way: std::sync::Mutex::default(),
+        under_way: Mutex::default(),
         pool,
         zstd_level: 1,
     }
