@@ -63,11 +63,11 @@ pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<V
 /// A home with repositories to push to, and their clones.
 struct Home {
     path: PathBuf,
-    clones: Vec<Clone>,
+    clones: Vec<Pusher>,
 }
 
 /// A clone with commits that are still to be pushed.
-struct Clone {
+struct Pusher {
     path: PathBuf,
     bare: PathBuf,
     /// Below the home.
@@ -82,20 +82,20 @@ impl Home {
         let path = dir.join("home");
         fs::create_dir(&path)?;
         home::make_loose(&path, LOOSE, SEED)?;
-        let clones: Result<Vec<Clone>> = (0..=LOADED).map(|no| Clone::make(dir, &path, no)).collect();
+        let clones: Result<Vec<Pusher>> = (0..=LOADED).map(|no| Pusher::make(dir, &path, no)).collect();
         Ok(Home { path, clones: clones? })
     }
 }
 
-impl Clone {
-    fn make(dir: &Path, home: &Path, no: usize) -> Result<Clone> {
+impl Pusher {
+    fn make(dir: &Path, home: &Path, no: usize) -> Result<Pusher> {
         let name = format!("shared/data/repositories/{}", 1000 + no);
         let (bare, path) = (home.join(&name), dir.join(format!("clone-{no}")));
         run(Command::new("git").args(["init", "-q", "--bare"]).arg(&bare))?;
         run(Command::new("git").args(["init", "-q", "--bare"]).arg(&path))?;
         // Enough for the longest run.
         let commits = home::commit_chain(&path, PUSHES_MAX * COMMITS)?;
-        Ok(Clone { path, bare, reference: format!("{name}/refs/heads/main"), commits, next: AtomicU64::new(0) })
+        Ok(Pusher { path, bare, reference: format!("{name}/refs/heads/main"), commits, next: AtomicU64::new(0) })
     }
 
     /// Pushes the next commits; the commit that is the tip now, and when it became that.
@@ -105,6 +105,12 @@ impl Clone {
         run(Command::new("git").arg("-C").arg(&self.path).args(["push", "-q"]).arg(&self.bare).arg(format!("{tip}:refs/heads/main")))?;
         let since = fs::metadata(self.bare.join("refs/heads/main"))?.modified()?;
         Ok((tip, since))
+    }
+
+    /// What was pushed last.
+    fn tip(&self) -> &str {
+        let pushed = self.next.load(Ordering::Relaxed) as usize;
+        self.commits.get((pushed * COMMITS).wrapping_sub(1)).map_or("", |tip| tip)
     }
 }
 
@@ -139,14 +145,6 @@ fn follow(settings: &Settings, home: &Home, destination: &Path, tool: &'static s
         rows.notes.push(format!("{tool}: all of the load was there {} ms after its end", start.elapsed().as_millis()));
     }
     Ok(())
-}
-
-impl Clone {
-    /// What was pushed last.
-    fn tip(&self) -> &str {
-        let pushed = self.next.load(Ordering::Relaxed) as usize;
-        self.commits.get((pushed * COMMITS).wrapping_sub(1)).map_or("", |tip| tip)
-    }
 }
 
 /// Milliseconds until a small file is on the standby.
@@ -199,7 +197,7 @@ fn under_load(home: &Home, work: impl FnOnce() -> Result<()>) -> Result<Load> {
             .map(|thread| {
                 let (is_over, pushed) = (&is_over, &pushed);
                 scope.spawn(move || -> std::result::Result<(), String> {
-                    let mine: Vec<&Clone> = home.clones[1..].iter().skip(thread).step_by(PUSHERS).collect();
+                    let mine: Vec<&Pusher> = home.clones[1..].iter().skip(thread).step_by(PUSHERS).collect();
                     for no in 0.. {
                         let due = start + Duration::from_micros(1_000_000 * PUSHERS as u64 / LOAD_RATE * no as u64);
                         std::thread::sleep(due.saturating_duration_since(Instant::now()));

@@ -349,3 +349,48 @@ fn a_fork_that_waits_for_its_parent_comes_when_the_parent_is_mended() {
     until("nothing is held back", || s.pair.active.status()["held_back"] == serde_json::json!([]));
     s.assert_repaired();
 }
+
+/// What a fork lost on the active, while the repository that it borrows from lives on and is pruned.
+#[track_caller]
+fn check_held_fork(lost: impl FnOnce(&Setting, &str) -> PathBuf) {
+    let s = Setting::new();
+    let (parent, bare) = (REPOSITORY, s.here(REPOSITORY));
+    git_ok(&bare, &["update-ref", "refs/heads/shared", &commit_to(&bare, "shared")]);
+    let fork = fork(&s);
+    git_ok(&s.here(fork), &["update-ref", "refs/heads/own", &commit_to(&s.here(fork), "own")]);
+    s.pair.checkpoint();
+    let lost = lost(&s, fork);
+    let good = fs::read(&lost).unwrap();
+    fs::remove_file(&lost).unwrap();
+    let held = s.others_go_on("after the loss");
+    assert!(held.err.contains(&format!("held back: {fork}")), "{held:#?}");
+    // Neither needs the branch any more, but the standby's copy of the fork, which is kept, has it.
+    git_ok(&s.here(fork), &["update-ref", "-d", "refs/heads/shared"]);
+    s.others_go_on("without the branch in the fork");
+    git_ok(&bare, &["update-ref", "-d", "refs/heads/shared"]);
+    s.others_go_on("without the branch in the parent");
+    git_ok(&bare, &["prune", "--expire=now"]);
+    s.others_go_on("after the prune");
+    git::assert_clean(&s.there(fork));
+    git::assert_clean(&s.there(parent));
+    fs::write(&lost, good).unwrap();
+    until("nothing is held back", || s.pair.active.status()["held_back"] == serde_json::json!([]));
+    s.assert_repaired();
+    git::assert_clean(&s.there(fork));
+}
+
+/// A commit that nothing names yet.
+fn commit_to(bare: &Path, message: &str) -> String {
+    let tree = git_ok(bare, &["rev-parse", "HEAD^{tree}"]).trim().to_string();
+    git_ok(bare, &["commit-tree", &tree, "-m", message]).trim().into()
+}
+
+#[test]
+fn a_prune_does_not_take_what_the_kept_copy_of_a_fork_without_an_object_borrows() {
+    check_held_fork(|s, fork| loose_object(&s.here(fork), &tip(&s.here(fork), "refs/heads/own")));
+}
+
+#[test]
+fn a_prune_does_not_take_what_the_kept_copy_of_a_fork_without_its_alternates_borrows() {
+    check_held_fork(|s, fork| s.here(fork).join("objects/info/alternates"));
+}

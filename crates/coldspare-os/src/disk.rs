@@ -250,7 +250,8 @@ pub trait Disk: Clone + Send + Sync + 'static {
     ///
     /// RACE: an entry that is created, removed or renamed meanwhile may be missing or, renamed, appear under both names.
     ///
-    /// Cost: two system calls, two more from the second listing on, and one per 32 KiB of names; one more per name where the filesystem doesn't tell kinds.
+    /// Cost: two system calls, two more from the second listing on, and one per 32 KiB of names; one more per name where the
+    /// filesystem doesn't tell kinds.
     ///
     /// # Errors
     /// `NotFound`: the directory itself was removed.

@@ -186,6 +186,12 @@ impl From<Closed> for CaptureError {
 pub(crate) const BARRIER_LIMIT: Duration = Duration::from_secs(20);
 
 impl<D: Disk> Capture<D> {
+    /// Before the first cycle: nothing is held back.
+    pub fn new(disk: D, roots: Vec<Root<D>>, index: Index, watch: Option<Watch>, pool: rayon::ThreadPool, zstd_level: i32) -> Capture<D> {
+        let (held, turns, under_way) = (HeldBack::default(), Turns::default(), Mutex::default());
+        Capture { disk, roots, index, watch, held, turns, under_way, pool, zstd_level }
+    }
+
     /// Runs one cycle; returns the hints that it took, to be put back should its changeset not be applied.
     ///
     /// After `Ok` all rows are durable in the index, so that the changeset's end may be sent.
@@ -341,7 +347,10 @@ impl<D: Disk> Capture<D> {
         self.index.apply(changes)?;
         for at in repositories {
             let tries = self.held.note_incomplete(at);
-            let detail = "a reference names an object that is not there; the repository stays as it is on the standby".to_string();
+            let detail =
+                "a reference of it, or of one that it shares objects with, names an object that is not there; it stays as it is on \
+                the standby until that is mended (`git fsck` names it)"
+                    .to_string();
             self.held.hold(Problem { root: at.0, path: at.1.clone(), kind: ProblemKind::Incomplete, detail });
             if let Some(watch) = self.watch.as_ref().filter(|_| tries <= INCOMPLETE_TRIES) {
                 let dir = at.1.parent().unwrap_or_else(RelPath::root);

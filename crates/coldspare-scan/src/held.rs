@@ -138,8 +138,13 @@ impl HeldBack {
         !done.is_empty()
     }
 
+    /// Whether the standby found any repository incomplete.
+    pub fn has_incomplete(&self) -> bool {
+        !self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// The repositories that the standby found incomplete.
-    pub fn incomplete(&self) -> Vec<Repository> {
+    pub(crate) fn incomplete(&self) -> Vec<Repository> {
         self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
     }
 

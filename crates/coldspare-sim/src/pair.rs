@@ -12,9 +12,8 @@ use coldspare_core::exclude::Exclude;
 use coldspare_core::{Baseline, NodeId, Op, RelPath, RootId, Seq, SessionId};
 use coldspare_delta::{Packed, unpack};
 use coldspare_os::{Disk, RealDisk};
-use coldspare_scan::capture::{Capture, CaptureError, Certainty, Closed, Cycle, FilePart, HeldBack, Outlet, Report, Root, Work};
+use coldspare_scan::capture::{Capture, CaptureError, Certainty, Closed, Cycle, FilePart, Outlet, Report, Root, Work};
 use coldspare_scan::index::Index;
-use coldspare_scan::proof::Turns;
 use coldspare_scan::watch::{Backend, Watch, make_cookie_dir};
 use coldspare_standby::{Depth, OpenError, Progress, RootSetup, Standby, StandbyError, Store, Verification};
 use tempfile::TempDir;
@@ -257,17 +256,7 @@ impl Pair {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(THREADS).build().expect("threads");
         let roots = vec![Root { path, dir, exclude: exclude() }];
         let index = Index::open(&self.index_path()).expect("an index");
-        self.capture = Some(Capture {
-            disk,
-            roots,
-            index,
-            watch,
-            held: HeldBack::default(),
-            turns: Turns::default(),
-            under_way: Mutex::default(),
-            pool,
-            zstd_level: 1,
-        });
+        self.capture = Some(Capture::new(disk, roots, index, watch, pool, 1));
     }
 
     fn open_standby(&mut self) {

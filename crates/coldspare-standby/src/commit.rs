@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use coldspare_core::changeset::Totals;
 use coldspare_core::control::Applied;
 use coldspare_core::git::family::{Alternate, Repository, alternates};
-use coldspare_core::git::{ALTERNATES, FIRST_WAVE};
+use coldspare_core::git::{self, ALTERNATES, FIRST_WAVE};
 use coldspare_core::{Baseline, Body, Entry, RelPath, RootId, Seq, codec, key, seeded_bug};
 use coldspare_os::Disk;
 
@@ -88,9 +88,17 @@ impl<D: Disk> Standby<D> {
 
     /// The repositories that stay incomplete: those found now, and those of before of which nothing came.
     fn still_incomplete(&self, changeset: &Changeset<D>, found: &[Repository]) -> Result<BTreeSet<Repository>, StandbyError> {
-        let mut still: BTreeSet<Repository> = found.iter().cloned().collect();
+        let mut still = self.incomplete_outside(changeset)?;
+        still.extend(found.iter().cloned());
+        Ok(still)
+    }
+
+    /// The repositories that were incomplete before, and of which the changeset brings nothing; one that names everything
+    /// leaves none out.
+    pub(crate) fn incomplete_outside(&self, changeset: &Changeset<D>) -> Result<BTreeSet<Repository>, StandbyError> {
+        let mut outside = BTreeSet::new();
         if changeset.baseline == Baseline::Full {
-            return Ok(still);
+            return Ok(outside);
         }
         let pending = self.store.view(PENDING)?;
         for (root, path) in self.incomplete()? {
@@ -100,10 +108,10 @@ impl<D: Disk> Standby<D> {
                 Ok(false)
             })?;
             if !came {
-                still.insert((root, path));
+                outside.insert((root, path));
             }
         }
-        Ok(still)
+        Ok(outside)
     }
 
     /// Puts forks behind the repositories that they borrow objects from, and before them when they go, so that no
@@ -114,9 +122,7 @@ impl<D: Disk> Standby<D> {
         let mut parents: BTreeMap<Repository, Vec<Repository>> = BTreeMap::new();
         let mut moved = Vec::new();
         pending.for_each_reversed(|root, path, row: PendingRow| {
-            if let (Action::Carried { at }, Some(repository)) = (&row.action, path.as_bytes().strip_suffix(ALTERNATES)) {
-                let repository =
-                    RelPath::new(repository.strip_suffix(b"/").unwrap_or_default()).map_err(|e| self.store.damaged(e.to_string()))?;
+            if let (Action::Carried { at }, Some(repository)) = (&row.action, git::borrower(&path)) {
                 let (dir, name) = self.staged_dir(root, at)?;
                 let mut content = vec![0; 64 << 10];
                 let read = self.disk.open_file(&dir, &name).and_then(|file| self.disk.read_at(&file, 0, &mut content));

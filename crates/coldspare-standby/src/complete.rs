@@ -5,6 +5,9 @@
 //! asked for again (G2). Objects behind the one that is named are not looked at: the active's order of reading stands for
 //! them.
 //!
+//! A repository that was found incomplete before stays as it was, and may need anything: as long as it does, nothing goes
+//! from those that it borrows from.
+//!
 //! Invariants: a reference that didn't change holds nothing back unless it has its object now.
 
 use std::collections::BTreeSet;
@@ -19,7 +22,7 @@ use crate::error::StandbyError;
 use crate::row::PendingRow;
 use crate::standby::{Changeset, Standby, Unrecorded};
 use crate::store::{LINKS, PENDING, View};
-use crate::tree::Tree;
+use crate::tree::{ALTERNATES_DEPTH_MAX, Tree};
 
 const LOOSE_REFERENCES: [&[u8]; 2] = [b"refs", b"stash-refs"];
 const PACKED_REFERENCES: [&[u8]; 2] = [b"packed-refs", b"stash-packed-refs"];
@@ -31,6 +34,8 @@ struct Check<'a, D: Disk> {
     pending: View,
     now: Tree<'a, D>,
     next: Tree<'a, D>,
+    /// Repositories that were incomplete before, and that the changeset says nothing of.
+    kept: BTreeSet<Repository>,
 }
 
 /// Which repositories of the changeset can't change without another.
@@ -57,19 +62,22 @@ impl<D: Disk> Standby<D> {
             pending: self.store.view(PENDING)?,
             now: Tree::now(self, manifest),
             next: Tree::next(self, manifest, self.store.view(PENDING)?),
+            kept: self.incomplete_outside(changeset)?,
         };
         let mut losing = check.losing_repositories()?;
-        let mut ties = None;
-        if !losing.is_empty() {
-            let found = check.ties()?;
-            while let Some((borrower, _)) = found.borrows.iter().find(|(b, lender)| losing.contains(lender) && !losing.contains(b)) {
-                losing.insert(borrower.clone());
-            }
-            ties = Some(found);
+        let ties = if losing.is_empty() { None } else { Some(check.ties()?) };
+        // LIMIT: alternates of alternates, as in git; each pass goes one further.
+        for _ in 0..ALTERNATES_DEPTH_MAX {
+            let borrows = ties.iter().flat_map(|ties| &ties.borrows);
+            let more: Vec<_> = borrows.filter(|(_, lender)| losing.contains(lender)).map(|(borrower, _)| borrower.clone()).collect();
+            losing.extend(more);
         }
         let mut incomplete = BTreeSet::new();
         for at in check.changed_repositories()?.union(&losing) {
-            if check.next.is_repository(at.0, &at.1)?
+            if check.kept.contains(at) {
+                tracing::error!(repository = %at.1, "what it borrows from loses objects while it is incomplete; both stay as they are");
+                incomplete.insert(at.clone());
+            } else if check.next.is_repository(at.0, &at.1)?
                 && let Some(missing) = check.missing(at, losing.contains(at))?
             {
                 tracing::error!(repository = %at.1, object = %missing, "a reference names an object that was neither sent nor there, or that goes; the repository stays as it is");
@@ -131,11 +139,12 @@ impl<D: Disk> Check<'_, D> {
         Ok(objects.map(|_| path.clone()))
     }
 
-    /// The repositories of the changeset that are tied to others.
+    /// The repositories of the changeset, and the kept ones, that are tied to others.
     fn ties(&self) -> Result<Ties, StandbyError> {
         let mut ties = Ties::default();
-        for at in &self.touched_repositories()? {
-            for alternate in self.next.alternates(at)? {
+        for at in self.touched_repositories()?.union(&self.kept) {
+            // By what it has too: that is what it borrows by if it stays as it is.
+            for alternate in self.next.alternates(at)?.into_iter().chain(self.now.alternates(at)?) {
                 if let Alternate::Replicated(lender) = alternate {
                     ties.borrows.push((at.clone(), lender));
                 }
@@ -201,12 +210,22 @@ impl<D: Disk> Check<'_, D> {
     fn named_by_changes(&self, at: &Repository) -> Result<BTreeSet<ObjectId>, StandbyError> {
         let (root, repository) = at;
         let mut wanted = BTreeSet::new();
-        self.each_loose(at, &mut |path, id| {
-            if self.pending.pending(*root, path)?.is_some_and(|row| is_brought(&row)) {
-                wanted.insert(id);
+        let mut loose = |path: &RelPath, row: &PendingRow| -> Result<(), StandbyError> {
+            if is_brought(row) {
+                wanted.extend(self.loose(*root, path)?);
             }
             Ok(())
-        })?;
+        };
+        if let Ok(head) = repository.join(b"HEAD")
+            && let Some(row) = self.pending.pending(*root, &head)?
+        {
+            loose(&head, &row)?;
+        }
+        for name in LOOSE_REFERENCES {
+            if let Ok(dir) = repository.join(name) {
+                self.pending.for_each_below(*root, &dir, &mut |_, path, row| loose(&path, &row).map(|()| true))?;
+            }
+        }
         for name in PACKED_REFERENCES {
             let Ok(path) = repository.join(name) else { continue };
             if self.pending.pending(*root, &path)?.is_some_and(|row| is_brought(&row)) {
@@ -223,38 +242,33 @@ impl<D: Disk> Check<'_, D> {
 
     /// The objects that all references name.
     fn named(&self, at: &Repository) -> Result<BTreeSet<ObjectId>, StandbyError> {
+        let (root, repository) = at;
         let mut wanted = BTreeSet::new();
-        self.each_loose(at, &mut |_, id| {
-            wanted.insert(id);
-            Ok(())
-        })?;
+        if let Ok(head) = repository.join(b"HEAD") {
+            wanted.extend(self.loose(*root, &head)?);
+        }
+        for name in LOOSE_REFERENCES {
+            if let Ok(dir) = repository.join(name) {
+                self.next.for_each_file_below(*root, &dir, &mut |path| {
+                    wanted.extend(self.loose(*root, path)?);
+                    Ok(())
+                })?;
+            }
+        }
         for name in PACKED_REFERENCES {
-            if let Ok(path) = at.1.join(name) {
+            if let Ok(path) = repository.join(name) {
                 wanted.append(&mut self.unshadowed(at, &path)?);
             }
         }
         Ok(wanted)
     }
 
-    fn each_loose(&self, at: &Repository, each: &mut EachLoose<'_>) -> Result<(), StandbyError> {
-        let (root, repository) = at;
-        let mut one = |path: &RelPath| -> Result<(), StandbyError> {
-            if let Some(content) = self.next.content(*root, path)?
-                && let Ok(Reference::Object(id)) = parse_loose(&content)
-            {
-                each(path, id)?;
-            }
-            Ok(())
-        };
-        if let Ok(head) = repository.join(b"HEAD") {
-            one(&head)?;
-        }
-        for name in LOOSE_REFERENCES {
-            if let Ok(dir) = repository.join(name) {
-                self.next.for_each_file_below(*root, &dir, &mut one)?;
-            }
-        }
-        Ok(())
+    /// The object that a loose reference names.
+    fn loose(&self, root: RootId, path: &RelPath) -> Result<Option<ObjectId>, StandbyError> {
+        Ok(self.next.content(root, path)?.and_then(|content| match parse_loose(&content) {
+            Ok(Reference::Object(id)) => Some(id),
+            _ => None,
+        }))
     }
 
     /// The objects of packed references that aren't loose too: a packed value behind a loose one means nothing, git keeps no
@@ -272,9 +286,6 @@ impl<D: Disk> Check<'_, D> {
         Ok(found)
     }
 }
-
-/// Takes each loose reference: its path, and the object.
-type EachLoose<'a> = dyn FnMut(&RelPath, ObjectId) -> Result<(), StandbyError> + 'a;
 
 /// Whether a row brings a file with other content.
 fn is_brought(row: &PendingRow) -> bool {

@@ -18,7 +18,7 @@ use crate::standby::Standby;
 use crate::store::View;
 
 /// LIMIT: alternates of alternates, as in git.
-const ALTERNATES_DEPTH_MAX: usize = 5;
+pub(crate) const ALTERNATES_DEPTH_MAX: usize = 5;
 /// LIMIT: bytes of a loose reference, or of an alternates file, that are read.
 const SMALL_BYTES_MAX: usize = 1 << 20;
 

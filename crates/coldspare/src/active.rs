@@ -46,8 +46,11 @@ pub(crate) use start::run;
 const REFUSALS_MAX: u32 = 5;
 /// How often `--once` shows how far it is.
 const SHOW_EVERY: Duration = Duration::from_millis(200);
-/// How often repositories that the standby found incomplete are tried once more.
-const RETRY_INCOMPLETE_EVERY: Duration = Duration::from_secs(60);
+/// How long until repositories that the standby found incomplete are tried once more, at first; it doubles each time, since
+/// what is new in them is sent again.
+const RETRY_INCOMPLETE_MIN: Duration = Duration::from_secs(60);
+/// The longest that becomes.
+const RETRY_INCOMPLETE_MAX: Duration = Duration::from_secs(3600);
 /// Longer than any daemon runs.
 const NEVER_SECONDS: u64 = u32::MAX as u64;
 /// LIMIT: events that wait.
@@ -110,8 +113,9 @@ struct Active {
     watch_why: Option<String>,
     /// Goes over the home beside the cycles; none without a watch.
     prover: Option<Prover>,
-    /// When repositories that the standby found incomplete are tried once more.
+    /// When repositories that the standby found incomplete are tried once more, and how long after the last time.
     retry_at: Instant,
+    retry_after: Duration,
     /// For `--once` on a terminal.
     bar: Option<Bar>,
 }
@@ -186,7 +190,7 @@ impl Active {
         let now = Instant::now();
         let callers = self.waiting.values().filter_map(|w| w.deadline).map(|at| at.saturating_duration_since(now)).min();
         let show = self.bar.as_ref().map(|_| SHOW_EVERY);
-        let retry = self.capture.held.incomplete().first().map(|_| self.retry_at.saturating_duration_since(now));
+        let retry = self.capture.held.has_incomplete().then(|| self.retry_at.saturating_duration_since(now));
         machine.into_iter().chain(callers).chain(show).chain(retry).min().unwrap_or(Duration::from_secs(60))
     }
 
@@ -205,10 +209,12 @@ impl Active {
                 let _ = reply.try_send(Reply::failed(&Failure::unreachable(message)));
             }
         }
-        if self.retry_at <= now && self.follow.is_up() {
-            self.retry_incomplete();
+        if !self.capture.held.has_incomplete() {
+            self.retry_after = RETRY_INCOMPLETE_MIN;
+            self.retry_at = now + self.retry_after;
         } else if self.retry_at <= now {
-            self.retry_at = now + RETRY_INCOMPLETE_EVERY;
+            self.retry_after = (self.retry_after * 2).min(RETRY_INCOMPLETE_MAX);
+            self.retry_incomplete();
         }
         self.input(Input::Tick);
     }
@@ -293,7 +299,9 @@ impl Active {
             ToActive::Acked { seq, as_of_ms } => {
                 self.literal.clear();
                 if self.capture.held.acknowledged() {
-                    self.retry_incomplete(); // the others may have waited for the same
+                    // The others may have waited for the same.
+                    self.retry_after = RETRY_INCOMPLETE_MIN;
+                    self.retry_incomplete();
                 }
                 self.tell_held_back();
                 self.refusals = 0;
@@ -324,7 +332,7 @@ impl Active {
     }
 
     fn retry_incomplete(&mut self) {
-        self.retry_at = Instant::now() + RETRY_INCOMPLETE_EVERY;
+        self.retry_at = Instant::now() + self.retry_after;
         self.capture.retry_incomplete();
         self.hinted();
     }

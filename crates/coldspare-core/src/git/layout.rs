@@ -207,6 +207,11 @@ pub fn possible_repositories(path: &RelPath) -> Vec<RelPath> {
 /// The file of a repository that names the folders that it borrows objects from.
 pub const ALTERNATES: &[u8] = b"objects/info/alternates";
 
+/// The repository whose [`ALTERNATES`] a path is.
+pub fn borrower(path: &RelPath) -> Option<RelPath> {
+    path.ancestors().find(|base| path.below(base) == Some(ALTERNATES))
+}
+
 /// Entries of a repository's own folder that hold references.
 pub const REFERENCE_NAMES: [&[u8]; 6] = [b"HEAD", b"packed-refs", b"stash-packed-refs", b"refs", b"stash-refs", b"reftable"];
 
@@ -266,6 +271,15 @@ mod tests {
 
     fn check(p: &str, expected: Part) {
         assert_eq!(part(&path(p)), expected, "{p}");
+    }
+
+    #[test]
+    fn alternates_are_of_the_repository_that_they_are_in() {
+        let of = |path: &str| borrower(&RelPath::new(path.as_bytes()).unwrap()).map(|base| base.to_string());
+        assert_eq!(of("a/r/objects/info/alternates"), Some("a/r".into()));
+        assert_eq!(of("objects/info/alternates"), Some(String::new()));
+        assert_eq!(of("a/xobjects/info/alternates"), None);
+        assert_eq!(of("a/r/objects/info"), None);
     }
 
     #[test]

@@ -13,10 +13,9 @@ use coldspare_core::follow::{Effect, Extent, Follow, FollowConfig, Input, Scope,
 use coldspare_core::intake::End;
 use coldspare_core::{Epoch, NodeId, RelPath, RootId, Seq, SessionId};
 use coldspare_os::Disk;
-use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, HeldBack, Report, Root, Work};
+use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Root, Work};
 use coldspare_scan::dirty::{Hint, Hints};
 use coldspare_scan::index::Index;
-use coldspare_scan::proof::Turns;
 use coldspare_scan::watch::Watch;
 
 use super::fuse::{Death, Fuse, StoreCopy, StoreFile};
@@ -205,17 +204,7 @@ impl World {
         let deliver = move || told.upgrade().into_iter().for_each(|told| lock(&told).deliver(usize::MAX));
         let watch = Some(Watch::told(vec![path], deliver));
         let disk = active.disk.clone();
-        let capture = Arc::new(Capture {
-            disk,
-            roots,
-            index,
-            watch,
-            held: HeldBack::default(),
-            turns: Turns::default(),
-            under_way: Mutex::default(),
-            pool,
-            zstd_level: 1,
-        });
+        let capture = Arc::new(Capture::new(disk, roots, index, watch, pool, 1));
         lock(&active.told).capture = Some(capture.clone());
         active.daemon = Some(Daemon {
             capture,
@@ -406,8 +395,12 @@ impl World {
                 if !std::mem::take(&mut daemon.must_ask) {
                     daemon.certainty = Certainty::Sure;
                 }
+                if daemon.capture.held.acknowledged() {
+                    daemon.capture.retry_incomplete();
+                }
                 self.tell(|| format!("active: {seq} is acknowledged"));
                 self.active_input(Input::Acked { seq });
+                self.hinted();
                 if let Some(daemon) = self.active.daemon.as_mut().filter(|d| d.follow.last_acked() == seq) {
                     daemon.taken = None;
                 }

@@ -15,10 +15,9 @@ use coldspare_core::{
 };
 use coldspare_delta::{Packed, unpack};
 use coldspare_os::{Disk, FileKind};
-use coldspare_scan::capture::{Capture, Certainty, Closed, Cycle, FilePart, HeldBack, Outlet, Root, Work};
+use coldspare_scan::capture::{Capture, Certainty, Closed, Cycle, FilePart, Outlet, Root, Work};
 use coldspare_scan::dirty::Hint;
 use coldspare_scan::index::Index;
-use coldspare_scan::proof::Turns;
 use coldspare_scan::watch::Watch;
 use coldspare_sim::model::{CallKind, Fault, ModelDisk, ModelStore, Order, StoreImage};
 use coldspare_standby::{RootSetup, Standby, StandbyError, Store};
@@ -139,17 +138,7 @@ fn capture(disk: &ModelDisk) -> Capture<ModelDisk> {
     let root = Root { path: path.clone(), dir: disk.open_root(&path).unwrap(), exclude: Exclude::new::<&str>([]).unwrap() };
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let index = Index::open_in(ModelStore::default()).unwrap();
-    Capture {
-        disk: disk.clone(),
-        roots: vec![root],
-        index,
-        watch: None,
-        held: HeldBack::default(),
-        turns: Turns::default(),
-        under_way: Mutex::default(),
-        pool,
-        zstd_level: 1,
-    }
+    Capture::new(disk.clone(), vec![root], index, None, pool, 1)
 }
 
 fn standby(disk: &ModelDisk) -> Standby<ModelDisk> {

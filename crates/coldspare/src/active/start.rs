@@ -9,9 +9,8 @@ use coldspare_core::control::{ControlRecord, Role, Session};
 use coldspare_core::follow::{Follow, FollowConfig};
 use coldspare_core::{NodeId, SessionId};
 use coldspare_os::{Disk, RealDisk};
-use coldspare_scan::capture::{Capture, Certainty, HeldBack, Root};
+use coldspare_scan::capture::{Capture, Certainty, Root};
 use coldspare_scan::index::{Index, IndexError};
-use coldspare_scan::proof::Turns;
 use coldspare_scan::watch::{Backend, Watch, WatchedRoot};
 use tokio::sync::mpsc;
 
@@ -147,7 +146,8 @@ async fn follow(
         wake,
         watch_why,
         prover,
-        retry_at: Instant::now() + super::RETRY_INCOMPLETE_EVERY,
+        retry_at: Instant::now() + super::RETRY_INCOMPLETE_MIN,
+        retry_after: super::RETRY_INCOMPLETE_MIN,
         bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
         config: config.clone(),
         state: state.clone(),
@@ -220,20 +220,7 @@ fn open_capture(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.send.threads).thread_name(|n| format!("capture-{n}")).build();
     let pool = pool.map_err(Failure::usage)?;
     let zstd_level = config.send.compression_level;
-    Ok((
-        Capture {
-            disk,
-            roots: opened,
-            index,
-            watch,
-            held: HeldBack::default(),
-            turns: Turns::default(),
-            under_way: std::sync::Mutex::default(),
-            pool,
-            zstd_level,
-        },
-        why,
-    ))
+    Ok((Capture::new(disk, opened, index, watch, pool, zstd_level), why))
 }
 
 /// Starts the helper of fanotify where that is wanted, and gives its privilege up; or says why there is none.
