@@ -277,7 +277,7 @@ mod tests {
     fn alternates_are_of_the_repository_that_they_are_in() {
         let of = |path: &str| borrower(&RelPath::new(path.as_bytes()).unwrap()).map(|base| base.to_string());
         assert_eq!(of("a/r/objects/info/alternates"), Some("a/r".into()));
-        assert_eq!(of("objects/info/alternates"), Some(String::new()));
+        assert_eq!(of("objects/info/alternates"), Some(".".into()));
         assert_eq!(of("a/xobjects/info/alternates"), None);
         assert_eq!(of("a/r/objects/info"), None);
     }
