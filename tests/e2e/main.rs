@@ -19,6 +19,7 @@ mod recorder;
 mod references;
 mod refusals;
 mod relay;
+mod renames;
 mod sampler;
 mod seed;
 mod shortages;

@@ -66,6 +66,18 @@ pub enum Op {
         /// The empty path is the root itself.
         path: RelPath,
     },
+    /// The folder at `path`, with all below it, is at `to` afterwards.
+    ///
+    /// A changeset with such operations has no others but new folders, into which they go; no path of one operation is
+    /// within a path of another.
+    Rename {
+        /// The root that holds both.
+        root: RootId,
+        /// A folder that the baseline has.
+        path: RelPath,
+        /// A path that the baseline doesn't have; its folder is there, or comes with the changeset.
+        to: RelPath,
+    },
 }
 
 /// What a changeset amounted to; both ends count for themselves and compare.
@@ -88,6 +100,9 @@ pub enum OpError {
     /// The root itself is to be deleted.
     #[error("the root itself can't be deleted")]
     DeleteRoot,
+    /// A folder is to be renamed into itself, or to what is above it.
+    #[error("a folder can't be renamed into itself, nor to what it is in")]
+    RenameWithin,
     /// The content's source doesn't fit the kind of entry.
     #[error("content where there can be none, or none where there must be")]
     Content,
@@ -115,21 +130,22 @@ impl Op {
                 Ok(())
             }
             Op::Delete { path, .. } if path.is_root() => Err(OpError::DeleteRoot),
-            Op::Delete { .. } | Op::Keep { .. } => Ok(()),
+            Op::Rename { path, to, .. } if path.is_within(to) || to.is_within(path) => Err(OpError::RenameWithin),
+            Op::Delete { .. } | Op::Keep { .. } | Op::Rename { .. } => Ok(()),
         }
     }
 
     /// The root that holds the path.
     pub fn root(&self) -> RootId {
         match self {
-            Op::Put { root, .. } | Op::Delete { root, .. } | Op::Keep { root, .. } => *root,
+            Op::Put { root, .. } | Op::Delete { root, .. } | Op::Keep { root, .. } | Op::Rename { root, .. } => *root,
         }
     }
 
-    /// The path.
+    /// The path, for a folder that is renamed the old one.
     pub fn path(&self) -> &RelPath {
         match self {
-            Op::Put { path, .. } | Op::Delete { path, .. } | Op::Keep { path, .. } => path,
+            Op::Put { path, .. } | Op::Delete { path, .. } | Op::Keep { path, .. } | Op::Rename { path, .. } => path,
         }
     }
 }
@@ -183,5 +199,15 @@ mod tests {
         check(put(0, &Body::Dir, ContentRef::None), Ok(()));
         check(put(0, &Body::Dir, ContentRef::Inline), Err(OpError::Content));
         check(Op::Delete { root: RootId(0), path: RelPath::root() }, Err(OpError::DeleteRoot));
+        let rename = |from: &str, to: &str| {
+            let path = |s: &str| RelPath::new(s.as_bytes()).unwrap();
+            Op::Rename { root: RootId(0), path: path(from), to: path(to) }
+        };
+        check(rename("a", "b"), Ok(()));
+        check(rename("a", "ab"), Ok(()));
+        check(rename("a", "a/b"), Err(OpError::RenameWithin));
+        check(rename("a/b", "a"), Err(OpError::RenameWithin));
+        check(rename("a", "a"), Err(OpError::RenameWithin));
+        check(rename("", "a"), Err(OpError::RenameWithin));
     }
 }

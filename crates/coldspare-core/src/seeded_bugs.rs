@@ -112,6 +112,8 @@ mod switch {
         UnnamedStays,
         /// Objects are captured before references.
         ObjectsBeforeReferences,
+        /// What names objects, and is no reference, is captured after them.
+        MentionsAfterObjects,
         /// References are not compared with what they are after they were read.
         ReferencesOfTwoInstants,
         /// A file that changes while it is read is taken as read.
@@ -146,6 +148,8 @@ mod switch {
         UnseenLossesAreNotNoted,
         /// Objects go from the standby though references changed since.
         RemovedObjectsAreNotKept,
+        /// Renamed folders go first, whatever else was captured and not acknowledged.
+        RenamesLeaveWhatIsOwed,
         /// A number of a changeset is used twice.
         NumbersAreUsedTwice,
     }

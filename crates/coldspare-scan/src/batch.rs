@@ -222,6 +222,7 @@ fn inline_bytes(op: &Op) -> usize {
 fn op_bytes(op: &Op) -> usize {
     let extra = match op {
         Op::Delete { .. } | Op::Keep { .. } => 0,
+        Op::Rename { to, .. } => to.as_bytes().len(),
         Op::Put { entry, .. } => {
             let body = match &entry.body {
                 Body::Symlink { target } => target.len(),

@@ -1,7 +1,7 @@
 //! One cycle of capture: looks at what may have changed, compares it with the index, hands over what did.
 //!
-//! The order is git's, over all repositories at once: references, then, after a barrier of the watch, loose objects,
-//! packs, what is derived from them, and everything else. git writes objects before the references that need them, so
+//! The order is git's, over all repositories at once: references and what else names objects, then, after a barrier of the
+//! watch, loose objects, packs, what is derived from them, and everything else. git writes objects before the references that need them, so
 //! that all that a captured reference needs is on disk, and among the hints, when the objects are read (G2). A
 //! repository that changes under the capture is left, whole, to the next cycle.
 //!
@@ -264,12 +264,22 @@ impl<D: Disk> Capture<D> {
                     run.defer(CapturePass::Rest, Visit::deep(root_id(number), RelPath::root()));
                 }
             }
+            Work::Hinted if run.renames(taken)? => {
+                if let Some(watch) = &self.watch {
+                    watch.dirty().restore(taken.clone());
+                }
+                run.is_left.store(true, Ordering::Relaxed);
+                return Ok(());
+            }
             Work::Hinted => run.route(&taken.dirs, When::First)?,
         }
         if seeded_bug!(ObjectsBeforeReferences) {
             [CapturePass::LooseObjects, CapturePass::Packs].into_iter().try_for_each(|pass| run.pass(pass))?;
         }
         run.references(taken)?;
+        if !seeded_bug!(MentionsAfterObjects) {
+            run.pass(CapturePass::Mentions)?;
+        }
         let watch = self.watch.as_ref().filter(|_| work == Work::Hinted && !run.units.is_empty());
         if let Some(watch) = watch {
             // The barrier behind the references brought every event that came before they were read.
@@ -285,6 +295,9 @@ impl<D: Disk> Capture<D> {
         }
         run.revisit_derived();
         run.pass(CapturePass::Derived)?;
+        if seeded_bug!(MentionsAfterObjects) {
+            run.pass(CapturePass::Mentions)?;
+        }
         run.pass(CapturePass::Rest)?;
         run.capture_linked()
     }
@@ -392,9 +405,10 @@ fn root_id(number: usize) -> RootId {
     RootId(u8::try_from(number).expect("roots are few"))
 }
 
-/// Whether a hint, by its shape, tells of no reference.
+/// Whether a hint, by its shape, tells of nothing that was read before objects.
 fn is_no_reference(dir: &RelPath, name: Option<&[u8]>) -> bool {
-    let is_reference = |path: &RelPath| matches!(git::part(path), Part::LooseRef | Part::PackedRefs | Part::Head);
+    let mentions = |path: &RelPath| path.components().any(|name| git::MENTIONING_NAMES.contains(&name));
+    let is_reference = |path: &RelPath| matches!(git::part(path), Part::LooseRef | Part::PackedRefs | Part::Head) || mentions(path);
     match name {
         None => !is_reference(dir),
         Some(name) => dir.join(name).is_ok_and(|path| !is_reference(&path)),

@@ -30,7 +30,7 @@ impl<D: Disk> Run<'_, D> {
         let disk = &self.capture.disk;
         // What can't be listed is reported by the pass that has to read it.
         let Ok(listed) = disk.open_dir(&self.root(root).dir, dir.as_bytes()).and_then(|open| disk.list(&open)) else { return };
-        if git::is_repository(listed.iter().map(|l| &l.name[..])) {
+        if git::is_repository(listed.iter().map(|l| (&l.name[..], kind_of(l.kind)))) {
             return self.register_full((root, dir));
         }
         for Listed { name, kind } in listed {
@@ -56,6 +56,8 @@ impl<D: Disk> Run<'_, D> {
         let names = git::REFERENCE_NAMES.iter().map(|name| ((*name).into(), Hint::Replaced)).collect();
         let references = Visit { root, path: path.clone(), what: What::Names(names) };
         self.defer(CapturePass::References, references);
+        let names = git::MENTIONING_NAMES.iter().map(|name| ((*name).into(), Hint::Replaced)).collect();
+        self.defer(CapturePass::Mentions, Visit { root, path: path.clone(), what: What::Names(names) });
         if let Ok(objects) = path.join(b"objects") {
             self.defer(CapturePass::LooseObjects, Visit { root, path: objects, what: What::Deep });
         }
@@ -177,7 +179,8 @@ impl<D: Disk> Run<'_, D> {
     pub(crate) fn is_repository(&self, root: RootId, base: &RelPath) -> bool {
         let disk = &self.capture.disk;
         let Ok(dir) = disk.open_dir(&self.root(root).dir, base.as_bytes()) else { return false };
-        git::is_repository([&b"HEAD"[..], b"objects", b"refs"].into_iter().filter(|name| disk.stat(&dir, name).is_ok()))
+        let kind = |name: &'static [u8]| disk.stat(&dir, name).ok().map(|stat| (name, kind_of(stat.kind)));
+        git::is_repository([&b"HEAD"[..], b"objects", b"refs"].into_iter().filter_map(kind))
     }
 
     /// Folders that may have come with a hint hold repositories that nobody was told of.
@@ -217,6 +220,15 @@ impl<D: Disk> Run<'_, D> {
         let disk = &self.capture.disk;
         let dir = disk.open_dir(&self.root(root).dir, path.parent_bytes());
         dir.and_then(|dir| disk.stat(&dir, path.name())).is_ok_and(|stat| stat.kind == FileKind::Dir)
+    }
+}
+
+/// As git's rules ask for it.
+pub(crate) fn kind_of(kind: FileKind) -> git::Kind {
+    match kind {
+        FileKind::Dir => git::Kind::Folder,
+        FileKind::File => git::Kind::File,
+        _ => git::Kind::Other,
     }
 }
 

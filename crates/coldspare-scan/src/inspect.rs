@@ -132,7 +132,7 @@ impl<D: Disk> Run<'_, D> {
                 let promise = inside.strip_prefix(b"objects/").and_then(Promise::of_object);
                 promise.map_or(Inspect::Nothing, Inspect::Object)
             }
-            CapturePass::Derived | CapturePass::Rest => Inspect::Nothing,
+            CapturePass::Mentions | CapturePass::Derived | CapturePass::Rest => Inspect::Nothing,
         }
     }
 

@@ -23,6 +23,7 @@ mod links;
 pub mod proof;
 mod read;
 mod references;
+mod rename;
 mod run;
 mod settle;
 mod unit;

@@ -261,7 +261,7 @@ impl<'a, D: Disk> Run<'a, D> {
             match CapturePass::of(path.below(&unit.at.1).unwrap_or_default()) {
                 CapturePass::References => unit.hold_reference(),
                 CapturePass::LooseObjects | CapturePass::Packs => unit.hold(&format!("{path}: {detail}")),
-                CapturePass::Derived | CapturePass::Rest => {}
+                CapturePass::Mentions | CapturePass::Derived | CapturePass::Rest => {}
             }
         }
         self.capture.held.hold(Problem { root, path: path.clone(), kind, detail });

@@ -18,7 +18,7 @@ use coldspare_os::{Disk, FileKind, Stat};
 use crate::batch::Builder;
 use crate::capture::CaptureError;
 use crate::dirty::{Hint, Names};
-use crate::discover::join;
+use crate::discover::{join, kind_of};
 use crate::index::{Row, State, Witness};
 use crate::links::is_linked;
 use crate::read::{Outcome, is_racy};
@@ -45,7 +45,7 @@ pub(crate) enum What {
 
 /// Whether the standby has a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+pub(crate) enum Standing {
     /// It has, or will have.
     Known,
     /// It may not.
@@ -174,7 +174,7 @@ impl<D: Disk> Run<'_, D> {
             }
         };
         let unit = self.units.of(root, &path);
-        if unit.is_none() && git::is_repository(listed.iter().map(|(name, _)| &name[..])) {
+        if unit.is_none() && git::is_repository(listed.iter().map(|(name, stat)| (&name[..], kind_of(stat.kind)))) {
             // RACE: a repository that appeared since they were looked for; its references were not read before its
             // objects. Worst case: it comes with the next changeset.
             self.keep(root, &path);
@@ -375,7 +375,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// The path of an entry, when it is replicated at all.
-    fn carried(&self, root: RootId, dir_path: &RelPath, name: &[u8], stat: &Stat) -> Option<RelPath> {
+    pub(crate) fn carried(&self, root: RootId, dir_path: &RelPath, name: &[u8], stat: &Stat) -> Option<RelPath> {
         let path = match dir_path.join(name) {
             Ok(path) => path,
             Err(PathError::Control) => return None,
@@ -470,7 +470,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// A directory that is looked at: whether the standby has it, or will have it with this changeset.
-    fn consider_dir(&self, own: Candidate, unit: Option<&Unit>, builder: &mut Builder) -> Result<Standing, CaptureError> {
+    pub(crate) fn consider_dir(&self, own: Candidate, unit: Option<&Unit>, builder: &mut Builder) -> Result<Standing, CaptureError> {
         let key = (own.root, own.path.clone());
         if let Some(row) = &own.row
             && row.version <= self.acked

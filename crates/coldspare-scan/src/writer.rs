@@ -18,6 +18,8 @@ pub(crate) enum Change {
     /// Something of a path, or below it, could not be handed over: what the standby doesn't have up to `acked` has to be
     /// handed over later, whatever is acknowledged until then.
     Unsent { root: RootId, path: RelPath, acked: Seq },
+    /// A folder is at another path, with all below it.
+    Renamed { root: RootId, from: RelPath, to: RelPath, version: Seq },
     /// A path and all below it are gone.
     Gone { root: RootId, path: RelPath, version: Seq },
     /// The names of a file that has several.
@@ -29,6 +31,7 @@ impl Change {
     pub(crate) fn path(&self) -> Option<(RootId, &RelPath)> {
         match self {
             Change::Put { root, path, .. } | Change::Unsent { root, path, .. } | Change::Gone { root, path, .. } => Some((*root, path)),
+            Change::Renamed { root, from, .. } => Some((*root, from)),
             Change::Names { .. } => None,
         }
     }
@@ -125,11 +128,7 @@ pub(crate) fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Resul
                 let key = key::encode(root, &path);
                 let old = rows.insert(key.as_slice(), row.encode().as_slice())?.and_then(|old| Row::decode(old.value()).ok());
                 match old {
-                    Some(Row { state: State::Gone, .. }) => {
-                        // Rows below it that are gone are found through those above them.
-                        keep_gone_below(&rows, &mut gone, root, &path, row.version)?;
-                        gone.remove(key.as_slice())?;
-                    }
+                    Some(Row { state: State::Gone, .. }) => is_back(&rows, &mut gone, root, &path, row.version)?,
                     Some(old) if old.is_dir() && !row.is_dir() => {
                         gone.insert(key.as_slice(), row.version.0)?;
                         let below = keys_below(&rows, root, &path)?;
@@ -142,6 +141,10 @@ pub(crate) fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Resul
                     Chunks::None => drop(chunk_lists.remove(key.as_slice())?),
                     Chunks::Are(list) => drop(chunk_lists.insert(key.as_slice(), list.as_slice())?),
                 }
+            }
+            Change::Renamed { root, from, to, version } => {
+                let mut tables = Tables { rows: &mut rows, chunk_lists: &mut chunk_lists, gone: &mut gone };
+                rename(&mut tables, root, &from, &to, version)?;
             }
             Change::Gone { root, path, version } => {
                 let mut keys = vec![key::encode(root, &path)];
@@ -196,14 +199,66 @@ fn bury(rows: &mut Rows<'_>, chunk_lists: &mut Rows<'_>, keys: Vec<Vec<u8>>, ver
     Ok(())
 }
 
-/// A directory that was gone is back: each entry of it that isn't is a removal of its own from now on.
-fn keep_gone_below(
+/// The tables that tell what is where.
+struct Tables<'a, 'txn> {
+    rows: &'a mut Rows<'txn>,
+    chunk_lists: &'a mut Rows<'txn>,
+    gone: &'a mut redb::Table<'txn, &'static [u8], u64>,
+}
+
+/// LIMIT: rows of a renamed folder that are held in memory.
+const RENAMED_AT_ONCE: usize = 10_000;
+
+/// Moves what is known of a folder, and of all below it, to another path.
+fn rename(tables: &mut Tables<'_, '_>, root: RootId, from: &RelPath, to: &RelPath, version: Seq) -> Result<(), redb::Error> {
+    let own = key::encode(root, from);
+    tables.gone.insert(own.as_slice(), version.0)?;
+    let mut own_end = own.clone();
+    own_end.push(0);
+    for range in [own..own_end, key::children(root, from), key::deeper(root, from)] {
+        let mut start = range.start;
+        loop {
+            let mut some = Vec::new();
+            for row in tables.rows.range(start.as_slice()..range.end.as_slice())?.take(RENAMED_AT_ONCE) {
+                let (key, value) = row?;
+                some.push((key.value().to_vec(), Row::decode(value.value()).map_err(redb::Error::Corrupted)?));
+            }
+            let Some((last, _)) = some.last() else { break };
+            start.clone_from(last);
+            start.push(0); // the next key
+            for (old_key, row) in some {
+                let Ok((_, path)) = key::decode(&old_key) else { continue };
+                let Ok(new_path) = to.join_path(path.below(from).unwrap_or_default()) else { continue };
+                if matches!(row.state, State::Present { .. }) {
+                    let new_key = key::encode(root, &new_path);
+                    let row = Row { version, ..row };
+                    let was =
+                        tables.rows.insert(new_key.as_slice(), row.encode().as_slice())?.and_then(|old| Row::decode(old.value()).ok());
+                    if matches!(was, Some(Row { state: State::Gone, .. })) {
+                        is_back(tables.rows, tables.gone, root, &new_path, version)?;
+                    }
+                    let chunks = tables.chunk_lists.remove(old_key.as_slice())?.map(|list| list.value().to_vec());
+                    if let Some(list) = chunks {
+                        tables.chunk_lists.insert(new_key.as_slice(), list.as_slice())?;
+                    }
+                }
+                tables.rows.insert(old_key.as_slice(), Row { version, state: State::Gone }.encode().as_slice())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A path that was gone is back: each entry below it that isn't is a removal of its own from now on, since what is gone is
+/// found through what is above it.
+fn is_back(
     rows: &Rows<'_>,
     gone: &mut redb::Table<'_, &'static [u8], u64>,
     root: RootId,
     path: &RelPath,
     version: Seq,
 ) -> Result<(), redb::Error> {
+    gone.remove(key::encode(root, path).as_slice())?;
     let range = key::children(root, path);
     for row in rows.range(range.start.as_slice()..range.end.as_slice())? {
         let (key, value) = row?;

@@ -140,10 +140,15 @@ impl Pair {
     /// # Errors
     /// As [`Pair::cycle`].
     pub fn follow(&mut self, work: Work) -> Result<Report, Stopped> {
-        match self.standby().applied() {
-            Some(applied) => self.cycle(work, Baseline::Delta(applied.seq), Certainty::Sure),
-            None => self.cycle(Work::Everything, Baseline::Full, Certainty::Ask),
+        let mut report = match self.standby().applied() {
+            Some(applied) => self.cycle(work, Baseline::Delta(applied.seq), Certainty::Sure)?,
+            None => self.cycle(Work::Everything, Baseline::Full, Certainty::Ask)?,
+        };
+        while report.is_left {
+            let acked = self.standby().applied().expect("it was acknowledged").seq;
+            report = self.cycle(Work::Hinted, Baseline::Delta(acked), Certainty::Sure)?;
         }
+        Ok(report)
     }
 
     /// Runs one cycle: capture, stage, finish, acknowledge.

@@ -93,9 +93,14 @@ fn try_once(pair: &mut Pair, chance: &mut Chance, committed: &mut Tree, baseline
         }
         _ => {}
     }
-    let before = pair.standby().applied();
+    let mut before = pair.standby().applied();
     let new = pair.active_tree();
-    let ended = pair.cycle(work, baseline, certainty);
+    let mut ended = pair.cycle(work, baseline, certainty);
+    while ended.as_ref().is_ok_and(|report| report.is_left) {
+        // A changeset of renamed folders: the rest comes with the next one.
+        (*committed, before) = (pair.standby_tree(), pair.standby().applied());
+        ended = pair.follow(Work::Hinted);
+    }
     let done = ended.is_ok();
     if let Err(Stopped::Standby(_)) = &ended {
         pair.kill_standby();

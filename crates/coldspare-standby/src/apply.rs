@@ -22,7 +22,7 @@ const TOUCHED_MAX: usize = 64;
 
 /// What has to be made durable.
 #[derive(Default)]
-struct Touched {
+pub(crate) struct Touched {
     paths: BTreeSet<(RootId, RelPath)>,
     is_many: bool,
     /// What leaves the tree here is kept.
@@ -35,7 +35,7 @@ struct Touched {
 }
 
 impl Touched {
-    fn add(&mut self, root: RootId, path: RelPath) {
+    pub(crate) fn add(&mut self, root: RootId, path: RelPath) {
         if !self.is_many {
             self.paths.insert((root, path));
             self.is_many = self.paths.len() > TOUCHED_MAX;
@@ -43,7 +43,7 @@ impl Touched {
     }
 
     /// Takes note that `entry` stands at `path` now, which may have come there by an exchange.
-    fn exchanged(&mut self, root: RootId, path: &RelPath, entry: &Entry) {
+    pub(crate) fn exchanged(&mut self, root: RootId, path: &RelPath, entry: &Entry) {
         self.add(root, path.parent().unwrap_or_else(RelPath::root));
         if entry.is_dir() {
             self.unsettled.insert((root, path.clone()));
@@ -92,6 +92,10 @@ impl<D: Disk> Standby<D> {
                 self.place(manifest, (root, path), entry, from, touched)
             }
             Action::Remove => self.remove(manifest, root, path, touched),
+            Action::Rename { from } => {
+                let Some(entry) = &row.entry else { return Ok(()) };
+                self.rename_in_tree(root, from, path, entry, touched)
+            }
             Action::Attributes => {
                 let Some(entry) = &row.entry else { return Ok(()) };
                 let dir = self.parent_of(root, path, touched)?;
@@ -233,7 +237,7 @@ impl<D: Disk> Standby<D> {
 
     /// The folder of `path`; made again where somebody removed it or put something else in its place, since what was
     /// committed has to be finished. Its attributes are set at the end.
-    fn parent_of(&self, root: RootId, path: &RelPath, touched: &mut Touched) -> Result<D::Dir, StandbyError> {
+    pub(crate) fn parent_of(&self, root: RootId, path: &RelPath, touched: &mut Touched) -> Result<D::Dir, StandbyError> {
         let held = &self.root(root).dir;
         let fail = || io("opening the folder of", path.as_bytes());
         match self.disk.open_dir(held, path.parent_bytes()) {
@@ -332,7 +336,7 @@ fn is_own(row: Option<&ManifestRow>, stat: &Stat) -> bool {
 }
 
 /// Whether an error says that a folder, or one above it, is missing or is none; symlinks on the way are `ELOOP`.
-fn is_no_folder(e: &std::io::Error) -> bool {
+pub(crate) fn is_no_folder(e: &std::io::Error) -> bool {
     matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || e.raw_os_error() == Some(ELOOP)
 }
 

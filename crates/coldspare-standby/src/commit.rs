@@ -51,6 +51,7 @@ impl<D: Disk> Standby<D> {
             self.remove_unnamed(&changeset)?;
         }
         let incomplete = self.take_back_incomplete(&changeset, &mut sync)?;
+        self.check_renames()?;
         if !seeded_bug!(FoldersAreNotChecked) {
             self.check_folders(&changeset)?;
         }
@@ -310,6 +311,7 @@ impl<D: Disk> Standby<D> {
         standing.committed = None;
         standing.applied = Some(applied);
         self.store.write(|txn| {
+            crate::rename::move_rows(txn)?;
             {
                 use redb::ReadableTable;
                 let pending = txn.open_table(PENDING)?;

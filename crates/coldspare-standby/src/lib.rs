@@ -20,6 +20,7 @@ mod error;
 mod keep;
 mod place;
 mod purge;
+mod rename;
 mod row;
 mod stage;
 mod standby;

@@ -151,7 +151,7 @@ impl Action {
     pub fn staged(&self) -> Option<&Staged> {
         match self {
             Action::Place { from } | Action::Carried { at: from } => Some(from),
-            Action::Attributes | Action::Record | Action::Remove => None,
+            Action::Attributes | Action::Record | Action::Remove | Action::Rename { .. } => None,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The records of the standby's store; their bytes are golden tests.
 
-use coldspare_core::Entry;
 use coldspare_core::control::Applied;
 use coldspare_core::git::FIRST_WAVE;
+use coldspare_core::{Entry, RelPath};
 use serde::{Deserialize, Serialize};
 
 /// One path of the manifest: what the standby's tree holds.
@@ -53,6 +53,11 @@ pub enum Action {
     Record,
     /// It goes, with all below it.
     Remove,
+    /// The folder comes here from where the tree has it, with all below it.
+    Rename {
+        /// Where the tree has it.
+        from: RelPath,
+    },
 }
 
 /// A place below a root's stage folder: `f/<name>`, or `t/<tree>[/…]`, as joined components.
@@ -91,6 +96,7 @@ mod tests {
         let place = Action::Place { from: Staged(b"f/1".to_vec()) };
         check(PendingRow { wave: 3, ..PendingRow::new(Some(entry), place, 7) }, &format!("01{file}010003662f310703"));
         check(PendingRow::new(None, Action::Remove, 0), "00040001");
+        check(PendingRow::new(None, Action::Rename { from: RelPath::new(*b"a").unwrap() }, 0), "000501610001");
         let applied = Applied { session: SessionId([1; 16]), seq: Seq(2), as_of_ms: 3 };
         let ones = "01".repeat(16);
         check(Standing { applied: Some(applied), committed: None, generation: 9 }, &format!("01{ones}02030009"));

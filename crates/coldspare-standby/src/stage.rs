@@ -46,6 +46,7 @@ impl<D: Disk> Standby<D> {
                     }
                 }
                 Op::Keep { root, path } => kept.push(key::encode(root, &path)),
+                Op::Rename { root, path, to } => staged.rows.push(self.stage_rename(&changeset, root, path, to)?),
                 Op::Put { root, path, entry, content } => {
                     let mut inline = &[][..];
                     if content == ContentRef::Inline {
@@ -314,10 +315,13 @@ pub(crate) fn insert_rows(txn: &redb::WriteTransaction, rows: Vec<(RootId, RelPa
         }
         if let Some(at) = order_of(&path, &row, &k) {
             order.insert(at.as_slice(), ())?;
+            let left = if let Action::Rename { from } = &row.action { Some(from) } else { None };
             if at[0] != git::ApplyRank::DirAttributes as u8 {
                 // Work in a folder changes its times: they are set again at the end.
-                let dir = key::encode(root, &path.parent().unwrap_or_else(RelPath::root));
-                order.insert(order_key(git::ApplyRank::DirAttributes, git::FIRST_WAVE, &dir).as_slice(), ())?;
+                for at in [Some(&path), left].into_iter().flatten() {
+                    let dir = key::encode(root, &at.parent().unwrap_or_else(RelPath::root));
+                    order.insert(order_key(git::ApplyRank::DirAttributes, git::FIRST_WAVE, &dir).as_slice(), ())?;
+                }
             }
         }
         pending.insert(k.as_slice(), codec::encode(&row).as_slice())?;
@@ -334,6 +338,7 @@ fn rank(path: &RelPath, row: &PendingRow) -> Option<git::ApplyRank> {
         Action::Attributes if is_dir => Some(git::ApplyRank::DirAttributes),
         Action::Attributes => Some(git::ApplyRank::of_put(path)),
         Action::Remove => Some(git::ApplyRank::of_delete(path)),
+        Action::Rename { .. } => Some(git::ApplyRank::Rename),
         Action::Carried { .. } | Action::Record => None,
     }
 }

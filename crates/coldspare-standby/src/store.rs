@@ -134,16 +134,18 @@ impl Store {
         run().map_err(|e| fail(&self.path)(e))
     }
 
+    /// Reads what is there now.
+    pub(crate) fn read<T>(&self, body: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>) -> Result<T, StandbyError> {
+        let run = || -> Result<T, redb::Error> { body(&self.db.begin_read()?) };
+        run().map_err(fail(&self.path))
+    }
+
     /// Where the standby stands.
     ///
     /// # Errors
     /// `Store`, `Damaged`.
     pub(crate) fn standing(&self) -> Result<Standing, StandbyError> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let table = self.db.begin_read()?.open_table(STANDING)?;
-            Ok(table.get("now")?.map(|v| v.value().to_vec()))
-        };
-        match read().map_err(fail(&self.path))? {
+        match self.read(|txn| Ok(txn.open_table(STANDING)?.get("now")?.map(|v| v.value().to_vec())))? {
             None => Ok(Standing::default()),
             Some(bytes) => self.decode(&bytes),
         }
@@ -175,8 +177,7 @@ impl Store {
 
     /// Whether a table of keys has none.
     pub(crate) fn is_empty(&self, table: TableDefinition<'static, Bytes, ()>) -> Result<bool, StandbyError> {
-        let read = || -> Result<_, redb::Error> { Ok(self.db.begin_read()?.open_table(table)?.is_empty()?) };
-        read().map_err(fail(&self.path))
+        self.read(|txn| Ok(txn.open_table(table)?.is_empty()?))
     }
 
     pub(crate) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, StandbyError> {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use coldspare_core::git::family::{Alternate, Repository, alternates};
 use coldspare_core::git::pack::{FANOUT_BYTES, Fanout, bucket_holds, hash_bytes};
 use coldspare_core::git::reference::PackedRefs;
-use coldspare_core::git::{ALTERNATES, ObjectId};
+use coldspare_core::git::{ALTERNATES, Kind, ObjectId, is_repository};
 use coldspare_core::{Body, Entry, RelPath, RootId};
 use coldspare_os::Disk;
 
@@ -150,13 +150,18 @@ impl<'a, D: Disk> Tree<'a, D> {
 
     /// Whether a folder is what git takes for a repository.
     pub(crate) fn is_repository(&self, root: RootId, path: &RelPath) -> Result<bool, StandbyError> {
+        let mut found = Vec::new();
         for name in [&b"HEAD"[..], b"objects", b"refs"] {
             let Ok(path) = path.join(name) else { return Ok(false) };
-            if self.entry(root, &path)?.is_none() {
-                return Ok(false);
-            }
+            let Some(entry) = self.entry(root, &path)? else { return Ok(false) };
+            let kind = match entry.body {
+                Body::Dir => Kind::Folder,
+                Body::File { .. } | Body::Hardlink { .. } => Kind::File,
+                Body::Symlink { .. } => Kind::Other,
+            };
+            found.push((name, kind));
         }
-        Ok(true)
+        Ok(is_repository(found.into_iter()))
     }
 
     /// The repositories that a repository borrows objects from.

@@ -58,6 +58,8 @@ pub enum ApplyRank {
     PackedRefs = 18,
     /// `HEAD`.
     Head = 19,
+    /// Folders that are at another path now, none of them git's; after the new folders that they go into.
+    Rename = 20,
     /// Removal of loose references, after the packed ones are there.
     DeleteRef = 30,
     /// Removal of what names packs and layers.
@@ -82,6 +84,8 @@ pub const FIRST_WAVE: u8 = 1;
 pub enum CapturePass {
     /// References of both namespaces, and `HEAD`.
     References,
+    /// What else names objects: reference logs, the index and `HEAD` of work trees, where a shallow history ends.
+    Mentions,
     /// Loose objects, after the references were read: all that those need is on disk by then.
     LooseObjects,
     /// Packs, after the loose objects: an object that moves from there to a pack meanwhile is met in one of the two.
@@ -174,8 +178,14 @@ impl ApplyRank {
 
 impl CapturePass {
     /// All of them, in their order.
-    pub const ALL: [CapturePass; 5] =
-        [CapturePass::References, CapturePass::LooseObjects, CapturePass::Packs, CapturePass::Derived, CapturePass::Rest];
+    pub const ALL: [CapturePass; 6] = [
+        CapturePass::References,
+        CapturePass::Mentions,
+        CapturePass::LooseObjects,
+        CapturePass::Packs,
+        CapturePass::Derived,
+        CapturePass::Rest,
+    ];
 
     /// When a path is captured; `inside` is the path below a repository, empty for the repository's own folder.
     pub fn of(inside: &[u8]) -> CapturePass {
@@ -184,6 +194,8 @@ impl CapturePass {
         match (first, second, third) {
             (b"refs" | b"stash-refs" | b"reftable", _, _) => CapturePass::References,
             (b"HEAD" | b"packed-refs" | b"stash-packed-refs", None, _) => CapturePass::References,
+            (name, None, _) if MENTIONING_NAMES.contains(&name) => CapturePass::Mentions,
+            (b"logs" | b"worktrees", _, _) => CapturePass::Mentions,
             (b"objects", Some(b"pack"), Some(name)) if name.starts_with(b"multi-pack-index") => CapturePass::Derived,
             (b"objects", Some(b"pack"), _) => CapturePass::Packs,
             (b"objects", Some(b"info"), None | Some(b"commit-graph" | b"commit-graphs")) => CapturePass::Derived,
@@ -198,7 +210,7 @@ impl CapturePass {
 pub fn possible_repositories(path: &RelPath) -> Vec<RelPath> {
     let mut out: Vec<RelPath> = path.ancestors().collect();
     out.push(path.clone());
-    let is_mark = |c: &[u8]| matches!(c, b"objects" | b"refs" | b"stash-refs" | b"reftable");
+    let is_mark = |c: &[u8]| matches!(c, b"objects" | b"refs" | b"stash-refs" | b"reftable" | b"logs" | b"worktrees");
     let next_is_mark = |base: &RelPath| path.below(base).and_then(|below| below.split(|&b| b == b'/').next()).is_some_and(is_mark);
     out.retain(|base| base == path || next_is_mark(base));
     out
@@ -215,14 +227,29 @@ pub fn borrower(path: &RelPath) -> Option<RelPath> {
 /// Entries of a repository's own folder that hold references.
 pub const REFERENCE_NAMES: [&[u8]; 6] = [b"HEAD", b"packed-refs", b"stash-packed-refs", b"refs", b"stash-refs", b"reftable"];
 
-/// Whether a directory that holds these names is a repository: `HEAD`, `objects` and `refs`.
-pub fn is_repository<'a>(names: impl Iterator<Item = &'a [u8]>) -> bool {
+/// Entries of a repository's own folder that are, or hold, what else names objects.
+pub const MENTIONING_NAMES: [&[u8]; 7] = [b"logs", b"worktrees", b"index", b"shallow", b"ORIG_HEAD", b"FETCH_HEAD", b"MERGE_HEAD"];
+
+/// What an entry of a folder is, as far as it tells a repository.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A folder.
+    Folder,
+    /// A file.
+    File,
+    /// Something else, or nobody knows.
+    Other,
+}
+
+/// Whether a directory that holds these entries is a repository: `HEAD`, which is no folder, `objects` and `refs`, which
+/// are no files.
+pub fn is_repository<'a>(entries: impl Iterator<Item = (&'a [u8], Kind)>) -> bool {
     let mut found = 0u8;
-    for name in names {
+    for (name, kind) in entries {
         found |= match name {
-            b"HEAD" => 1,
-            b"objects" => 2,
-            b"refs" => 4,
+            b"HEAD" if kind != Kind::Folder => 1,
+            b"objects" if kind != Kind::File => 2,
+            b"refs" if kind != Kind::File => 4,
             _ => 0,
         };
     }
@@ -359,7 +386,10 @@ mod tests {
         {
             check(inside, CapturePass::Derived);
         }
-        for inside in ["", "config", "hooks/HEAD", "objects/info/alternates", "logs/refs/heads/main"] {
+        for inside in ["logs/refs/heads/main", "logs", "worktrees/w/HEAD", "worktrees/w/index", "index", "shallow", "ORIG_HEAD"] {
+            check(inside, CapturePass::Mentions);
+        }
+        for inside in ["", "config", "hooks/HEAD", "objects/info/alternates", "hooks/index"] {
             check(inside, CapturePass::Rest);
         }
         assert!(CapturePass::ALL.is_sorted());
@@ -374,6 +404,7 @@ mod tests {
         check("a/1/refs/heads", &["a/1", "a/1/refs/heads"]);
         check("a/objects/1/refs", &["a", "a/objects/1", "a/objects/1/refs"]);
         check("a/b", &["a/b"]);
+        check("a/1/logs/refs", &["a/1", "a/1/logs", "a/1/logs/refs"]);
         check("objects/pack", &[".", "objects/pack"]);
     }
 
@@ -396,7 +427,11 @@ mod tests {
         for p in ["refs/heads/tmp_x", "hooks/incoming-check", "refs/heads/lock", "objects/pack/pack-1.keep", "x/gc.pid"] {
             assert!(!never_carried(p.as_bytes()), "{p}");
         }
-        assert!(is_repository([&b"HEAD"[..], b"refs", b"config", b"objects"].into_iter()));
-        assert!(!is_repository([&b"HEAD"[..], b"refs"].into_iter()));
+        let is = |entries: &[(&[u8], Kind)]| is_repository(entries.iter().copied());
+        let (head, refs, objects) = ((&b"HEAD"[..], Kind::File), (&b"refs"[..], Kind::Folder), (&b"objects"[..], Kind::Other));
+        assert!(is(&[head, refs, (b"config", Kind::File), objects]));
+        assert!(!is(&[head, refs]));
+        assert!(!is(&[(b"HEAD", Kind::Folder), refs, objects]));
+        assert!(!is(&[head, (b"refs", Kind::File), objects]));
     }
 }

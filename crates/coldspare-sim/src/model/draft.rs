@@ -123,6 +123,12 @@ impl Draft {
         self.expected.remove(path.as_bytes());
     }
 
+    /// Renames a folder.
+    pub fn rename(&mut self, from: &str, to: &str) {
+        self.steps.push(Step::Op(Op::Rename { root: ROOT, path: rel(from), to: rel(to) }, Vec::new()));
+        self.expected.rename(from.as_bytes(), to.as_bytes());
+    }
+
     /// Keeps a path and all below it.
     pub fn keep(&mut self, path: &str) {
         self.steps.push(Step::Op(Op::Keep { root: ROOT, path: rel(path) }, Vec::new()));

@@ -36,6 +36,14 @@ impl Expected {
         self.0.retain(|p, _| !is_within(p, path));
     }
 
+    /// Puts a folder and all below it at another path.
+    pub fn rename(&mut self, from: &[u8], to: &[u8]) {
+        for path in self.0.keys().filter(|p| is_within(p, from)).cloned().collect::<Vec<_>>() {
+            let holds = self.0.remove(&path).expect("listed");
+            self.0.insert([to, &path[from.len()..]].concat(), holds);
+        }
+    }
+
     /// Takes a path and all below it from `other`.
     pub fn keep(&mut self, path: &[u8], other: &Expected) {
         let kept = other.0.iter().filter(|(p, _)| is_within(p, path));

@@ -63,10 +63,12 @@ impl Oracle {
                 }
             }
         }
+        let all = files.iter().filter(|(p, s)| is_plain(p, s)).map(|(p, _)| p).chain(self.plain.keys());
         let paths: BTreeSet<Vec<u8>> = match path {
             Some(path) if is_elsewhere(path.as_bytes()) => return,
-            Some(path) => [path.as_bytes().to_vec()].into(),
-            None => files.iter().filter(|(p, s)| is_plain(p, s)).map(|(p, _)| p).chain(self.plain.keys()).cloned().collect(),
+            // A folder may have come or gone with all that is in it.
+            Some(path) => all.filter(|p| is_within(p, path.as_bytes())).cloned().collect(),
+            None => all.cloned().collect(),
         };
         for path in paths {
             let now = files.get(&path).filter(|s| is_plain(&path, s)).map(digest);
@@ -176,6 +178,14 @@ impl Oracle {
                 }
                 Op::Keep { path, .. } => kept.push(path.as_bytes().to_vec()),
                 Op::Put { .. } => {}
+                Op::Rename { path, to, .. } => {
+                    let (from, to) = (path.as_bytes(), to.as_bytes());
+                    let mine: Vec<_> = tree.keys().filter(|path| is_within(path, from)).cloned().collect();
+                    for path in mine {
+                        let entry = tree.remove(&path).expect("it is there");
+                        tree.insert([to, &path[from.len()..]].concat(), entry);
+                    }
+                }
             }
         }
         let mut puts: Vec<_> =

@@ -50,6 +50,8 @@ const BRANCHES: [&str; 6] = [
     "stash-refs/pull-requests/2/from",
 ];
 const PLAIN: [&str; 3] = ["shared/bitbucket.properties", "shared/data/attachments/1", "shared/data/attachments/2"];
+/// Folders that have nothing to do with git.
+const FOLDERS: &str = "shared/data/attachments/of";
 const LARGE: &str = "shared/data/dump.sql";
 /// LIMIT: repositories at once.
 const REPOSITORIES_MAX: usize = 4;
@@ -178,7 +180,8 @@ impl Writer {
                 let to = self.new_name();
                 self.do_all([Step::Move(format!("{REPOSITORIES}/{name}"), to), Step::Settle]);
             }
-            20 | 21 => self.rewrite(),
+            20 => self.rewrite(),
+            21 => self.move_folder(&files),
             22 => self.store_large(&files),
             _ => self.store_lfs(),
         }
@@ -448,6 +451,40 @@ impl Writer {
             }
             _ => self.do_all([Step::Part(path, self.chance.clone().below(300), content)]),
         }
+    }
+
+    /// Makes a folder of plain files, or renames one, or one in it.
+    fn move_folder(&mut self, files: &Files) {
+        let is_folder = |path: &&Vec<u8>| path.starts_with(FOLDERS.as_bytes()) && path.len() > FOLDERS.len() + 1;
+        let all = files.iter().filter(|(_, seen)| seen.stat.kind == coldspare_os::FileKind::Dir).map(|(path, _)| path);
+        let known: Vec<String> = all.filter(is_folder).map(|path| String::from_utf8_lossy(path).into_owned()).collect();
+        let new = format!("{FOLDERS}/{}", self.next());
+        if known.len() < 3 || self.chance.happens(1, 4) {
+            self.do_all([Step::Dir(FOLDERS.into()), Step::Dir(new.clone()), Step::Dir(format!("{new}/in"))]);
+            for name in ["a", "b", "in/c"] {
+                let content = self.chance.bytes(20);
+                self.do_all([Step::Write(format!("{new}/{name}"), content)]);
+            }
+            return self.do_all([Step::Settle]);
+        }
+        let from = self.chance.pick(&known).clone();
+        let to = if self.chance.happens(1, 2) {
+            new
+        } else {
+            self.do_all([Step::Dir(new.clone())]);
+            format!("{new}/{}", self.next())
+        };
+        if self.chance.happens(1, 4) {
+            let content = self.chance.bytes(20);
+            self.do_all([Step::Write(format!("{from}/a"), content)]);
+        }
+        self.do_all([Step::Move(from.clone(), to.clone())]);
+        match self.chance.below(6) {
+            0 => self.do_all([Step::Write(format!("{to}/a"), b"written behind it".to_vec())]),
+            1 => self.do_all([Step::Dir(from.clone()), Step::Write(format!("{from}/a"), b"another".to_vec())]),
+            _ => {}
+        }
+        self.do_all([Step::Settle]);
     }
 
     /// A file that travels in segments.

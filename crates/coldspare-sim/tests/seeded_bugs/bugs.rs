@@ -94,6 +94,7 @@ pub(crate) const BUGS: &[Bug] = &[
     disk("changed files are not synced", "G3", Syncs(|s| s.name == "sync_file" && !s.path.starts_with(WORK)), &["attributes"]),
     disk("the filesystem is not synced for a symlink", "G3", Syncs(|s| s.name == "sync_fs"), &["one after another"]),
     disk("the trash is not synced", "G1", Syncs(|s| s.path == TRASH), &["recovery", "file and folder change places"]),
+    disk("renamed folders are not synced", "G3", Syncs(|s| s.name == "sync_dir" && !s.path.starts_with(WORK)), &["renamed folders"]),
     disk("the store is not synced", "G3", StoreSyncs, &["push"]),
     code!(StagedFilesystemIsNotSynced, "G3", CrashStates(&["many"])),
     code!(LeftContentIsNotSynced, "G3", CrashStates(&["resume"])),
@@ -134,6 +135,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(ForksBeforeParents, "G1", Readers),
     // Capture.
     code!(ObjectsBeforeReferences, "G2", World),
+    code!(MentionsAfterObjects, "G2", Scenario(scenarios::objects_come_with_whatever_names_them)),
     code!(ReferencesOfTwoInstants, "G2", World),
     code!(TornFilesAreTaken, "G2", Scenario(scenarios::a_file_that_is_rewritten_is_never_torn)),
     code!(TransientFilesTravel, "G2", World),
@@ -154,6 +156,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(UnreadableIsGone, "G5", Scenario(scenarios::what_cannot_be_read_is_not_gone)),
     // What is due, and what is confirmed.
     code!(UnacknowledgedCountsAsSent, "G3", World),
+    code!(RenamesLeaveWhatIsOwed, "G3", World),
     code!(NumbersAreUsedTwice, "G1", World),
     code!(CheckpointsJoinTheCycle, "G3", World),
     code!(PartCountsAsAll, "G3", Scenario(scenarios::a_checkpoint_waits_for_what_is_left)),

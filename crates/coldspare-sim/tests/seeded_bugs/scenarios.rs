@@ -352,6 +352,41 @@ pub(crate) fn objects_may_go_that_the_standby_has() -> Result<(), String> {
     while_git_prunes(|_| (), true, Work::Everything)
 }
 
+/// git appends to a reference's log, and writes a work tree's `HEAD` and its index, behind the objects that they name.
+pub(crate) fn objects_come_with_whatever_names_them() -> Result<(), String> {
+    const MENTIONS: [&str; 4] = ["logs/refs/heads/main", "worktrees/w/HEAD", "worktrees/w/index", "index"];
+    for work in [Work::Everything, Work::Hinted] {
+        for at in 0.. {
+            let mut both = with_repository();
+            MENTIONS.iter().for_each(|name| both.write(&format!("repo/{name}"), b"old\n"));
+            let (name, object) = blob(INNER_CONTENT);
+            let path = format!("repo/objects/{}/{}", &name[..2], &name[2..]);
+            both.active.make_dirs(Both::at(&format!("repo/objects/{}", &name[..2])));
+            both.watch();
+            both.follow()?;
+            both.write("other", b"something else");
+            let (at_path, told) = (path.clone(), name.clone());
+            let is_within = both.follow_while(work, at, move |disk| {
+                disk.write(Both::at(&at_path), &object).unwrap();
+                MENTIONS.iter().for_each(|name| disk.write(Both::at(&format!("repo/{name}")), told.as_bytes()).unwrap());
+                disk.advance_ms(1);
+            })?;
+            let there = both.there();
+            for mention in MENTIONS {
+                let names_it = there.get(format!("repo/{mention}").as_str()).is_some_and(|content| content.starts_with(name.as_bytes()));
+                holds(
+                    !names_it || there.contains_key(path.as_str()),
+                    &format!("G2: written at call {at}: {mention} names what isn't there"),
+                )?;
+            }
+            if !is_within {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// A fork that can't be had stays with what it borrows.
 pub(crate) fn a_family_stays_together() -> Result<(), String> {
     let mut both = with_repository();

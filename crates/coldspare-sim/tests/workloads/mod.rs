@@ -5,12 +5,13 @@ use coldspare_sim::model::{Draft, Kind, Part, Rehearsal};
 /// A name and what drives the standby.
 pub(crate) type Workload = (&'static str, fn(&mut Rehearsal));
 
-pub(crate) const WORKLOADS: [Workload; 13] = [
+pub(crate) const WORKLOADS: [Workload; 14] = [
     ("seed", seed),
     ("push", push),
     ("new folders", new_folders),
     ("replace and delete", replace_and_delete),
     ("file and folder change places", file_and_folder),
+    ("renamed folders", renamed_folders),
     ("hard links", hard_links),
     ("attributes", attributes),
     ("many", many),
@@ -95,6 +96,33 @@ pub(crate) fn file_and_folder(r: &mut Rehearsal) {
         c.file("repo/HEAD", b"again\n");
         c.symlink("config", "repo/HEAD");
     });
+}
+
+/// To another name, into a folder that is as new, and what stood in the renamed ones is changed.
+pub(crate) fn renamed_folders(r: &mut Rehearsal) {
+    seed(r);
+    r.disk().settle();
+    r.changeset(Kind::Delta, |c| {
+        c.dir("plain");
+        c.dir("plain/in");
+        c.file("plain/in/a", b"a");
+        c.file("plain/b", b"b");
+        c.dir("other");
+        c.file("other/c", b"c");
+    });
+    r.changeset(Kind::Delta, |c| {
+        c.rename("plain", "moved");
+        c.dir("new");
+        c.dir("new/deep");
+        c.rename("other", "new/deep/other");
+    });
+    r.changeset(Kind::Delta, |c| {
+        c.file("moved/in/a", b"changed");
+        c.delete("new/deep/other/c");
+        c.dir("plain");
+        c.file("plain/b", b"another");
+    });
+    r.changeset(Kind::Delta, |c| c.rename("moved/in", "in"));
 }
 
 pub(crate) fn hard_links(r: &mut Rehearsal) {

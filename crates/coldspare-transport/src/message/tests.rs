@@ -156,6 +156,7 @@ fn golden_data() {
     );
     golden(batch(put("a", other(Body::Hardlink { to: path("b/c") }), ContentRef::None)), "00050100000161fbff0100000000000303622f6300");
     golden(batch(Op::Delete { root: RootId(1), path: path("a/b") }), "000501010103612f62");
+    golden(batch(Op::Rename { root: RootId(1), path: path("a"), to: path("b") }), "000501030101610162");
     golden(
         Data::Segment { seq: Seq(5), file: 1, root: RootId(2), path: path("a"), offset: 1 << 22, pieces: vec![0xab, 0xcd] },
         "010501020161fc0000400002abcd",
