@@ -33,18 +33,22 @@ fn check(backend: &str) {
         (0..files).step_by(97).map(|n| fs::metadata(host.join(format!("{dir}/{}/{}/f{n}", n % 10, n % 100))).unwrap().ino()).collect()
     };
     let there = inodes(&pair.standby.home, "shared/data/big");
-    let step = |from: &str, to: &str| {
-        fs::rename(pair.active.home.join(from), pair.active.home.join(to)).unwrap();
+    let rename = |from: &str, to: &str| fs::rename(pair.active.home.join(from), pair.active.home.join(to)).unwrap();
+    let settled = || {
         let done = pair.checkpoint();
         // Files that were captured within the clock's grain of their change are looked at once more.
         assert!(done["bytes_sent"].as_u64() < Some(20_000), "{done}");
         pair.assert_equal();
     };
-    step("shared/data/big", "shared/data/moved");
+    rename("shared/data/big", "shared/data/moved");
+    settled();
     assert_eq!(inodes(&pair.standby.home, "shared/data/moved"), there, "the standby has the files that it had");
     // Into a folder that is as new.
+    let frozen = pair.active.freeze();
     fs::create_dir_all(pair.active.home.join("shared/archive/2026")).unwrap();
-    step("shared/data/moved", "shared/archive/2026/moved");
+    rename("shared/data/moved", "shared/archive/2026/moved");
+    drop(frozen);
+    settled();
     assert_eq!(inodes(&pair.standby.home, "shared/archive/2026/moved"), there);
     // And what changes under the new name is followed.
     pair.active.write("shared/archive/2026/moved/3/3/f3", "changed under its new name");
@@ -53,11 +57,10 @@ fn check(backend: &str) {
     pair.checkpoint();
     pair.assert_equal();
     // Another folder takes the old name at once.
-    let chain = |from: &str, to: &str| fs::rename(pair.active.home.join(from), pair.active.home.join(to)).unwrap();
     pair.active.write("shared/data/other/1/1/f1", "another");
     pair.checkpoint();
-    chain("shared/archive/2026/moved", "shared/data/big");
-    chain("shared/data/other", "shared/archive/2026/moved");
+    rename("shared/archive/2026/moved", "shared/data/big");
+    rename("shared/data/other", "shared/archive/2026/moved");
     pair.checkpoint();
     pair.assert_equal();
     pair.standby.run(&["verify", "--deep"]).expect_code(0);

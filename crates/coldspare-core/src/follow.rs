@@ -7,7 +7,9 @@
 //! It must not know paths, sockets, files or the wall clock.
 //!
 //! Invariants:
-//! - at most one cycle is under way; it begins while the link is up, and while its capture runs no other begins;
+//! - a cycle begins while the link is up, and while its capture runs no other begins; up to [`IN_FLIGHT_MAX`] are under way,
+//!   each from the changeset of the one before;
+//! - a cycle ends after those before it; when one fails, so do those behind it;
 //! - a checkpoint is confirmed only by an acknowledgement of a cycle that began after it was asked for, or by such a
 //!   cycle finding nothing to send (G3, G7);
 //! - what a failed cycle covered is covered again by a later one: no hint is lost.
@@ -108,8 +110,16 @@ pub enum Effect {
         /// The changeset.
         seq: Seq,
     },
-    /// Put what the failed cycle covered back among the hints.
-    RestoreHints,
+    /// Put what the failed cycle `seq` covered back among the hints.
+    RestoreHints {
+        /// The cycle's number, whether or not it led to a changeset.
+        seq: Seq,
+    },
+    /// What the cycle `seq` covered is on the standby.
+    DropHints {
+        /// The cycle's number, whether or not it led to a changeset.
+        seq: Seq,
+    },
     /// Answer a checkpoint.
     Confirm {
         /// The caller's number for it.
@@ -136,12 +146,16 @@ pub struct FollowConfig {
     pub retry_max: Duration,
 }
 
+/// LIMIT: cycles under way: one that is captured while the others travel, or are applied.
+pub const IN_FLIGHT_MAX: usize = 4;
+
 /// The state machine; time is a `Duration` since any fixed moment.
 #[derive(Debug)]
 pub struct Follow {
     config: FollowConfig,
     link: Link,
-    cycle: Option<Cycle>,
+    /// Those under way, in their order.
+    cycles: VecDeque<Cycle>,
     /// What the next cycle has to look at.
     pending: Option<Scope>,
     baseline: Baseline,
@@ -181,7 +195,8 @@ enum Phase {
     Capturing,
     /// The link was lost or the standby refused while the capture runs: when it ends, the cycle has failed.
     Doomed,
-    AwaitingAck,
+    /// It ends with its acknowledgement, and after those before it.
+    Captured(Sent),
 }
 
 impl Follow {
@@ -189,7 +204,7 @@ impl Follow {
     pub fn new(config: FollowConfig, now: Duration) -> Follow {
         Follow {
             link: Link::Down { retry_at: now },
-            cycle: None,
+            cycles: VecDeque::new(),
             pending: Some(Scope::Everything),
             baseline: Baseline::Full,
             next_seq: config.next_seq,
@@ -212,7 +227,7 @@ impl Follow {
             Input::Hints => self.want(Scope::Hinted),
             Input::Uncovered => self.want(Scope::Everything),
             Input::Captured { sent, extent } => {
-                if let Some(cycle) = &mut self.cycle {
+                if let Some(cycle) = self.cycles.back_mut() {
                     cycle.extent = extent;
                 }
                 self.capture_ended(now, Some(sent));
@@ -220,13 +235,13 @@ impl Follow {
             Input::CaptureFailed => self.capture_ended(now, None),
             Input::Acked { seq } => self.acked(now, seq),
             Input::Refused { seq } => {
-                if self.cycle.as_ref().is_some_and(|c| c.seq == seq) {
+                if let Some(at) = self.cycles.iter().position(|c| c.seq == seq) {
                     self.pause(now);
-                    self.abandon_cycle();
+                    self.abandon_from(at);
                 }
             }
             Input::Checkpoint { id } => {
-                let joined = self.cycle.as_mut().filter(|_| seeded_bug!(CheckpointsJoinTheCycle));
+                let joined = self.cycles.back_mut().filter(|_| seeded_bug!(CheckpointsJoinTheCycle));
                 joined.map_or(&mut self.asked, |cycle| &mut cycle.covers).push(id);
                 self.want(Scope::Hinted);
             }
@@ -245,8 +260,9 @@ impl Follow {
         match self.link {
             Link::Down { retry_at } => Some(retry_at),
             Link::Connecting => None,
-            Link::Up if self.cycle.is_some() => None,
+            Link::Up if !self.may_begin() => None,
             Link::Up if self.pending.is_some() => Some(self.pause_until),
+            Link::Up if self.looks_at_everything() => None,
             Link::Up => Some(self.full_scan_at),
         }
     }
@@ -266,7 +282,12 @@ impl Follow {
 
     /// Whether nothing is known that the standby lacks.
     pub fn is_idle(&self) -> bool {
-        self.is_up() && self.cycle.is_none() && self.pending.is_none()
+        self.is_up() && self.cycles.is_empty() && self.pending.is_none()
+    }
+
+    /// Whether the cycle that is captured, or was last, is the only one under way.
+    pub fn is_alone(&self) -> bool {
+        self.cycles.len() <= 1
     }
 
     /// The last acknowledged changeset.
@@ -302,53 +323,57 @@ impl Follow {
     }
 
     fn lost(&mut self, now: Duration) {
-        self.abandon_cycle();
+        self.abandon_from(0);
         self.link = Link::Down { retry_at: now + self.retry_after };
         self.retry_after = (self.retry_after * 2).min(self.config.retry_max);
     }
 
     fn capture_ended(&mut self, now: Duration, sent: Option<Sent>) {
-        let Some(cycle) = &mut self.cycle else { return };
+        let Some(last) = self.cycles.len().checked_sub(1) else { return };
+        let cycle = &mut self.cycles[last];
         match (cycle.phase, sent) {
-            (Phase::AwaitingAck, _) => {}
+            (Phase::Captured(_), _) => {}
             (Phase::Doomed, _) => {
-                cycle.phase = Phase::AwaitingAck; // nothing runs any more: it can be given up
-                self.abandon_cycle();
+                cycle.phase = Phase::Captured(Sent::Nothing); // nothing runs any more: it can be given up
+                self.abandon_from(last);
             }
-            (Phase::Capturing, Some(Sent::Changeset)) => {
-                cycle.phase = Phase::AwaitingAck;
-                if cycle.is_acked {
-                    let seq = cycle.seq;
-                    self.acked(now, seq);
-                }
-            }
-            (Phase::Capturing, Some(Sent::Nothing)) => {
-                let (seq, extent) = (self.last_acked, cycle.extent);
-                self.end_cycle(now, seq);
-                if extent == Extent::Part {
+            (Phase::Capturing, Some(sent)) => {
+                cycle.phase = Phase::Captured(sent);
+                let is_vain = sent == Sent::Nothing && cycle.extent == Extent::Part;
+                self.end_cycles(now);
+                if is_vain {
                     self.pause(now); // nothing came of it: the next try may as well find another moment
                 }
             }
             (Phase::Capturing, None) => {
-                cycle.phase = Phase::AwaitingAck;
+                cycle.phase = Phase::Captured(Sent::Nothing);
                 self.pause(now);
-                self.abandon_cycle();
+                self.abandon_from(last);
             }
         }
     }
 
     fn acked(&mut self, now: Duration, seq: Seq) {
-        match &mut self.cycle {
-            Some(cycle) if cycle.seq == seq && cycle.phase == Phase::AwaitingAck => {}
-            Some(cycle) if cycle.seq == seq && cycle.phase == Phase::Capturing => {
-                cycle.is_acked = true;
-                return;
-            }
-            _ => return, // of a cycle that was given up; what it covered is looked at again
+        // Of a cycle that was given up nothing is taken; what it covered is looked at again.
+        if let Some(cycle) = self.cycles.iter_mut().find(|c| c.seq == seq && c.phase != Phase::Doomed) {
+            cycle.is_acked = true;
+            self.end_cycles(now);
         }
-        self.record_acked(seq);
-        self.baseline = Baseline::Delta(seq);
-        self.end_cycle(now, seq);
+    }
+
+    /// Ends the cycles, from the first on, that have nothing to wait for.
+    fn end_cycles(&mut self, now: Duration) {
+        while let Some(Cycle { seq, phase: Phase::Captured(sent), is_acked, .. }) = self.cycles.front() {
+            match (*seq, *sent, *is_acked) {
+                (_, Sent::Changeset, false) => return,
+                (seq, Sent::Changeset, true) => {
+                    self.record_acked(seq);
+                    self.baseline = Baseline::Delta(seq);
+                }
+                (_, Sent::Nothing, _) => {}
+            }
+            self.end_first(now);
+        }
     }
 
     fn record_acked(&mut self, seq: Seq) {
@@ -358,8 +383,9 @@ impl Follow {
         self.effects.push_back(Effect::RecordAcked { seq });
     }
 
-    fn end_cycle(&mut self, now: Duration, seq: Seq) {
-        let Some(cycle) = self.cycle.take() else { return };
+    fn end_first(&mut self, now: Duration) {
+        let Some(cycle) = self.cycles.pop_front() else { return };
+        self.effects.push_back(Effect::DropHints { seq: cycle.seq });
         self.pause = self.config.retry_min;
         if cycle.scope == Scope::Everything {
             self.full_scan_at = now + self.config.full_scan_every;
@@ -370,6 +396,7 @@ impl Follow {
             self.asked.extend(cycle.covers);
             return;
         }
+        let seq = self.last_acked;
         self.effects.extend(cycle.covers.into_iter().map(|id| Effect::Confirm { id, seq }));
     }
 
@@ -379,19 +406,29 @@ impl Follow {
         self.pause = (self.pause * 2).min(self.config.retry_max);
     }
 
-    /// Gives the cycle up, at once or as soon as its capture ends.
-    fn abandon_cycle(&mut self) {
-        if let Some(cycle) = &mut self.cycle
-            && cycle.phase == Phase::Capturing
-        {
-            cycle.phase = Phase::Doomed;
+    /// Gives up the cycles from the one at `first` on, each at once or as soon as its capture ends.
+    fn abandon_from(&mut self, first: usize) {
+        for cycle in self.cycles.split_off(first) {
+            match cycle.phase {
+                Phase::Capturing | Phase::Doomed => self.cycles.push_back(Cycle { phase: Phase::Doomed, ..cycle }),
+                Phase::Captured(_) => {
+                    self.want(cycle.scope);
+                    self.effects.push_back(Effect::RestoreHints { seq: cycle.seq });
+                    self.asked.extend(cycle.covers);
+                    // A number is never used twice: the standby may have staged some of it.
+                    self.next_seq = self.next_seq.max(cycle.seq.next());
+                }
+            }
         }
-        let Some(cycle) = self.cycle.take_if(|c| c.phase == Phase::AwaitingAck) else { return };
-        self.want(cycle.scope);
-        self.effects.push_back(Effect::RestoreHints);
-        self.asked.extend(cycle.covers);
-        // A number is never used twice: the standby may have staged some of it.
-        self.next_seq = self.next_seq.max(cycle.seq.next());
+    }
+
+    /// Whether another cycle may begin beside those under way.
+    fn may_begin(&self) -> bool {
+        self.cycles.len() < IN_FLIGHT_MAX && self.cycles.iter().all(|c| matches!(c.phase, Phase::Captured(_)))
+    }
+
+    fn looks_at_everything(&self) -> bool {
+        self.cycles.iter().any(|c| c.scope == Scope::Everything)
     }
 
     fn advance(&mut self, now: Duration) {
@@ -400,25 +437,31 @@ impl Follow {
                 self.link = Link::Connecting;
                 self.effects.push_back(Effect::Connect);
             }
-            Link::Up if self.cycle.is_none() && self.pause_until <= now => {
-                if self.full_scan_at <= now {
+            Link::Up if self.may_begin() && self.pause_until <= now => {
+                if self.full_scan_at <= now && !self.looks_at_everything() {
                     self.want(Scope::Everything);
                 }
                 if let Some(scope) = self.pending.take() {
-                    let seq = self.next_seq;
-                    self.cycle = Some(Cycle {
-                        seq,
-                        scope,
-                        phase: Phase::Capturing,
-                        extent: Extent::All,
-                        is_acked: false,
-                        covers: std::mem::take(&mut self.asked),
-                    });
-                    self.effects.push_back(Effect::Capture { seq, baseline: self.baseline, scope });
+                    self.begin(scope);
                 }
             }
             _ => {}
         }
+    }
+
+    fn begin(&mut self, scope: Scope) {
+        let seq = self.cycles.back().map_or(self.next_seq, |last| self.next_seq.max(last.seq.next()));
+        let sent = self.cycles.iter().rev().find(|c| c.phase == Phase::Captured(Sent::Changeset));
+        let baseline = sent.map_or(self.baseline, |c| Baseline::Delta(c.seq));
+        self.cycles.push_back(Cycle {
+            seq,
+            scope,
+            phase: Phase::Capturing,
+            extent: Extent::All,
+            is_acked: false,
+            covers: std::mem::take(&mut self.asked),
+        });
+        self.effects.push_back(Effect::Capture { seq, baseline, scope });
     }
 }
 

@@ -4,6 +4,8 @@
 //! Frames of a changeset may arrive before its `Begin` and after its `End`: the first wait, the changeset ends when all
 //! that `End` counted has come. Frames of a changeset that is over are dropped.
 //!
+//! The active may go on to the next changeset before it hears of the last: its `Begin` waits until that one is applied.
+//!
 //! Decides; performs nothing. Inputs come through [`Intake::handle`], what is to be done comes out of
 //! [`Intake::poll_effect`] until it is `None`; the outcome of each effect comes back as an input. A message of the
 //! control stream is given to it only while [`Intake::takes_messages`], a frame of a data stream only once the one before
@@ -62,6 +64,8 @@ pub enum Input<F> {
         seq: Seq,
         /// What it starts from.
         baseline: Baseline,
+        /// The last changeset of which the active knew then what became of it.
+        acked: Seq,
     },
     /// The outcome of [`Effect::Begin`].
     Begun(Result<(), F>),
@@ -105,6 +109,8 @@ pub enum Effect<F> {
         seq: Seq,
         /// What it starts from.
         baseline: Baseline,
+        /// The last changeset of which the active knew then what became of it.
+        acked: Seq,
     },
     /// Stage the frame that this stream holds.
     Stage {
@@ -174,7 +180,7 @@ struct Frame {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    Begin { seq: Seq, baseline: Baseline },
+    Begin { seq: Seq, baseline: Baseline, acked: Seq },
     Abandon,
 }
 
@@ -209,7 +215,7 @@ impl<F> Intake<F> {
     /// Takes one input.
     pub fn handle(&mut self, input: Input<F>) {
         match input {
-            Input::Begin { seq, baseline } => self.begin(seq, baseline),
+            Input::Begin { seq, baseline, acked } => self.begin(seq, baseline, acked),
             Input::Begun(result) => self.begin_ended(result),
             Input::Arrived { stream, seq, kind } => self.arrived(stream, Frame { seq, kind }),
             Input::Staged { stream, result } => self.staged(stream, result),
@@ -241,9 +247,11 @@ impl<F> Intake<F> {
         self.effects.pop_front()
     }
 
-    /// Whether the next message of the control stream may be given to it, or acted on.
+    /// Whether the next message of the control stream may be given to it, or acted on. What follows the end of a changeset
+    /// waits until all of that has come.
     pub fn takes_messages(&self) -> bool {
-        self.wanted.is_none() && !matches!(self.doing, Some(Doing::Beginning(_) | Doing::Abandoning))
+        let is_ending = self.current.as_ref().is_some_and(|c| c.end.is_some());
+        !is_ending && self.wanted.is_none() && !matches!(self.doing, Some(Doing::Beginning(_) | Doing::Abandoning))
     }
 
     /// Whether the link is gone and nothing more will be done.
@@ -251,11 +259,11 @@ impl<F> Intake<F> {
         self.link == Link::Closed
     }
 
-    fn begin(&mut self, seq: Seq, baseline: Baseline) {
+    fn begin(&mut self, seq: Seq, baseline: Baseline, acked: Seq) {
         assert!(self.takes_messages(), "a message while the one before it is acted on");
         if self.link == Link::Up {
             self.current = None;
-            self.wanted = Some(Wanted::Begin { seq, baseline });
+            self.wanted = Some(Wanted::Begin { seq, baseline, acked });
         }
     }
 
@@ -329,9 +337,9 @@ impl<F> Intake<F> {
             return;
         }
         match self.wanted.take() {
-            Some(Wanted::Begin { seq, baseline }) => {
+            Some(Wanted::Begin { seq, baseline, acked }) => {
                 self.doing = Some(Doing::Beginning(seq));
-                self.effects.push_back(Effect::Begin { seq, baseline });
+                self.effects.push_back(Effect::Begin { seq, baseline, acked });
             }
             Some(Wanted::Abandon) => {
                 self.doing = Some(Doing::Abandoning);

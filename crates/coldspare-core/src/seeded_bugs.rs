@@ -130,6 +130,8 @@ mod switch {
         RecentTimesAreTrusted,
         /// A root without its marker is captured.
         UnmountedRootsAreCaptured,
+        /// A changeset is taken though the active didn't know what the one before left out.
+        LeftOutIsNotAsked,
         /// What can't be read counts as gone.
         UnreadableIsGone,
         /// Objects that went before they were read are not asked for.

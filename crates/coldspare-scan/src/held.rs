@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use coldspare_core::git::CapturePass;
 use coldspare_core::git::family::Repository;
-use coldspare_core::{Problem, RelPath, RootId};
+use coldspare_core::{Problem, RelPath, RootId, Seq};
 
 /// What is held back: not sent, the standby's copy kept, reported until it is captured after all.
 #[derive(Debug, Default)]
@@ -22,8 +22,8 @@ pub struct HeldBack {
     repositories: Mutex<BTreeSet<Repository>>,
     /// Repositories that wait for one of those, since they share objects with it.
     tied: Mutex<BTreeSet<Repository>>,
-    /// Repositories that the standby found incomplete: how often, and whether they were sent since.
-    incomplete: Mutex<BTreeMap<Repository, (u32, bool)>>,
+    /// Repositories that the standby found incomplete: how often, and in which changeset they were sent since.
+    incomplete: Mutex<BTreeMap<Repository, (u32, Option<Seq>)>>,
     /// Repositories of which objects went that the standby keeps for a reference that is held back.
     owed: Mutex<BTreeSet<Repository>>,
     /// How often in a row a repository could not be captured whole.
@@ -107,17 +107,17 @@ impl HeldBack {
     /// Counts one more time that the standby found a repository incomplete.
     pub(crate) fn note_incomplete(&self, at: &Repository) -> u32 {
         let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
-        let (tries, is_sent) = incomplete.entry(at.clone()).or_default();
+        let (tries, sent) = incomplete.entry(at.clone()).or_default();
         *tries += 1;
-        *is_sent = false;
+        *sent = None;
         *tries
     }
 
     /// A repository is in the changeset under way: if the standby doesn't say otherwise, it is complete from then on.
-    pub(crate) fn note_sent(&self, at: &Repository) {
+    pub(crate) fn note_sent(&self, at: &Repository, seq: Seq) {
         let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, is_sent)) = incomplete.get_mut(at) {
-            *is_sent = true;
+        if let Some((_, sent)) = incomplete.get_mut(at) {
+            *sent = Some(seq);
         }
     }
 
@@ -125,13 +125,14 @@ impl HeldBack {
         self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).contains_key(at)
     }
 
-    /// The changeset under way was acknowledged, after all that the standby had to say of it; says whether a repository is
+    /// The changeset `seq` was acknowledged, after all that the standby had to say of it; says whether a repository is
     /// complete again by it.
-    pub fn acknowledged(&self) -> bool {
+    pub fn acknowledged(&self, seq: Seq) -> bool {
         let done: Vec<Repository> = {
             let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
-            let done = incomplete.iter().filter(|(_, (_, is_sent))| *is_sent).map(|(at, _)| at.clone()).collect();
-            incomplete.retain(|_, (_, is_sent)| !*is_sent);
+            let is_done = |sent: &Option<Seq>| sent.is_some_and(|sent| sent <= seq);
+            let done = incomplete.iter().filter(|(_, (_, sent))| is_done(sent)).map(|(at, _)| at.clone()).collect();
+            incomplete.retain(|_, (_, sent)| !is_done(sent));
             done
         };
         done.iter().for_each(|(root, path)| self.release(*root, path));

@@ -226,7 +226,8 @@ impl Index {
     pub fn record_acked(&self, standby: NodeId, seq: Seq) -> Result<(), IndexError> {
         self.write(Durability::None, |txn| {
             let mut standbys = txn.open_table(STANDBYS)?;
-            standbys.insert(standby.0.as_slice(), seq.0)?;
+            let known = standbys.get(standby.0.as_slice())?.map_or(0, |v| v.value());
+            standbys.insert(standby.0.as_slice(), seq.0.max(known))?; // whatever order they come in
             let mut lowest = seq.0;
             for row in standbys.iter()? {
                 lowest = lowest.min(row?.1.value());

@@ -230,7 +230,7 @@ impl<D: Disk> Run<'_, D> {
             } else {
                 if unit.has_ops() {
                     held.forget_again(&unit.at);
-                    held.note_sent(&unit.at);
+                    held.note_sent(&unit.at, self.cycle.seq);
                     is_any_freed |= held.repositories().remove(&unit.at) | held.tied().remove(&unit.at);
                 } else if is_looked_at(&unit.at) {
                     held.tied().remove(&unit.at);

@@ -162,7 +162,7 @@ impl Pair {
         let interrupt = self.interrupt.take();
         let literal = std::mem::take(&mut self.literal);
         let (capture, standby) = (self.capture(), self.standby());
-        standby.begin(self.session, seq, baseline).map_err(Stopped::Standby)?;
+        standby.begin(self.session, seq, baseline, seq).map_err(Stopped::Standby)?;
         let calls = AtomicU64::new(interrupt.map_or(u64::MAX, |(calls, _)| calls));
         let outlet = Direct { standby, seq, calls, failure: Mutex::default(), parts: Mutex::default() };
         let (taken, result) = capture.run(Cycle { seq, baseline, certainty, work, literal }, &outlet);
@@ -172,6 +172,7 @@ impl Pair {
             (_, Some(e)) => Stopped::Standby(e),
             (Ok(report), None) => match standby.finish(seq, report.as_of_ms, report.totals) {
                 Ok(_) => {
+                    capture.held.acknowledged(seq);
                     capture.index.record_acked(NODE, seq).expect("a writable index");
                     let (as_of_ms, totals) = (report.as_of_ms, report.totals);
                     self.sent = Some(Sent { session: self.session, seq, baseline, parts, as_of_ms, totals });

@@ -32,7 +32,7 @@ impl Sent {
     /// # Errors
     /// As [`Standby::begin`], [`Standby::stage_batch`] and [`Standby::finish`].
     pub fn send_to<D: Disk>(&self, standby: &Standby<D>) -> Result<Applied, StandbyError> {
-        standby.begin(self.session, self.seq, self.baseline)?;
+        standby.begin(self.session, self.seq, self.baseline, self.seq)?;
         for part in &self.parts {
             part.stage(standby, self.seq)?;
         }

@@ -84,6 +84,9 @@ impl<D: Disk> Standby<D> {
         self.end_changeset();
         drop::<Arc<Changeset<D>>>(changeset);
         self.apply(committed)?;
+        if !incomplete.is_empty() {
+            self.left_out.store(seq.0, Ordering::Relaxed);
+        }
         Ok(Finished { applied: committed, incomplete })
     }
 

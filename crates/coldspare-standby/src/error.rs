@@ -73,6 +73,13 @@ pub enum StandbyError {
         /// The last applied changeset.
         applied: Seq,
     },
+    /// The changeset was captured before the active knew that an earlier one left repositories as they were: what it has of
+    /// them may need what was left out.
+    #[error("changeset {seq} left repositories out; they have to be asked for again first")]
+    LeftOut {
+        /// That changeset.
+        seq: Seq,
+    },
     /// The active broke the rules of the protocol.
     #[error("the active sent nonsense: {0}")]
     Protocol(String),

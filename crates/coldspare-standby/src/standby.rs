@@ -34,6 +34,8 @@ pub struct Standby<D: Disk> {
     pub(crate) next_name: AtomicU64,
     standing: Mutex<Standing>,
     changeset: Mutex<Option<Arc<Changeset<D>>>>,
+    /// The last changeset, since this was opened, that left repositories as they were.
+    pub(crate) left_out: AtomicU64,
     /// Set for good when a sync failed.
     sync_failed: AtomicBool,
     /// Held while the tree changes, and shared by those who must see it between two changesets.
@@ -132,6 +134,7 @@ impl<D: Disk> Standby<D> {
             next_name: AtomicU64::new(0),
             standing: Mutex::new(standing),
             changeset: Mutex::new(None),
+            left_out: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
             tree_lock: RwLock::new(()),
         };
@@ -176,14 +179,16 @@ impl<D: Disk> Standby<D> {
         self.store.view(MANIFEST)?.len()
     }
 
-    /// Begins to stage changeset `seq`; what an unfinished one left stays usable.
+    /// Begins to stage changeset `seq`; what an unfinished one left stays usable. `acked` is the last changeset of which the
+    /// active knew what became of it when it captured this one.
     ///
     /// Cost: nothing when nothing is left; else a pass over what is left and one durable transaction.
     ///
     /// # Errors
-    /// `Sequence` when it doesn't follow the last one (R5); `Store`, `OutOfSpace`; `Io` when a committed changeset still
+    /// `Sequence` when it doesn't follow the last one (R5); `LeftOut` when the active didn't know that repositories were left
+    /// out, of which this one may bring a part; `Store`, `OutOfSpace`; `Io` when a committed changeset still
     /// can't be finished.
-    pub fn begin(&self, session: SessionId, seq: Seq, baseline: Baseline) -> Result<(), StandbyError> {
+    pub fn begin(&self, session: SessionId, seq: Seq, baseline: Baseline, acked: Seq) -> Result<(), StandbyError> {
         if self.sync_failed.load(Ordering::Relaxed) {
             return Err(StandbyError::SyncFailed);
         }
@@ -200,6 +205,10 @@ impl<D: Disk> Standby<D> {
         };
         if !follows && !seeded_bug!(SequenceIsNotChecked) {
             return Err(StandbyError::Sequence { applied: applied.map(|a| a.seq).unwrap_or_default() });
+        }
+        let left_out = Seq(self.left_out.load(Ordering::Relaxed));
+        if baseline != Baseline::Full && acked < left_out && !seeded_bug!(LeftOutIsNotAsked) {
+            return Err(StandbyError::LeftOut { seq: left_out });
         }
         self.abandon()?;
         if self.check_space().is_err() {

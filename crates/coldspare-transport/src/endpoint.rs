@@ -21,8 +21,9 @@ use crate::identity::{Identity, PeerKey};
 use crate::link::{CLOSE_CODE, Link, LinkError};
 use crate::tls::{self, Pinned};
 
-/// LIMIT: data streams of one connection; more wait until one ends.
-pub const STREAMS_MAX: u16 = 32;
+/// LIMIT: data streams of one connection; more wait until one ends. All of their windows together are less than the
+/// connection's: content that waits for its changeset must not keep the one before from arriving.
+pub const STREAMS_MAX: u16 = 12;
 
 /// LIMIT: bytes in flight on one stream. quinn ends the whole connection when a stream collects 1,024 holes, which a
 /// larger window allows on a link that loses packets: bandwidth comes from more streams, not from larger windows.
@@ -379,9 +380,9 @@ mod tests {
         let seconds = Duration::from_secs;
         let default = Tuning::default;
         check(default(), Ok(()));
-        check(Tuning { streams: 32, ..default() }, Ok(()));
+        check(Tuning { streams: 12, ..default() }, Ok(()));
         check(Tuning { streams: 0, ..default() }, Err(TuningError::Streams(0)));
-        check(Tuning { streams: 33, ..default() }, Err(TuningError::Streams(33)));
+        check(Tuning { streams: 13, ..default() }, Err(TuningError::Streams(13)));
         check(Tuning { idle_timeout: Duration::ZERO, ..default() }, Err(TuningError::IdleTimeout(Duration::ZERO)));
         check(Tuning { idle_timeout: seconds(3601), ..default() }, Err(TuningError::IdleTimeout(seconds(3601))));
         let late = TuningError::KeepAlive { keep_alive: seconds(10), idle_timeout: seconds(10) };

@@ -60,6 +60,8 @@ pub enum ToStandby {
         baseline: Baseline,
         /// Whether the active knows what the standby has; if not it asks before it sends content.
         sure: bool,
+        /// The last changeset of which the active knew, when it captured this one, what became of it.
+        acked: Seq,
     },
     /// Which of these contents does the standby have?
     Ask {

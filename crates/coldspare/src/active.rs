@@ -72,6 +72,7 @@ enum Event {
     Connected(Box<Result<Connected, ConnectError>>),
     Heard(Result<ToActive, LinkError>),
     Captured { cycle: Cycle, has_begun: bool, hints: Hints, result: Result<Report, CaptureError> },
+    IndexFailed(IndexError),
 }
 
 struct Active {
@@ -96,8 +97,8 @@ struct Active {
     told_held: Option<Vec<Problem>>,
     /// Set when the changeset under way is refused: what is left of it needn't be sent.
     give_up: Arc<AtomicBool>,
-    /// The hints of the last cycle whose capture ended, until they are on the standby or put back.
-    taken: Option<Hints>,
+    /// The hints of the cycles whose capture ended, until they are on the standby or put back.
+    taken: BTreeMap<Seq, Hints>,
     waiting: BTreeMap<u64, Waiting>,
     next_call: u64,
     tally: Tally,
@@ -225,16 +226,13 @@ impl Active {
             match effect {
                 Effect::Connect => self.connect(address),
                 Effect::Capture { seq, baseline, scope } => self.start_capture(seq, baseline, scope),
-                Effect::RecordAcked { seq } => {
-                    if let Some(node) = self.peer_node {
-                        self.capture.index.record_acked(node, seq).map_err(index_failure)?;
-                    }
-                }
-                Effect::RestoreHints => {
-                    if let (Some(hints), Some(watch)) = (self.taken.take(), &self.capture.watch) {
+                Effect::RecordAcked { seq } => self.record_acked(seq),
+                Effect::RestoreHints { seq } => {
+                    if let (Some(hints), Some(watch)) = (self.taken.remove(&seq), &self.capture.watch) {
                         watch.dirty().restore(hints);
                     }
                 }
+                Effect::DropHints { seq } => drop(self.taken.remove(&seq)),
                 Effect::Confirm { id, seq } => {
                     if let Some(code) = self.confirm(id, seq) {
                         return Ok(Some(code));
@@ -243,6 +241,17 @@ impl Active {
             }
         }
         Ok(None)
+    }
+
+    /// Beside the rest: a capture may keep the index busy for a while.
+    fn record_acked(&self, seq: Seq) {
+        let Some(node) = self.peer_node else { return };
+        let (capture, events) = (self.capture.clone(), self.events.clone());
+        tokio::task::spawn_blocking(move || {
+            if let Err(e) = capture.index.record_acked(node, seq) {
+                let _ = events.blocking_send(Event::IndexFailed(e));
+            }
+        });
     }
 
     fn start_capture(&mut self, seq: Seq, baseline: Baseline, scope: Scope) {
@@ -256,8 +265,9 @@ impl Active {
         self.give_up = Arc::default();
         let give_up = self.give_up.clone();
         let complete_as_of_ms = self.as_of_ms.unwrap_or(0);
+        let acked = self.follow.last_acked();
         tokio::task::spawn_blocking(move || {
-            let changeset = Changeset::new(&sending, seq, baseline, cycle.certainty, give_up);
+            let changeset = Changeset::new(&sending, &cycle, acked, give_up);
             let (hints, result) = capture.run(cycle.clone(), &changeset);
             let has_begun = changeset.has_begun();
             if has_begun {
@@ -285,6 +295,7 @@ impl Active {
             Event::Heard(Ok(message)) => return self.heard(message),
             Event::Heard(Err(e)) => self.link_lost(&e.to_string()),
             Event::Captured { cycle, has_begun, hints, result } => return self.captured(cycle, has_begun, hints, result),
+            Event::IndexFailed(e) => return Err(index_failure(e)),
         }
         Ok(None)
     }
@@ -298,7 +309,7 @@ impl Active {
             }
             ToActive::Acked { seq, as_of_ms } => {
                 self.literal.clear();
-                if self.capture.held.acknowledged() {
+                if self.capture.held.acknowledged(seq) {
                     // The others may have waited for the same.
                     self.retry_after = RETRY_INCOMPLETE_MIN;
                     self.retry_incomplete();
@@ -312,9 +323,6 @@ impl Active {
                     self.certainty = Certainty::Sure;
                 }
                 self.input(Input::Acked { seq });
-                if self.follow.last_acked() == seq {
-                    self.taken = None;
-                }
                 tracing::debug!(seq = seq.0, "acknowledged");
             }
             ToActive::Failed { seq, failure } => return self.refused(seq, failure),
@@ -383,11 +391,12 @@ impl Active {
         hints: Hints,
         result: Result<Report, CaptureError>,
     ) -> Result<Option<Code>, Failure> {
-        self.taken = Some(hints);
+        self.taken.insert(cycle.seq, hints);
         match result {
             Ok(report) => {
                 self.tally.add(cycle.work, &report);
-                if !has_begun && !report.is_left {
+                // With others under way the standby isn't as new as this.
+                if !has_begun && !report.is_left && self.follow.is_alone() {
                     self.refused = None; // what the standby did not take is gone
                     self.as_of_ms = Some(report.as_of_ms);
                     if let Some(sending) = self.sending.clone() {

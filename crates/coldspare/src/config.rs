@@ -123,7 +123,7 @@ impl Default for Send {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LinkSettings {
-    /// Data streams, 1 to 32.
+    /// Data streams, 1 to 12.
     pub streams: u16,
     /// How the sending rate is found.
     pub congestion: Congestion,

@@ -313,7 +313,7 @@ impl Shared {
         tokio::spawn(forward(receiver, messages));
         loop {
             let answer = tokio::select! {
-                message = inbox.recv() => match message {
+                message = next_message(intake, &mut inbox) => match message {
                     Some(Ok(message)) => match self.take(intake, message).await {
                         Ok(answer) => answer,
                         Err(e) => return e,
@@ -330,8 +330,13 @@ impl Shared {
                             ToActive::Acked { seq: applied.seq, as_of_ms: applied.as_of_ms }
                         }
                         Err((seq, e)) => {
-                            tracing::warn!(seq = seq.0, error = %e, "a changeset was not applied");
-                            self.note_trouble(&e);
+                            if let StandbyError::Sequence { .. } | StandbyError::LeftOut { .. } = e {
+                                // The active sent it before it knew what became of the one before.
+                                tracing::debug!(seq = seq.0, error = %e, "a changeset was not applied");
+                            } else {
+                                tracing::warn!(seq = seq.0, error = %e, "a changeset was not applied");
+                                self.note_trouble(&e);
+                            }
                             ToActive::Failed { seq, failure: failure_for_peer(e) }
                         }
                     })
@@ -359,8 +364,8 @@ impl Shared {
 
     async fn take(&self, intake: &Arc<Intake>, message: ToStandby) -> Result<Option<ToActive>, LinkError> {
         match message {
-            ToStandby::Begin { seq, baseline, sure: _ } => {
-                intake.begin(seq, baseline).await;
+            ToStandby::Begin { seq, baseline, sure: _, acked } => {
+                intake.begin(seq, baseline, acked);
                 Ok(None)
             }
             ToStandby::Ask { no, items } => match intake.have(items).await {
@@ -372,7 +377,7 @@ impl Shared {
                 Ok(None)
             }
             ToStandby::Abandon { seq } => {
-                intake.abandon(seq).await;
+                intake.abandon(seq);
                 Ok(None)
             }
             ToStandby::Idle { as_of_ms } => {
@@ -559,13 +564,19 @@ async fn forward(mut receiver: ControlReceiver<ToStandby>, messages: mpsc::Sende
     }
 }
 
+/// The next message, once the one before is acted on; until then the active waits. Cancel-safe.
+async fn next_message(intake: &Intake, inbox: &mut mpsc::Receiver<Result<ToStandby, LinkError>>) -> Option<Result<ToStandby, LinkError>> {
+    intake.may_go_on().await;
+    inbox.recv().await
+}
+
 fn failure_for_peer(e: StandbyError) -> PeerFailure {
     match e {
         StandbyError::BaseDiffers { root, path } => PeerFailure::BaseDiffers { root, path },
         StandbyError::ContentDiffers { root, path } => PeerFailure::ContentDiffers { root, path },
         StandbyError::UnknownTarget { root, path } => PeerFailure::UnknownTarget { root, path },
         StandbyError::OutOfSpace { detail } => PeerFailure::OutOfSpace(detail),
-        StandbyError::Sequence { applied } => PeerFailure::Sequence { applied },
+        StandbyError::Sequence { applied } | StandbyError::LeftOut { seq: applied } => PeerFailure::Sequence { applied },
         StandbyError::Protocol(detail) => PeerFailure::Protocol(detail),
         e @ (StandbyError::Io { .. } | StandbyError::Store { .. } | StandbyError::Damaged { .. } | StandbyError::SyncFailed) => {
             PeerFailure::Io(e.to_string())

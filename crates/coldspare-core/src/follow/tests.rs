@@ -1,3 +1,5 @@
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::*;
 
 const MINE: SessionId = SessionId([1; 16]);
@@ -62,11 +64,12 @@ fn a_checkpoint_waits_for_a_cycle_that_began_after_it() {
     assert_eq!(effects(&mut f), [Effect::Capture { seq: Seq(8), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted }]);
     f.handle(T0, Input::Checkpoint { id: 1 });
     f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
-    f.handle(T0, Input::Acked { seq: Seq(8) });
-    let next = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
-    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, next]);
+    assert_eq!(effects(&mut f), [Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted }]);
     f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::All });
-    assert_eq!(effects(&mut f), [Effect::Confirm { id: 1, seq: Seq(8) }]);
+    assert_eq!(effects(&mut f), [], "the changeset before it may hold what was asked for");
+    f.handle(T0, Input::Acked { seq: Seq(8) });
+    let ended = |seq| Effect::DropHints { seq: Seq(seq) };
+    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, ended(8), ended(9), Effect::Confirm { id: 1, seq: Seq(8) }]);
 }
 
 #[test]
@@ -77,7 +80,33 @@ fn an_acknowledgement_may_overtake_the_end_of_the_capture() {
     f.handle(T0, Input::Acked { seq });
     assert_eq!(effects(&mut f), []);
     f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
-    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq }, Effect::Confirm { id: 1, seq }]);
+    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq }, Effect::DropHints { seq }, Effect::Confirm { id: 1, seq }]);
+}
+
+#[test]
+fn some_cycles_are_under_way_and_end_in_their_order() {
+    let mut f = idle();
+    let capture = |seq: u64| Effect::Capture { seq: Seq(seq), baseline: Baseline::Delta(Seq(seq - 1)), scope: Scope::Hinted };
+    for seq in 8..12 {
+        f.handle(T0, Input::Hints);
+        assert_eq!(effects(&mut f), [capture(seq)]);
+        f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    }
+    f.handle(T0, Input::Hints);
+    assert_eq!((effects(&mut f), f.poll_timeout()), (vec![], None), "as many as there may be");
+    f.handle(T0, Input::Acked { seq: Seq(8) });
+    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, Effect::DropHints { seq: Seq(8) }, capture(12)]);
+    // One that fails takes those behind it along.
+    f.handle(T0, Input::Refused { seq: Seq(10) });
+    let restore = |seq| Effect::RestoreHints { seq: Seq(seq) };
+    assert_eq!(effects(&mut f), [restore(10), restore(11)]);
+    f.handle(T0, Input::Refused { seq: Seq(11) });
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(T0, Input::Acked { seq: Seq(9) });
+    assert_eq!(effects(&mut f), [restore(12), Effect::RecordAcked { seq: Seq(9) }, Effect::DropHints { seq: Seq(9) }]);
+    let at = f.poll_timeout().unwrap();
+    f.handle(at, Input::Tick);
+    assert_eq!(effects(&mut f), [Effect::Capture { seq: Seq(13), baseline: Baseline::Delta(Seq(9)), scope: Scope::Hinted }]);
 }
 
 #[test]
@@ -87,14 +116,16 @@ fn a_checkpoint_waits_for_what_a_cycle_left_to_the_next() {
     f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::Part });
     f.handle(T0, Input::Acked { seq: Seq(8) });
     let capture = |seq, from| Effect::Capture { seq: Seq(seq), baseline: Baseline::Delta(Seq(from)), scope: Scope::Hinted };
-    assert_eq!(effects(&mut f), [capture(8, 7), Effect::RecordAcked { seq: Seq(8) }, capture(9, 8)]);
+    let ended = |seq| Effect::DropHints { seq: Seq(seq) };
+    assert_eq!(effects(&mut f), [capture(8, 7), Effect::RecordAcked { seq: Seq(8) }, ended(8), capture(9, 8)]);
     f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::Part });
-    assert_eq!(effects(&mut f), [], "a moment passes when nothing came of a try");
+    assert_eq!(effects(&mut f), [ended(9)], "a moment passes when nothing came of a try");
     let at = f.poll_timeout().unwrap();
     f.handle(at, Input::Tick);
     f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
     f.handle(at, Input::Acked { seq: Seq(9) });
-    assert_eq!(effects(&mut f), [capture(9, 8), Effect::RecordAcked { seq: Seq(9) }, Effect::Confirm { id: 1, seq: Seq(9) }]);
+    let confirmed = Effect::Confirm { id: 1, seq: Seq(9) };
+    assert_eq!(effects(&mut f), [capture(9, 8), Effect::RecordAcked { seq: Seq(9) }, ended(9), confirmed]);
 }
 
 #[test]
@@ -104,7 +135,7 @@ fn a_lost_link_loses_no_hint_and_no_checkpoint() {
     effects(&mut f);
     f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
     f.handle(T0, Input::Lost);
-    assert_eq!(effects(&mut f), [Effect::RestoreHints]);
+    assert_eq!(effects(&mut f), [Effect::RestoreHints { seq: Seq(8) }]);
     f.handle(T0, Input::Acked { seq: Seq(8) }); // too late: ignored
     assert_eq!(effects(&mut f), []);
     let at = f.poll_timeout().unwrap();
@@ -114,7 +145,7 @@ fn a_lost_link_loses_no_hint_and_no_checkpoint() {
     let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
     assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, again]);
     f.handle(at, Input::Captured { sent: Sent::Nothing, extent: Extent::All });
-    assert_eq!(effects(&mut f), [Effect::Confirm { id: 5, seq: Seq(8) }]);
+    assert_eq!(effects(&mut f), [Effect::DropHints { seq: Seq(9) }, Effect::Confirm { id: 5, seq: Seq(8) }]);
 }
 
 #[test]
@@ -131,7 +162,7 @@ fn no_cycle_begins_while_an_earlier_capture_runs() {
     assert_eq!(effects(&mut f), [Effect::Connect]);
     f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
     let again = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted };
-    assert_eq!(effects(&mut f), [Effect::RestoreHints, again]);
+    assert_eq!(effects(&mut f), [Effect::RestoreHints { seq: Seq(8) }, again]);
     f.handle(at, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
     f.handle(at, Input::Acked { seq: Seq(9) });
     assert!(effects(&mut f).contains(&Effect::Confirm { id: 3, seq: Seq(9) }));
@@ -157,7 +188,7 @@ fn a_cycle_that_failed_is_tried_again_after_a_pause() {
     f.handle(T0, Input::Hints);
     effects(&mut f);
     f.handle(T0, Input::CaptureFailed);
-    assert_eq!(effects(&mut f), [Effect::RestoreHints]);
+    assert_eq!(effects(&mut f), [Effect::RestoreHints { seq: Seq(8) }]);
     let at = f.poll_timeout().unwrap();
     assert_eq!(at, Duration::from_millis(200));
     f.handle(at, Input::Tick);
@@ -199,15 +230,24 @@ struct World {
     hinted: usize,
     /// Hints that no capture has taken.
     dirty: Vec<usize>,
-    /// Hints of the running capture, which are handed over when it ends, and of the cycle after that.
-    running: Option<(Seq, Vec<usize>)>,
-    taken: Vec<usize>,
-    owed: Option<Seq>,
-    on_standby: std::collections::BTreeSet<usize>,
+    /// The capture that runs, with the hints that it took, which are handed over when it ends.
+    running: Option<Flight>,
+    /// Those of captures that ended.
+    taken: BTreeMap<Seq, Vec<usize>>,
+    /// Changesets on their way to the standby.
+    flying: VecDeque<Flight>,
+    on_standby: BTreeSet<usize>,
     applied: Option<Applied>,
     asked: u64,
     asked_at: Vec<usize>,
     confirmed: Vec<u64>,
+}
+
+#[derive(Clone)]
+struct Flight {
+    seq: Seq,
+    baseline: Baseline,
+    hints: Vec<usize>,
 }
 
 impl World {
@@ -219,9 +259,9 @@ impl World {
             hinted: 0,
             dirty: Vec::new(),
             running: None,
-            taken: Vec::new(),
-            owed: None,
-            on_standby: std::collections::BTreeSet::new(),
+            taken: BTreeMap::new(),
+            flying: VecDeque::new(),
+            on_standby: BTreeSet::new(),
             applied: None,
             asked: 0,
             asked_at: Vec::new(),
@@ -241,11 +281,15 @@ impl World {
         while let Some(effect) = self.machine.poll_effect() {
             match effect {
                 Effect::Connect => self.machine.handle(self.now, Input::Opened { applied: self.applied }),
-                Effect::Capture { seq, .. } => {
+                Effect::Capture { seq, baseline, .. } => {
                     assert!(self.running.is_none(), "two captures at once");
-                    self.running = Some((seq, std::mem::take(&mut self.dirty)));
+                    self.running = Some(Flight { seq, baseline, hints: std::mem::take(&mut self.dirty) });
                 }
-                Effect::RestoreHints => self.dirty.append(&mut self.taken),
+                Effect::RestoreHints { seq } => self.dirty.append(&mut self.taken.remove(&seq).unwrap()),
+                Effect::DropHints { seq } => {
+                    let mut hints = self.taken.remove(&seq).unwrap().into_iter();
+                    assert!(hints.all(|hint| self.on_standby.contains(&hint)), "hints were dropped too early");
+                }
                 Effect::Confirm { id, .. } => {
                     let asked_at = self.asked_at[usize::try_from(id).unwrap()];
                     assert!((0..asked_at).all(|hint| self.on_standby.contains(&hint)), "confirmed too early");
@@ -270,50 +314,49 @@ impl World {
             self.asked += 1;
             self.input(Input::Checkpoint { id: self.asked - 1 });
         }
-        if !calm && self.chance(7) {
-            // A changeset may have been applied although nobody hears of it.
-            if self.chance(2) {
-                self.apply();
-            }
-            self.owed = None;
+        if !calm && self.chance(12) {
+            // Changesets may have been applied although nobody hears of it.
+            while self.chance(2) && self.apply().is_some() {}
+            self.flying.clear();
             self.input(Input::Lost);
         }
         if self.running.is_some() && self.chance(2) {
             self.end_capture(calm);
-        } else if let Some(seq) = self.owed.filter(|_| self.chance(2)) {
-            if calm || !self.chance(4) {
-                self.apply();
-                self.owed = None;
-                self.input(Input::Acked { seq });
-            } else {
-                self.owed = None;
+        } else if !self.flying.is_empty() && self.chance(3) {
+            if calm || !self.chance(5) {
+                let input = self.apply().unwrap();
+                self.input(input);
+            } else if let Some(Flight { seq, .. }) = self.flying.pop_front() {
                 self.input(Input::Refused { seq });
             }
         }
     }
 
-    fn apply(&mut self) {
-        if let Some(seq) = self.owed {
-            self.on_standby.extend(self.taken.iter().copied());
-            self.applied = Some(Applied { session: MINE, seq, as_of_ms: 0 });
+    /// The standby takes the next changeset, if it follows the last.
+    fn apply(&mut self) -> Option<Input> {
+        let Flight { seq, baseline, hints } = self.flying.pop_front()?;
+        let follows = baseline == Baseline::Full || self.applied.is_some_and(|a| baseline == Baseline::Delta(a.seq));
+        if !follows {
+            return Some(Input::Refused { seq });
         }
+        self.on_standby.extend(hints);
+        self.applied = Some(Applied { session: MINE, seq, as_of_ms: 0 });
+        Some(Input::Acked { seq })
     }
 
     fn end_capture(&mut self, calm: bool) {
-        let Some((seq, hints)) = self.running.take() else { return };
-        let failed = !calm && self.chance(4);
-        let lacking = hints.iter().any(|h| !self.on_standby.contains(h));
-        self.taken = hints;
-        if failed {
+        let Some(flight) = self.running.take() else { return };
+        self.taken.insert(flight.seq, flight.hints.clone());
+        if !calm && self.chance(4) {
             return self.input(Input::CaptureFailed);
         }
-        if lacking && self.machine.is_up() {
-            self.owed = Some(seq);
+        let will_have = |hint: &usize| self.on_standby.contains(hint) || self.flying.iter().any(|f| f.hints.contains(hint));
+        let sent = if flight.hints.iter().all(will_have) { Sent::Nothing } else { Sent::Changeset };
+        // What the machine has given up meanwhile went to a link that is gone.
+        let is_awaited = self.machine.cycles.back().is_some_and(|c| c.phase == Phase::Capturing);
+        if sent == Sent::Changeset && is_awaited {
+            self.flying.push_back(flight);
         }
-        let sent = if lacking { Sent::Changeset } else { Sent::Nothing };
         self.input(Input::Captured { sent, extent: Extent::All });
-        if self.machine.cycle.as_ref().is_none_or(|c| c.seq != seq) {
-            self.owed = None; // the machine had given it up
-        }
     }
 }

@@ -43,8 +43,8 @@ fn begun(seq: u64) -> Machine {
 }
 
 fn begin(machine: &mut Machine, seq: u64) {
-    machine.handle(Input::Begin { seq: Seq(seq), baseline: FULL });
-    check(machine, &[Effect::Begin { seq: Seq(seq), baseline: FULL }]);
+    machine.handle(Input::Begin { seq: Seq(seq), baseline: FULL, acked: Seq(0) });
+    check(machine, &[Effect::Begin { seq: Seq(seq), baseline: FULL, acked: Seq(0) }]);
     machine.handle(Input::Begun(Ok(())));
 }
 
@@ -98,13 +98,13 @@ fn a_begin_waits_until_nothing_is_staged() {
     let mut m = begun(1);
     frame(&mut m, 1, 1);
     check(&mut m, &[stage(1)]);
-    m.handle(Input::Begin { seq: Seq(2), baseline: FULL });
+    m.handle(Input::Begin { seq: Seq(2), baseline: FULL, acked: Seq(0) });
     frame(&mut m, 2, 2);
     frame(&mut m, 3, 1);
     check(&mut m, &[drop_of(3)]);
     assert!(!m.takes_messages());
     staged(&mut m, 1);
-    check(&mut m, &[Effect::Begin { seq: Seq(2), baseline: FULL }]);
+    check(&mut m, &[Effect::Begin { seq: Seq(2), baseline: FULL, acked: Seq(0) }]);
     m.handle(Input::Begun(Ok(())));
     assert!(m.takes_messages());
     check(&mut m, &[stage(2)]);
@@ -114,8 +114,8 @@ fn a_begin_waits_until_nothing_is_staged() {
 fn a_begin_that_failed_is_told_and_its_frames_are_dropped() {
     let mut m = Machine::new();
     frame(&mut m, 1, 3);
-    m.handle(Input::Begin { seq: Seq(3), baseline: FULL });
-    check(&mut m, &[Effect::Begin { seq: Seq(3), baseline: FULL }]);
+    m.handle(Input::Begin { seq: Seq(3), baseline: FULL, acked: Seq(0) });
+    check(&mut m, &[Effect::Begin { seq: Seq(3), baseline: FULL, acked: Seq(0) }]);
     m.handle(Input::Begun(Err("out of order")));
     check(&mut m, &[Effect::Failed { seq: Seq(3), failure: "out of order" }, drop_of(1)]);
 }
@@ -126,10 +126,10 @@ fn what_is_being_applied_is_applied_and_told_whatever_comes() {
     m.handle(Input::End(end(1, 0)));
     check(&mut m, &[Effect::Finish(end(1, 0))]);
     m.handle(Input::Abandon { seq: Seq(1) });
-    m.handle(Input::Begin { seq: Seq(2), baseline: FULL });
+    m.handle(Input::Begin { seq: Seq(2), baseline: FULL, acked: Seq(0) });
     check(&mut m, &[]);
     m.handle(Input::Finished(Ok(applied(1))));
-    check(&mut m, &[Effect::Acked(applied(1)), Effect::Begin { seq: Seq(2), baseline: FULL }]);
+    check(&mut m, &[Effect::Acked(applied(1)), Effect::Begin { seq: Seq(2), baseline: FULL, acked: Seq(0) }]);
 }
 
 #[test]
@@ -152,10 +152,10 @@ fn a_closed_link_lets_nothing_in_and_gives_up_after_all_is_staged() {
 #[test]
 fn a_link_that_closes_in_the_midst_of_a_begin_leaves_nothing_begun() {
     let mut m = Machine::new();
-    m.handle(Input::Begin { seq: Seq(1), baseline: FULL });
+    m.handle(Input::Begin { seq: Seq(1), baseline: FULL, acked: Seq(0) });
     m.handle(Input::Closed);
     m.handle(Input::Begun(Ok(())));
-    check(&mut m, &[Effect::Begin { seq: Seq(1), baseline: FULL }, Effect::Abandon]);
+    check(&mut m, &[Effect::Begin { seq: Seq(1), baseline: FULL, acked: Seq(0) }, Effect::Abandon]);
     m.handle(Input::Abandoned);
     assert!(m.is_closed());
 }
@@ -217,7 +217,7 @@ impl World {
         match self.below(8) {
             0 if self.machine.takes_messages() => {
                 self.begun += 1 + self.below(2);
-                self.input(Input::Begin { seq: Seq(self.begun), baseline: FULL });
+                self.input(Input::Begin { seq: Seq(self.begun), baseline: FULL, acked: Seq(0) });
             }
             1 if self.machine.takes_messages() => {
                 let sent = self.staged.get(&self.begun).copied().unwrap_or_default();

@@ -193,7 +193,7 @@ impl<'a> Judge<'a> {
             }
         }
         let fail = |e| format!("the following changeset fails: {e}");
-        standby.begin(SESSION, seq, Baseline::Full).map_err(fail)?;
+        standby.begin(SESSION, seq, Baseline::Full, seq).map_err(fail)?;
         let ops = draft.stage(&standby, seq, draft.steps()).map_err(fail)?;
         standby.finish(seq, 1, Totals { ops, ..Totals::default() }).map_err(fail)?;
         draft.expected.difference(&disk, ROOT.as_bytes()).map_or(Ok(()), |d| Err(format!("after the following changeset: {d}")))?;

@@ -177,7 +177,7 @@ impl Rehearsal {
             record.trees.insert(seq, draft.expected.clone());
             record.trying = finish.then_some(seq);
         }
-        standby.begin(SESSION, seq, draft.baseline())?;
+        standby.begin(SESSION, seq, draft.baseline(), seq)?;
         let ops = draft.stage(standby, seq, steps)?;
         if finish {
             standby.finish(seq, 1, Totals { ops, ..Totals::default() })?;

@@ -58,7 +58,8 @@ struct Daemon {
     literal: BTreeSet<(RootId, RelPath)>,
     give_up: bool,
     must_ask: bool,
-    taken: Option<Hints>,
+    /// The hints of cycles whose capture ended, until they are on the standby or put back.
+    taken: BTreeMap<Seq, Hints>,
     answers: BTreeMap<u32, Vec<Have>>,
     next_question: u32,
 }
@@ -66,6 +67,8 @@ struct Daemon {
 /// A capture's orders.
 pub(super) struct Due {
     cycle: Cycle,
+    /// The last changeset that was acknowledged when it began.
+    acked: Seq,
     link: u64,
     capture: Arc<Capture<ModelDisk>>,
     /// The index as it was when the capture began.
@@ -217,7 +220,7 @@ impl World {
             literal: BTreeSet::new(),
             give_up: false,
             must_ask: false,
-            taken: None,
+            taken: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_question: 0,
         });
@@ -316,18 +319,20 @@ impl World {
                 let cycle = Cycle { seq, baseline, certainty: daemon.certainty, work, literal: daemon.literal.clone() };
                 let link = daemon.link.expect("the link is up");
                 daemon.give_up = false;
+                let acked = daemon.follow.last_acked();
                 let capture = daemon.capture.clone();
                 capture.index.reserve(seq).expect("a writable index");
                 assert!(self.active.due.is_none() && !self.active.is_capturing(), "two captures at once");
-                self.active.due = Some(Due { cycle, link, capture, index: self.active.index.copy() });
+                self.active.due = Some(Due { cycle, acked, link, capture, index: self.active.index.copy() });
             }
             Effect::RecordAcked { seq } => {
                 let daemon = self.active.daemon.as_ref().expect("a daemon");
                 daemon.capture.index.record_acked(STANDBY, seq).expect("a writable index");
             }
-            Effect::RestoreHints => {
+            Effect::DropHints { seq } => drop(self.active.daemon.as_mut().expect("a daemon").taken.remove(&seq)),
+            Effect::RestoreHints { seq } => {
                 let daemon = self.active.daemon.as_mut().expect("a daemon");
-                let taken = daemon.taken.take();
+                let taken = daemon.taken.remove(&seq);
                 if let (Some(hints), Some(watch)) = (taken, &daemon.capture.watch)
                     && self.options.defect != Defect::HintsAreDropped
                 {
@@ -395,15 +400,12 @@ impl World {
                 if !std::mem::take(&mut daemon.must_ask) {
                     daemon.certainty = Certainty::Sure;
                 }
-                if daemon.capture.held.acknowledged() {
+                if daemon.capture.held.acknowledged(seq) {
                     daemon.capture.retry_incomplete();
                 }
                 self.tell(|| format!("active: {seq} is acknowledged"));
                 self.active_input(Input::Acked { seq });
                 self.hinted();
-                if let Some(daemon) = self.active.daemon.as_mut().filter(|d| d.follow.last_acked() == seq) {
-                    daemon.taken = None;
-                }
             }
             ToActive::Incomplete(seq, repositories) => {
                 daemon.certainty = Certainty::Ask;
@@ -434,11 +436,11 @@ impl World {
                 Err(_) => ToStandby::Abandon(seq),
             };
             self.say_to_standby(due.link, message);
-        } else if result.is_ok() {
+        } else if result.is_ok() && self.active.daemon.as_ref().is_some_and(|d| d.follow.is_alone()) {
             self.say_to_standby(due.link, ToStandby::Idle);
         }
         self.tell(|| format!("active: captured {:?}, {frames:?} frames", result));
-        self.active.daemon.as_mut().expect("a daemon").taken = Some(hints);
+        self.active.daemon.as_mut().expect("a daemon").taken.insert(due.cycle.seq, hints);
         match result {
             Ok(report) => {
                 let extent = if report.is_left { Extent::Part } else { Extent::All };
@@ -535,6 +537,7 @@ pub(super) fn run_capture(world: &Shared, due: Due) {
         link: due.link,
         seq: due.cycle.seq,
         baseline: due.cycle.baseline,
+        acked: due.acked,
         has_begun: AtomicBool::new(false),
         batches: AtomicU64::new(0),
         segments: AtomicU64::new(0),

@@ -16,6 +16,7 @@ pub(super) struct Changeset<'a> {
     pub(super) link: u64,
     pub(super) seq: Seq,
     pub(super) baseline: Baseline,
+    pub(super) acked: Seq,
     pub(super) has_begun: AtomicBool,
     pub(super) batches: AtomicU64,
     pub(super) segments: AtomicU64,
@@ -39,7 +40,7 @@ impl Changeset<'_> {
     fn begin(&self, world: &mut World) {
         if !self.has_begun.swap(true, Ordering::Relaxed) {
             world.tell(|| format!("active: begin {} {:?}", self.seq, self.baseline));
-            world.say_to_standby(self.link, ToStandby::Begin(self.seq, self.baseline));
+            world.say_to_standby(self.link, ToStandby::Begin(self.seq, self.baseline, self.acked));
         }
     }
 

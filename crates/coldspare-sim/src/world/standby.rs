@@ -48,7 +48,7 @@ struct Serving {
 /// What takes the standby some time.
 #[derive(Debug)]
 pub(super) enum Work {
-    Begin(Seq, Baseline),
+    Begin(Seq, Baseline, Seq),
     Stage(StreamNo, Frame),
     Finish(End),
     Abandon,
@@ -259,7 +259,7 @@ impl World {
             let link = serving.link;
             let Some(message) = serving.inbox.pop_front() else { return };
             match message {
-                ToStandby::Begin(seq, baseline) => self.standby_input(Input::Begin { seq, baseline }),
+                ToStandby::Begin(seq, baseline, acked) => self.standby_input(Input::Begin { seq, baseline, acked }),
                 ToStandby::End(end) => self.standby_input(Input::End(end)),
                 ToStandby::Abandon(seq) => self.standby_input(Input::Abandon { seq }),
                 ToStandby::Ask(no, items) => {
@@ -341,7 +341,7 @@ impl World {
                 return self.say_to_active(link, ToActive::Acked(applied.seq));
             }
             Effect::Failed { seq, failure } => return self.failed(link, seq, &failure),
-            Effect::Begin { seq, baseline } => Work::Begin(seq, baseline),
+            Effect::Begin { seq, baseline, acked } => Work::Begin(seq, baseline, acked),
             Effect::Stage { stream } => {
                 let frame = self.host.serving.as_mut().and_then(|s| s.held.remove(&stream)).expect("a frame that is held");
                 Work::Stage(stream, frame)
@@ -393,7 +393,7 @@ impl World {
         let skips = self.options.defect == Defect::FramesAreNotStaged;
         let mut released = None;
         let input = match work {
-            Work::Begin(seq, baseline) => Input::Begun(copy.begin(session, seq, baseline)),
+            Work::Begin(seq, baseline, acked) => Input::Begun(copy.begin(session, seq, baseline, acked)),
             Work::Stage(stream, frame) => {
                 released = Some(stream);
                 let result = match frame {

@@ -17,7 +17,7 @@ pub(super) enum ToStandby {
     /// First of a link.
     Open(Session),
     /// A changeset begins.
-    Begin(Seq, Baseline),
+    Begin(Seq, Baseline, Seq),
     /// Which of these contents are there?
     Ask(u32, Vec<Ask>),
     /// All was sent.

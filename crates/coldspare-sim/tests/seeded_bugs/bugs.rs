@@ -113,6 +113,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(StagedDigestsAreNotChecked, "G2", Scenario(scenarios::a_damaged_base_is_noticed)),
     code!(ReferencesAreNotChecked, "G2", Scenario(scenarios::a_reference_to_nothing_is_not_committed)),
     code!(LossesAreNotChecked, "G2", Scenario(scenarios::an_object_that_a_reference_needs_does_not_go)),
+    code!(LeftOutIsNotAsked, "G2", Scenario(scenarios::what_follows_on_something_left_out_is_refused)),
     code!(SequenceIsNotChecked, "G4", Scenario(scenarios::an_older_changeset_is_refused)),
     code!(LowerEpochsAreServed, "G4", Scenario(scenarios::a_lower_epoch_is_refused)),
     code!(SpaceIsNotChecked, "G8", Scenario(scenarios::a_standby_without_room_refuses_before_it_commits)),
@@ -156,7 +157,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(UnreadableIsGone, "G5", Scenario(scenarios::what_cannot_be_read_is_not_gone)),
     // What is due, and what is confirmed.
     code!(UnacknowledgedCountsAsSent, "G3", World),
-    code!(RenamesLeaveWhatIsOwed, "G3", World),
+    code!(RenamesLeaveWhatIsOwed, "G3", Scenario(scenarios::a_rename_leaves_nothing_behind)),
     code!(NumbersAreUsedTwice, "G1", World),
     code!(CheckpointsJoinTheCycle, "G3", World),
     code!(PartCountsAsAll, "G3", Scenario(scenarios::a_checkpoint_waits_for_what_is_left)),

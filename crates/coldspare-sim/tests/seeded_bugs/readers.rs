@@ -159,7 +159,7 @@ impl Copy {
         let mut draft = Draft::new(baseline, &self.tree, self.seq.0);
         make(&mut draft);
         let text = |e: coldspare_standby::StandbyError| e.to_string();
-        self.standby.begin(SESSION, self.seq, baseline).map_err(text)?;
+        self.standby.begin(SESSION, self.seq, baseline, self.seq).map_err(text)?;
         let ops = draft.stage(&self.standby, self.seq, draft.steps()).map_err(text)?;
         let (before, after) = (references(&files_of(&self.tree)), references(&files_of(&draft.expected)));
         let found = Arc::new(Mutex::new(Ok(())));

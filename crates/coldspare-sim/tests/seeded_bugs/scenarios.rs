@@ -88,7 +88,11 @@ impl Both {
 
     fn cycle(&mut self, work: Work, baseline: Baseline) -> Result<(), String> {
         let seq = self.standby.applied().map_or(Seq(1), |a| a.seq.next()).max(self.capture.index.next_seq().unwrap());
-        self.standby.begin(self.session, seq, baseline).map_err(|e| e.to_string())?;
+        self.cycle_as(seq, work, baseline)
+    }
+
+    fn cycle_as(&mut self, seq: Seq, work: Work, baseline: Baseline) -> Result<(), String> {
+        self.standby.begin(self.session, seq, baseline, seq).map_err(|e| e.to_string())?;
         let certainty = if baseline == Baseline::Full { Certainty::Ask } else { Certainty::Sure };
         let cycle = Cycle { seq, baseline, certainty, work, literal: BTreeSet::new() };
         let direct = Direct { standby: &self.standby, seq, failure: Mutex::default() };
@@ -103,6 +107,17 @@ impl Both {
             Err(_) => self.standby.abandon().unwrap(),
         }
         finished.map(drop)
+    }
+
+    /// A changeset of what was hinted, the end of which never comes.
+    fn cut_off(&mut self, seq: Seq) {
+        let baseline = Baseline::Delta(self.standby.applied().expect("a changeset").seq);
+        self.standby.begin(self.session, seq, baseline, seq).unwrap();
+        let cycle = Cycle { seq, baseline, certainty: Certainty::Sure, work: Work::Hinted, literal: BTreeSet::new() };
+        let (taken, report) = self.capture.run(cycle, &Direct { standby: &self.standby, seq, failure: Mutex::default() });
+        assert!(report.unwrap().totals.ops > 0, "it has something");
+        self.standby.abandon().unwrap();
+        self.capture.watch.iter().for_each(|watch| watch.dirty().restore(taken.clone()));
     }
 
     /// The active follows on with a new session and an index that knows nothing.
@@ -262,6 +277,42 @@ pub(crate) fn a_reference_to_nothing_is_not_committed() -> Result<(), String> {
     both.write("repo/refs/heads/topic", format!("{TIP}\n").as_bytes());
     both.follow()?;
     holds(!both.there().contains_key("repo/refs/heads/topic"), "G2: a reference without its object is on the standby")
+}
+
+/// What a changeset left out may be what the next one, captured before anybody knew, builds on.
+pub(crate) fn what_follows_on_something_left_out_is_refused() -> Result<(), String> {
+    let mut both = with_repository();
+    let before = both.standby.applied().unwrap().seq;
+    both.write_reference("repo", "topic", "an object that isn't there");
+    both.follow()?;
+    let last = both.standby.applied().unwrap().seq;
+    let (unaware, aware) = (
+        both.standby.begin(both.session, last.next(), Baseline::Delta(last), before).is_err(),
+        both.standby.begin(both.session, last.next(), Baseline::Delta(last), last).is_ok(),
+    );
+    holds(unaware, "G2: a changeset is taken that builds on what was left out")?;
+    holds(aware, "one that knows is taken")
+}
+
+/// A folder is renamed while an earlier change is captured and not acknowledged.
+pub(crate) fn a_rename_leaves_nothing_behind() -> Result<(), String> {
+    let mut both = Both::with(&[("folder/file", b"1"), ("other", b"old")]);
+    both.watch();
+    let last = both.standby.applied().unwrap().seq;
+    both.write("other", b"new");
+    both.cut_off(last.next());
+    both.active.move_to(Both::at("folder"), Both::at("moved")).unwrap();
+    both.active.advance_ms(SETTLED_MS);
+    both.cycle_as(Seq(last.0 + 2), Work::Hinted, Baseline::Delta(last))?;
+    both.cycle_as(Seq(last.0 + 3), Work::Hinted, Baseline::Delta(Seq(last.0 + 2)))?;
+    holds(both.there() == both.here(), "G3: a change is counted as acknowledged that was not sent")?;
+    // And one that owes nothing is a rename.
+    let old = both.copy.tree(Both::at("moved")).unwrap()[b"file".as_slice()].stat.ino;
+    both.active.move_to(Both::at("moved"), Both::at("again")).unwrap();
+    both.cycle_as(Seq(last.0 + 4), Work::Hinted, Baseline::Delta(Seq(last.0 + 3)))?;
+    both.cycle_as(Seq(last.0 + 5), Work::Hinted, Baseline::Delta(Seq(last.0 + 4)))?;
+    let new = both.copy.tree(Both::at("again")).unwrap()[b"file".as_slice()].stat.ino;
+    holds(old == new && both.there() == both.here(), "the folder was renamed")
 }
 
 pub(crate) fn an_object_that_a_reference_needs_does_not_go() -> Result<(), String> {
@@ -566,7 +617,7 @@ pub(crate) fn what_a_new_session_takes_away_survives_a_power_loss() -> Result<()
     let store = ModelStore::default();
     let standby = Standby::open(disk.clone(), Store::open_in(store.clone()).unwrap(), setup()).unwrap();
     let apply = |session: u8, seq: u64, files: &[&str], content: &[u8]| {
-        standby.begin(SessionId([session; 16]), Seq(seq), Baseline::Full).unwrap();
+        standby.begin(SessionId([session; 16]), Seq(seq), Baseline::Full, Seq(seq)).unwrap();
         files.iter().for_each(|path| standby.stage_batch(Seq(seq), vec![put(path, content)], content).unwrap());
         standby.finish(Seq(seq), 1, Totals { ops: files.len() as u64, ..Totals::default() }).unwrap();
     };
@@ -610,7 +661,7 @@ fn is_kept(disk: &ModelDisk, store: &StoreImage) -> Result<(), String> {
 /// A changeset is applied only once all frames that its end counted are staged.
 pub(crate) fn an_end_waits_for_its_frames() -> Result<(), String> {
     let mut intake = Intake::<()>::new();
-    intake.handle(Input::Begin { seq: Seq(1), baseline: Baseline::Full });
+    intake.handle(Input::Begin { seq: Seq(1), baseline: Baseline::Full, acked: Seq(0) });
     while intake.poll_effect().is_some() {}
     intake.handle(Input::Begun(Ok(())));
     intake.handle(Input::End(End { seq: Seq(1), as_of_ms: 1, batches: 1, segments: 0, totals: Totals::default() }));
@@ -670,7 +721,7 @@ fn hand_over(both: &Both, seq: Seq, baseline: Baseline, promised: &[u8], content
 
 fn hand_over_at(path: &str, both: &Both, seq: Seq, baseline: Baseline, promised: &[u8], content: &[u8]) -> Result<(), String> {
     let text = |e: StandbyError| e.to_string();
-    both.standby.begin(both.session, seq, baseline).map_err(text)?;
+    both.standby.begin(both.session, seq, baseline, seq).map_err(text)?;
     both.standby.stage_batch(seq, vec![put(path, promised)], content).map_err(text)?;
     both.standby.finish(seq, 1, Totals { ops: 1, ..Totals::default() }).map(drop).map_err(text)
 }
@@ -723,7 +774,7 @@ pub(crate) fn what_a_failed_sync_was_to_write_is_never_acknowledged() -> Result<
     disk.fail(Fault { on: |call| call.kind == CallKind::Syncs, after: 0, times: 1, errno: 5 });
     let text = |e: StandbyError| e.to_string();
     let finish = |seq: Seq, content: ContentRef| {
-        standby.begin(session, seq, Baseline::Full).map_err(text)?;
+        standby.begin(session, seq, Baseline::Full, seq).map_err(text)?;
         let Op::Put { root, path, entry, .. } = put("file", b"content") else { unreachable!("a put") };
         let inline = if content == ContentRef::Inline { &b"content"[..] } else { b"" };
         standby.stage_batch(seq, vec![Op::Put { root, path, entry, content }], inline).map_err(text)?;

@@ -58,8 +58,8 @@ fn golden_to_standby() {
         "00010305302e312e301111111111111111111111111111111122222222222222222222222222222222023333333333333333333333333333\
          333322222222222222222222222222222222000001",
     );
-    golden(ToStandby::Begin { seq: Seq(5), baseline: Baseline::Delta(Seq(4)), sure: true }, "0105000401");
-    golden(ToStandby::Begin { seq: Seq(300), baseline: Baseline::Full, sure: false }, "01fb2c010100");
+    golden(ToStandby::Begin { seq: Seq(5), baseline: Baseline::Delta(Seq(4)), sure: true, acked: Seq(3) }, "010500040103");
+    golden(ToStandby::Begin { seq: Seq(300), baseline: Baseline::Full, sure: false, acked: Seq(0) }, "01fb2c01010000");
     let ask = Ask { root: RootId(1), path: path("a/b"), digest: Digest([0x55; 32]), size: 70_000 };
     golden(
         ToStandby::Ask { no: 7, items: vec![ask] },

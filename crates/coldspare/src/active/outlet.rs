@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::{Baseline, Op, Seq};
 use coldspare_delta::Packed;
-use coldspare_scan::capture::{Certainty, Closed, FilePart, Outlet};
+use coldspare_scan::capture::{Certainty, Closed, Cycle, FilePart, Outlet};
 use coldspare_transport::{Data, DataSender, Link, LinkError, Payload, ToStandby};
 use tokio::sync::{mpsc, oneshot};
 
@@ -99,6 +99,7 @@ pub(crate) struct Changeset<'a> {
     seq: Seq,
     baseline: Baseline,
     certainty: Certainty,
+    acked: Seq,
     begun: Mutex<bool>,
     has_begun: AtomicBool,
     give_up: Arc<AtomicBool>,
@@ -107,12 +108,14 @@ pub(crate) struct Changeset<'a> {
 }
 
 impl<'a> Changeset<'a> {
-    pub(crate) fn new(sending: &'a Sending, seq: Seq, baseline: Baseline, certainty: Certainty, give_up: Arc<AtomicBool>) -> Changeset<'a> {
+    /// `acked` is the last changeset that was acknowledged.
+    pub(crate) fn new(sending: &'a Sending, cycle: &Cycle, acked: Seq, give_up: Arc<AtomicBool>) -> Changeset<'a> {
         Changeset {
             sending,
-            seq,
-            baseline,
-            certainty,
+            seq: cycle.seq,
+            baseline: cycle.baseline,
+            certainty: cycle.certainty,
+            acked,
             begun: Mutex::new(false),
             has_begun: AtomicBool::new(false),
             give_up,
@@ -137,7 +140,7 @@ impl<'a> Changeset<'a> {
         let mut begun = self.begun.lock().unwrap_or_else(PoisonError::into_inner);
         if !*begun {
             let sure = self.certainty == Certainty::Sure;
-            let message = ToStandby::Begin { seq: self.seq, baseline: self.baseline, sure };
+            let message = ToStandby::Begin { seq: self.seq, baseline: self.baseline, sure, acked: self.acked };
             self.sending.control.blocking_send(message).map_err(|_| Closed)?;
             *begun = true;
             self.has_begun.store(true, Ordering::Release);

@@ -134,7 +134,7 @@ async fn follow(
         literal: BTreeSet::new(),
         told_held: None,
         give_up: Arc::default(),
-        taken: None,
+        taken: BTreeMap::new(),
         waiting: BTreeMap::new(),
         next_call: 0,
         tally: Tally::default(),

@@ -15,14 +15,13 @@ impl Active {
     pub(super) fn status(&self) -> serde_json::Value {
         let watch = self.capture.watch.as_ref();
         let coverage = watch.map(Watch::coverage);
-        let taken = self.taken.as_ref().filter(|_| !self.follow.is_idle());
         let under_way = self.capture.under_way.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut waiting = watch.map(|w| w.dirty().waiting().clone()).unwrap_or_default();
         waiting.merge(under_way.waiting);
-        waiting.merge(taken.map(|t| t.waiting.clone()).unwrap_or_default());
+        self.taken.values().for_each(|taken| waiting.merge(taken.waiting.clone()));
         let waiting = waiting.longest_first();
         let hinted = watch.and_then(|w| w.dirty().oldest_ms());
-        let oldest = hinted.into_iter().chain(taken.and_then(|t| t.oldest_ms)).chain(under_way.oldest_ms).min();
+        let oldest = hinted.into_iter().chain(self.taken.values().filter_map(|t| t.oldest_ms)).chain(under_way.oldest_ms).min();
         let now = now_ms();
         let lagging: Vec<_> = waiting
             .iter()

@@ -52,10 +52,14 @@ impl Intake {
         Arc::new(Intake { copy, session, state: Mutex::default(), changed: Notify::new() })
     }
 
-    /// Begins a changeset; one that is under way is given up.
-    pub(super) async fn begin(self: &Arc<Self>, seq: Seq, baseline: Baseline) {
-        self.input(Input::Begin { seq, baseline });
+    /// Waits until the next message may be given to it. Cancel-safe.
+    pub(super) async fn may_go_on(&self) {
         self.until(|state| state.machine.takes_messages().then_some(())).await;
+    }
+
+    /// Begins a changeset; one that is under way is given up.
+    pub(super) fn begin(self: &Arc<Self>, seq: Seq, baseline: Baseline, acked: Seq) {
+        self.input(Input::Begin { seq, baseline, acked });
     }
 
     /// Notes what the changeset amounts to.
@@ -64,12 +68,8 @@ impl Intake {
     }
 
     /// Gives a changeset up.
-    pub(super) async fn abandon(self: &Arc<Self>, seq: Seq) {
+    pub(super) fn abandon(self: &Arc<Self>, seq: Seq) {
         self.input(Input::Abandon { seq });
-        self.until(|state| state.machine.takes_messages().then_some(())).await;
-        if let Some(e) = self.lock().trouble.take() {
-            tracing::warn!(error = %e, "what was staged could not be kept");
-        }
     }
 
     /// Answers what the standby has.
@@ -150,9 +150,9 @@ impl Intake {
 
     fn perform(self: &Arc<Self>, state: &mut State, effect: Effect<StandbyError>) {
         match effect {
-            Effect::Begin { seq, baseline } => {
+            Effect::Begin { seq, baseline, acked } => {
                 let session = self.session;
-                self.work(move |copy| copy.begin(session, seq, baseline), |_, result| Input::Begun(result));
+                self.work(move |copy| copy.begin(session, seq, baseline, acked), |_, result| Input::Begun(result));
             }
             Effect::Stage { stream } => {
                 let Some(Held { data, payload, reads_on }) = state.held.remove(&stream) else { return };
@@ -178,6 +178,9 @@ impl Intake {
                 );
             }
             Effect::Abandon => self.work(Copy::abandon, |intake, result| {
+                if let Err(e) = &result {
+                    tracing::warn!(error = %e, "what was staged could not be kept");
+                }
                 intake.lock().trouble = result.err();
                 Input::Abandoned
             }),
