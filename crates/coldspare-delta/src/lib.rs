@@ -17,6 +17,7 @@ mod chunk;
 mod compress;
 mod digest;
 mod encode;
+mod fill;
 #[cfg(test)]
 mod noise;
 mod piece;
@@ -26,6 +27,7 @@ mod varint;
 pub use chunk::{Base, CHUNKING_VERSION, CHUNKS_MAX, Chunk, ChunkClass, ChunkList, ChunkListError, ChunkSizes, Follows, UnknownClass};
 pub use compress::{Packed, UNPACKED_BYTES_MAX, UnpackError, pack, unpack};
 pub use digest::{Hasher, digest, is_zero};
-pub use encode::{Chunking, Encoded, FileEncoder, Segment, WINDOW_BYTES_MIN};
+pub use encode::{Chunking, Encoded, FileEncoder, WINDOW_BYTES_MIN};
+pub use fill::Segment;
 pub use piece::{PIECES_MAX, Piece, PieceError, SEGMENT_BYTES_MAX, SEGMENT_SPAN_BYTES_MAX, decode_pieces, encode_pieces};
 pub use rebuild::{RebuildError, Write, rebuild};
