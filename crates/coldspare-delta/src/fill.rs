@@ -62,6 +62,11 @@ impl<P: Fill> Filling<P> {
         self.pieces.is_empty()
     }
 
+    /// Whether `piece` would be joined to the last one.
+    pub(crate) fn continues(&self, piece: P) -> bool {
+        self.pieces.last().is_some_and(|last| last.joined(piece).is_some())
+    }
+
     pub(crate) fn add_literal(&mut self, mut bytes: &[u8], emit: &mut dyn FnMut(Segment<P>)) {
         while !bytes.is_empty() {
             if self.literal.len() == SEGMENT_BYTES_MAX {
