@@ -40,7 +40,7 @@ pub use compress::{Packed, UNPACKED_BYTES_MAX, UnpackError, pack, unpack};
 pub use digest::{Hasher, digest, is_zero};
 pub use encode::{Chunking, Encoded, FileEncoder, WINDOW_BYTES_MIN};
 pub use fill::Segment;
-pub use pack_base::{BASE_ENTRIES_MAX, PackBases, SOURCES_MAX};
+pub use pack_base::{PackBases, SOURCES_MAX};
 pub use pack_encode::{PackEncoded, PackEncoder};
 pub use pack_index::{PackHash, PackIndexError, PackIndexReader, PackOffsets};
 pub use pack_piece::{PackPiece, decode_pack_pieces, encode_pack_pieces};

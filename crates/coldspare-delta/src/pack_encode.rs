@@ -1,7 +1,7 @@
 //! Encode of a pack: from its bytes and the places of its entries to segments, in one pass.
 //!
 //! Decides which entries are copied from which of the packs that the standby has. An entry goes by its body; its header
-//! is compared byte by byte, and copied along where it is the same, so that what a repack left as it was is one piece.
+//! is compared too, and copied along where it is the same, so that what a repack left as it was is one piece.
 //!
 //! Invariants: segments follow each other without a gap and cover the pack exactly; each keeps the limits that
 //! [`crate::decode_pack_pieces`] checks. How the pack came in windows and how many threads worked doesn't show.
@@ -15,7 +15,7 @@ use crate::pack_base::{Found, PackBases, Place};
 use crate::pack_entry::{Cut, Cutter};
 use crate::pack_index::PackOffsets;
 use crate::pack_piece::PackPiece;
-use crate::pack_table::{PackTable, PackTableBuilder};
+use crate::pack_table::{KeptHeader, PackTable, PackTableBuilder};
 
 /// What is known of a pack once all of it was seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -106,23 +106,24 @@ impl<'a> PackEncoder<'a> {
             return;
         }
         let header = &bytes[..bytes.len() - body.len()];
-        self.table.push(self.filling.offset(), header, body.len(), digest);
+        let kept = KeptHeader::of(header);
+        self.table.push(self.filling.offset(), kept, body.len(), digest);
         let Some(found) = self.find(body.len(), digest) else {
             self.filling.add_literal(bytes, emit);
             return;
         };
         self.expected = Some(found.next());
         let offset = found.entry.offset;
-        if found.entry.header == header {
+        if found.entry.header == kept {
             self.copy(found.source, offset, bytes, emit);
         } else {
             self.filling.add_literal(header, emit);
-            self.copy(found.source, offset + found.entry.header.len() as u64, body, emit);
+            self.copy(found.source, offset + found.entry.header.len_bytes() as u64, body, emit);
         }
     }
 
     /// The entry with this body that follows the last one found, else the first in any pack.
-    fn find(&self, body_len: usize, digest: [u8; 16]) -> Option<Found<'a>> {
+    fn find(&self, body_len: usize, digest: [u8; 16]) -> Option<Found> {
         let follows = self.expected.and_then(|place| self.bases.at(place));
         follows
             .filter(|found| found.entry.body_len == body_len && found.entry.digest == digest)
@@ -290,7 +291,7 @@ mod tests {
 
     /// Encodes `new` against `old` and rebuilds it; returns the literal bytes and the pieces that took.
     fn check(old: &[&Pack], new: &Pack) -> (usize, Vec<PackPiece>) {
-        let bases = PackBases::new(old.iter().map(|old| old.table()).collect());
+        let bases = PackBases::new(old.iter().map(|old| old.table()), usize::MAX);
         let (encoded, segments) = new.encode(&bases, 99);
         assert!(rebuilt(old, &segments, encoded.size) == new.bytes, "the rebuilt pack differs");
         assert_eq!((encoded.digest, encoded.size), (digest(&new.bytes), new.bytes.len() as u64));
@@ -313,6 +314,15 @@ mod tests {
     }
 
     const SHA1: PackHash = PackHash::Sha1;
+
+    #[test]
+    fn cuts_and_digests_are_frozen() {
+        let objects = [blob(1, 500), delta(2, 20, 0), Object { seed: 3, body_len: 40, kind: 7, base: 9 }, blob(4, 3 << 20), blob(5, 1)];
+        let table = pack(&objects, SHA1).table();
+        assert_eq!(table.entries(), 7, "a part for each MiB");
+        assert_eq!(digest(&table.encode())[..8], [7, 166, 27, 18, 147, 189, 99, 74]);
+        assert_eq!(crate::PACK_TABLE_VERSION, 1);
+    }
 
     #[test]
     fn runs_that_were_left_as_they_were_are_one_piece() {
@@ -378,7 +388,7 @@ mod tests {
     #[test]
     fn a_pack_that_is_not_as_its_index_says_has_no_table() {
         let whole = pack(&[blob(1, 100), blob(2, 100)], SHA1);
-        let bases = PackBases::new(vec![whole.table()]);
+        let bases = PackBases::new([whole.table()], 1000);
         for (len, more) in [(whole.bytes.len() - 1, 0), (whole.bytes.len(), 1), (50, 0), (0, 0)] {
             let bytes = [&whole.bytes[..len], &vec![1; more]].concat();
             let mut encoder = PackEncoder::new(whole.offsets(), &bases);
@@ -405,7 +415,7 @@ mod tests {
         let objects: Vec<Object> = (1..=90_000).map(|n| delta(n, 17 + n as usize % 9, n as usize / 2)).collect();
         let old = pack(&[&objects[..], &[blob(5, 70 << 20)]].concat(), SHA1);
         let new = pack(&[&objects[40_000..], &objects[..40_000], &[blob(5, 70 << 20), blob(6, 2 << 20)]].concat(), SHA1);
-        let bases = PackBases::new(vec![old.table()]);
+        let bases = PackBases::new([old.table()], usize::MAX);
         let (encoded, segments) = new.encode(&bases, 7);
         assert!(rebuilt(&[&old], &segments, encoded.size) == new.bytes);
         assert!(segments.len() >= 5);
@@ -421,7 +431,7 @@ mod tests {
         let (old, new) = (pack(&objects[500..], SHA1), pack(&objects, SHA1));
         let with = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| new.encode(&PackBases::new(vec![old.table()]), 3))
+            pool.install(|| new.encode(&PackBases::new([old.table()], usize::MAX), 3))
         };
         assert!(with(1) == with(4), "the result differs");
     }
@@ -457,7 +467,7 @@ mod tests {
             let old: Vec<&Pack> = old.iter().collect();
             let (literals, _) = check(&old, new);
             prop_assert!(literals <= new.bytes.len());
-            let bases = PackBases::new(old.iter().map(|old| old.table()).collect());
+            let bases = PackBases::new(old.iter().map(|old| old.table()), usize::MAX);
             prop_assert!(new.encode(&bases, windows.0) == new.encode(&bases, windows.1), "the result differs");
             // A pack that is itself a base travels as headers and what is too small for a copy, at most.
             let of_all = [&[new][..], &old].concat();
@@ -504,7 +514,7 @@ mod tests {
             let start = std::time::Instant::now();
             let table = PackTable::decode(&bytes).unwrap();
             let decoded = start.elapsed();
-            let bases = PackBases::new(vec![table]);
+            let bases = PackBases::new([table], usize::MAX);
             let per_entry = |bytes: usize| bytes as f64 / entries as f64;
             println!(
                 "{entries} entries: {:.1} bytes each as bytes, {:.1} in memory; decoded in {decoded:.0?}, searchable after {:.0?}",

@@ -2,14 +2,15 @@
 //!
 //! As bytes: the version, the offset of the first entry, the number of entries (LEB128 both); per entry the number
 //! `body length << 6 | header length` (LEB128) and the header; then per entry 16 bytes of BLAKE3 of the body, in the same
-//! order. Entries follow each other without a gap, so offsets need not be said. That is 16 bytes an entry and about 7
-//! for the rest, 24 where deltas name their bases by id.
+//! order. Of a header of more than 8 bytes, as of a delta that names its base by id, the first 8 bytes of its BLAKE3
+//! stand for it. Entries follow each other without a gap, so offsets need not be said.
 //!
 //! A later part of a large body counts as an entry without a header.
 //!
 //! Invariants: a table that was decoded or built has at most [`PACK_ENTRIES_MAX`] entries, each with a body of 1 byte
 //! to 1 MiB, and ends below 2⁶³.
 
+use crate::chunk::short_digest;
 use crate::pack_entry::BODY_BYTES_MAX;
 use crate::varint;
 
@@ -21,7 +22,7 @@ pub const PACK_ENTRIES_MAX: usize = 1 << 24;
 
 /// The entries of a pack, in order.
 ///
-/// Memory: 16 bytes an entry for the digest, about 7 for header and lengths, a quarter for finding them.
+/// Memory: 16 bytes an entry for the digest, 6 to 7 for header and lengths (at most 12), a quarter for finding them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackTable {
     start: u64,
@@ -52,14 +53,22 @@ pub enum PackTableError {
 
 /// One entry of a table.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct PackEntry<'a> {
+pub(crate) struct PackEntry {
     /// Where in the pack the header starts.
     pub(crate) offset: u64,
-    pub(crate) header: &'a [u8],
+    pub(crate) header: KeptHeader,
     pub(crate) body_len: usize,
     pub(crate) digest: [u8; 16],
     /// Where the entry after it is.
     pub(crate) next: Spot,
+}
+
+/// What a table keeps of a header, by which two can be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KeptHeader {
+    len: u8,
+    /// The header, or the first bytes of its digest when it is longer; 0 behind a shorter one.
+    bytes: [u8; HEADER_KEPT_MAX],
 }
 
 /// A place in a table from which entries can be read one after the other.
@@ -76,7 +85,42 @@ struct Mark {
     at: u32,
 }
 
+impl KeptHeader {
+    /// What is kept of `header`, of less than 64 bytes.
+    pub(crate) fn of(header: &[u8]) -> KeptHeader {
+        let digest;
+        let kept = if header.len() <= HEADER_KEPT_MAX {
+            header
+        } else {
+            digest = short_digest(header);
+            &digest[..HEADER_KEPT_MAX]
+        };
+        KeptHeader::from_parts(header.len(), kept)
+    }
+
+    /// Bytes that the header has in the pack.
+    pub(crate) fn len_bytes(self) -> usize {
+        usize::from(self.len)
+    }
+
+    fn from_parts(len: usize, kept: &[u8]) -> KeptHeader {
+        assert!(len < 1 << HEADER_LEN_BITS, "a header is that long at most");
+        let mut bytes = [0; HEADER_KEPT_MAX];
+        bytes[..kept.len()].copy_from_slice(kept);
+        KeptHeader { len: len as u8, bytes }
+    }
+
+    fn kept(&self) -> &[u8] {
+        &self.bytes[..self.len_bytes().min(HEADER_KEPT_MAX)]
+    }
+}
+
 impl PackTable {
+    /// The table of a pack without entries; it stands for one that can't be had.
+    pub fn empty() -> PackTable {
+        PackTable { start: 0, records: Vec::new(), digests: Vec::new(), marks: Vec::new(), end: Mark { offset: 0, at: 0 } }
+    }
+
     /// How many entries the table has.
     pub fn entries(&self) -> usize {
         self.digests.len()
@@ -87,7 +131,7 @@ impl PackTable {
         self.records.capacity() + self.digests.capacity() * 16 + self.marks.capacity() * size_of::<Mark>()
     }
 
-    /// The table as bytes; about 23 an entry.
+    /// The table as bytes; 22 to 23 an entry.
     pub fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(21 + self.records.len() + self.digests.len() * 16);
         out.push(PACK_TABLE_VERSION);
@@ -113,11 +157,12 @@ impl PackTable {
         let records_len = rest.len().checked_sub(entries * 16).ok_or(PackTableError::Malformed)?;
         let (records, digests) = rest.split_at(records_len);
         let mut table = PackTable::new(start)?;
+        table.marks.reserve_exact(entries.div_ceil(STRIDE));
         let mut rest = records;
         for number in 0..entries {
             let before = rest;
             let record = Record::take(&mut rest).ok_or(PackTableError::Malformed)?;
-            table.mark(number, record.header.len() + record.body_len()?, before.len() - rest.len())?;
+            table.mark(number, record.header.len_bytes() + record.body_len()?, before.len() - rest.len())?;
         }
         if !rest.is_empty() {
             return Err(PackTableError::Malformed);
@@ -143,21 +188,18 @@ impl PackTable {
     }
 
     /// The entry at `spot`; `None` at the end.
-    pub(crate) fn entry(&self, spot: Spot) -> Option<PackEntry<'_>> {
+    pub(crate) fn entry(&self, spot: Spot) -> Option<PackEntry> {
         let digest = *self.digests.get(spot.number as usize)?;
         let mut rest = &self.records[spot.mark.at as usize..];
         let before = rest.len();
         let record = Record::take(&mut rest).expect("records are checked when they are read");
         let body_len = record.body_len as usize;
-        let mark =
-            Mark { offset: spot.mark.offset + (record.header.len() + body_len) as u64, at: spot.mark.at + (before - rest.len()) as u32 };
+        let mark = Mark {
+            offset: spot.mark.offset + (record.header.len_bytes() + body_len) as u64,
+            at: spot.mark.at + (before - rest.len()) as u32,
+        };
         let next = Spot { number: spot.number + 1, mark };
         Some(PackEntry { offset: spot.mark.offset, header: record.header, body_len, digest, next })
-    }
-
-    /// The table of a pack without entries.
-    pub(crate) fn empty() -> PackTable {
-        PackTable { start: 0, records: Vec::new(), digests: Vec::new(), marks: Vec::new(), end: Mark { offset: 0, at: 0 } }
     }
 
     fn new(start: u64) -> Result<PackTable, PackTableError> {
@@ -190,7 +232,7 @@ pub(crate) struct PackTableBuilder {
 
 impl PackTableBuilder {
     /// Lists the entry at `offset`, which follows the one before. What is over a limit makes the table useless.
-    pub(crate) fn push(&mut self, offset: u64, header: &[u8], body_len: usize, digest: [u8; 16]) {
+    pub(crate) fn push(&mut self, offset: u64, header: KeptHeader, body_len: usize, digest: [u8; 16]) {
         self.full = self.full || self.try_push(offset, header, body_len, digest).is_none();
         if self.full {
             self.table = None;
@@ -209,34 +251,35 @@ impl PackTableBuilder {
         Some(table)
     }
 
-    fn try_push(&mut self, offset: u64, header: &[u8], body_len: usize, digest: [u8; 16]) -> Option<()> {
+    fn try_push(&mut self, offset: u64, header: KeptHeader, body_len: usize, digest: [u8; 16]) -> Option<()> {
         if self.table.is_none() {
             self.table = PackTable::new(offset).ok();
         }
         let table = self.table.as_mut().filter(|table| table.digests.len() < PACK_ENTRIES_MAX)?;
         assert_eq!(table.end.offset, offset, "entries follow each other");
         let record_start = table.records.len();
-        varint::put(&mut table.records, (body_len as u64) << HEADER_LEN_BITS | header.len() as u64);
-        table.records.extend_from_slice(header);
+        varint::put(&mut table.records, (body_len as u64) << HEADER_LEN_BITS | u64::from(header.len));
+        table.records.extend_from_slice(header.kept());
         let record_len = table.records.len() - record_start;
-        table.mark(table.digests.len(), header.len() + body_len, record_len).ok()?;
+        table.mark(table.digests.len(), header.len_bytes() + body_len, record_len).ok()?;
         table.digests.push(digest);
         Some(())
     }
 }
 
 /// An entry as it is coded, without its digest.
-struct Record<'a> {
-    header: &'a [u8],
+struct Record {
+    header: KeptHeader,
     body_len: u64,
 }
 
-impl<'a> Record<'a> {
-    fn take(rest: &mut &'a [u8]) -> Option<Record<'a>> {
+impl Record {
+    fn take(rest: &mut &[u8]) -> Option<Record> {
         let lens = varint::take(rest)?;
-        let (header, after) = rest.split_at_checked((lens & ((1 << HEADER_LEN_BITS) - 1)) as usize)?;
+        let header_len = (lens & ((1 << HEADER_LEN_BITS) - 1)) as usize;
+        let (kept, after) = rest.split_at_checked(header_len.min(HEADER_KEPT_MAX))?;
         *rest = after;
-        Some(Record { header, body_len: lens >> HEADER_LEN_BITS })
+        Some(Record { header: KeptHeader::from_parts(header_len, kept), body_len: lens >> HEADER_LEN_BITS })
     }
 
     fn body_len(&self) -> Result<usize, PackTableError> {
@@ -246,6 +289,9 @@ impl<'a> Record<'a> {
 
 /// A header is at most 63 bytes long.
 const HEADER_LEN_BITS: u32 = 6;
+
+/// A longer header is kept as a digest; those without the id of a base are seldom longer.
+const HEADER_KEPT_MAX: usize = 8;
 
 /// How many entries may have to be passed over to find one.
 const STRIDE: usize = 64;
@@ -263,7 +309,7 @@ mod tests {
         let mut builder = PackTableBuilder::default();
         let mut offset = start;
         for &(header, body_len, digest) in entries {
-            builder.push(offset, header, body_len, [digest; 16]);
+            builder.push(offset, KeptHeader::of(header), body_len, [digest; 16]);
             offset += (header.len() + body_len) as u64;
         }
         builder.finish().unwrap()
@@ -275,12 +321,13 @@ mod tests {
 
     #[test]
     fn tables_keep_their_bytes() {
-        let table = table(12, &[(&[0x35], 3, 0xaa), (&[0x61, 0x04], 300, 0xbb), (&[], 1 << 20, 0xcc)]);
-        let mut golden = vec![1, 12, 3];
+        let table = table(12, &[(&[0x35], 3, 0xaa), (&[0x61, 0x04], 300, 0xbb), (&[], 1 << 20, 0xcc), (&[0x71; 21], 1, 0xdd)]);
+        let mut golden = vec![1, 12, 4];
         golden.extend([0xc1, 0x01, 0x35]);
         golden.extend([0x82, 0x96, 0x01, 0x61, 0x04]);
         golden.extend([0x80, 0x80, 0x80, 0x20]);
-        for digest in [0xaa, 0xbb, 0xcc] {
+        golden.extend([0x55, 0xc5, 0x6f, 0xc6, 0xef, 0x03, 0x7b, 0x28, 0x40]);
+        for digest in [0xaa, 0xbb, 0xcc, 0xdd] {
             golden.extend([digest; 16]);
         }
         assert_eq!(table.encode(), golden);
@@ -312,15 +359,28 @@ mod tests {
     }
 
     #[test]
+    fn headers_that_differ_are_kept_apart() {
+        let headers: Vec<Vec<u8>> = (0..64).flat_map(|len| [vec![0; len], vec![1; len]]).collect();
+        for (n, one) in headers.iter().enumerate().skip(1) {
+            for other in &headers[..n] {
+                assert_eq!(KeptHeader::of(one) == KeptHeader::of(other), one == other, "{one:?} {other:?}");
+            }
+        }
+    }
+
+    #[test]
     fn entries_are_found_by_their_number() {
-        let headers: Vec<Vec<u8>> = (0..300).map(|n| vec![n as u8; n % 7]).collect();
+        let headers: Vec<Vec<u8>> = (0..300).map(|n| vec![n as u8; n % 43]).collect();
         let entries: Vec<(&[u8], usize, u8)> = headers.iter().enumerate().map(|(n, header)| (&header[..], n * n + 1, n as u8)).collect();
         let table = table(12, &entries);
         let (mut offset, mut spot) = (12, table.spot(0));
         for (number, &(header, body_len, digest)) in entries.iter().enumerate() {
             assert_eq!(table.spot(number as u32), spot);
             let entry = table.entry(spot).unwrap();
-            assert_eq!((entry.offset, entry.header, entry.body_len, entry.digest), (offset, header, body_len, [digest; 16]));
+            assert_eq!(
+                (entry.offset, entry.header, entry.body_len, entry.digest),
+                (offset, KeptHeader::of(header), body_len, [digest; 16])
+            );
             offset += (header.len() + body_len) as u64;
             spot = entry.next;
         }
@@ -331,10 +391,10 @@ mod tests {
     #[test]
     fn too_many_entries_have_no_table() {
         let mut builder = PackTableBuilder::default();
-        (0..PACK_ENTRIES_MAX as u64).for_each(|offset| builder.push(offset, &[], 1, [0; 16]));
+        (0..PACK_ENTRIES_MAX as u64).for_each(|offset| builder.push(offset, KeptHeader::of(&[]), 1, [0; 16]));
         assert!(!builder.full);
-        builder.push(PACK_ENTRIES_MAX as u64, &[], 1, [0; 16]);
-        builder.push(PACK_ENTRIES_MAX as u64 + 9, &[], 1, [0; 16]);
+        builder.push(PACK_ENTRIES_MAX as u64, KeptHeader::of(&[]), 1, [0; 16]);
+        builder.push(PACK_ENTRIES_MAX as u64 + 9, KeptHeader::of(&[]), 1, [0; 16]);
         assert_eq!(builder.finish(), None);
     }
 
