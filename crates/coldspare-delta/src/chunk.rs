@@ -216,7 +216,8 @@ pub(crate) fn cut(class: ChunkClass, bytes: &[u8], follows: Follows) -> Vec<Rang
     ranges
 }
 
-fn short_digest(bytes: &[u8]) -> [u8; 16] {
+/// The first 16 bytes of BLAKE3 of `bytes`.
+pub(crate) fn short_digest(bytes: &[u8]) -> [u8; 16] {
     *blake3::hash(bytes).as_bytes().first_chunk().expect("BLAKE3 has 32 bytes")
 }
 

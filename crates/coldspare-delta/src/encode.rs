@@ -10,21 +10,11 @@ use rayon::prelude::*;
 
 use crate::chunk::{self, Base, CHUNKS_MAX, Chunk, ChunkClass, ChunkList, Follows};
 use crate::digest::{Hasher, is_zero};
-use crate::piece::{PIECES_MAX, Piece, SEGMENT_BYTES_MAX, SEGMENT_SPAN_BYTES_MAX};
+use crate::fill::{Filling, Segment};
+use crate::piece::Piece;
 
 /// The smallest window that [`FileEncoder::push`] is sure to consume something of: the longest possible chunk.
 pub const WINDOW_BYTES_MIN: usize = 2 << 20;
-
-/// A stretch of a file as it travels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Segment {
-    /// Where in the file it starts.
-    pub offset: u64,
-    /// What it consists of, front to back.
-    pub pieces: Vec<Piece>,
-    /// The bytes of all `Literal` pieces, joined.
-    pub literal: Vec<u8>,
-}
 
 /// Whether a file's chunks are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +45,7 @@ pub struct Encoded {
 #[derive(Debug)]
 pub struct FileEncoder {
     hasher: Hasher,
-    filling: Filling,
+    filling: Filling<Piece>,
     mode: Mode,
 }
 
@@ -123,12 +113,12 @@ impl FileEncoder {
     /// # Panics
     /// When the last push didn't say that nothing follows. A file without bytes needs no push.
     pub fn finish(self) -> Encoded {
-        assert!(self.filling.pieces.is_empty(), "the last push says that nothing follows");
+        assert!(self.filling.is_flushed(), "the last push says that nothing follows");
         let chunks = match self.mode {
             Mode::Whole => None,
             Mode::Chunks { class, listed, .. } => listed.map(|chunks| ChunkList { class, chunks }),
         };
-        Encoded { digest: self.hasher.finish(), size: self.filling.offset, chunks, segments: self.filling.emitted }
+        Encoded { digest: self.hasher.finish(), size: self.filling.offset(), chunks, segments: self.filling.emitted() }
     }
 }
 
@@ -152,15 +142,15 @@ fn cut_and_digest(hasher: &mut Hasher, class: ChunkClass, window: &[u8], follows
     Cut { consumed, chunks }
 }
 
-fn push_chunks(filling: &mut Filling, base: Option<&Base>, window: &[u8], cut: &Cut, emit: &mut dyn FnMut(Segment)) {
+fn push_chunks(filling: &mut Filling<Piece>, base: Option<&Base>, window: &[u8], cut: &Cut, emit: &mut dyn FnMut(Segment)) {
     let mut rest = window;
     for chunk in &cut.chunks {
         let (bytes, after) = rest.split_at(chunk.len as usize);
         rest = after;
         if is_zero(bytes) {
-            filling.add_zeros(bytes.len(), emit);
+            filling.add(bytes.len(), |_, len| Piece::Zeros { len }, emit);
         } else if let Some(offset) = base.and_then(|base| base.find(chunk)) {
-            filling.add_copy(offset, bytes.len(), emit);
+            filling.add(bytes.len(), |done, len| Piece::Copy { offset: offset + done, len }, emit);
         } else {
             filling.add_literal(bytes, emit);
         }
@@ -168,12 +158,12 @@ fn push_chunks(filling: &mut Filling, base: Option<&Base>, window: &[u8], cut: &
 }
 
 /// Pushes what is cut at multiples of [`BLOCK_BYTES`] only.
-fn push_blocks(hasher: &mut Hasher, filling: &mut Filling, bytes: &[u8], emit: &mut dyn FnMut(Segment)) {
+fn push_blocks(hasher: &mut Hasher, filling: &mut Filling<Piece>, bytes: &[u8], emit: &mut dyn FnMut(Segment)) {
     hasher.update(bytes);
     let mut rest = bytes;
     while !rest.is_empty() {
         let zeros = rest.chunks(BLOCK_BYTES).take_while(|block| is_zero(block)).map(<[u8]>::len).sum();
-        filling.add_zeros(zeros, emit);
+        filling.add(zeros, |_, len| Piece::Zeros { len }, emit);
         rest = &rest[zeros..];
         let others = rest.chunks(BLOCK_BYTES).take_while(|block| !is_zero(block)).map(<[u8]>::len).sum();
         filling.add_literal(&rest[..others], emit);
@@ -189,82 +179,6 @@ fn list(listed: &mut Option<Vec<Chunk>>, chunks: Vec<Chunk>) {
     }
 }
 
-/// The segment that is being filled.
-#[derive(Debug, Default)]
-struct Filling {
-    /// Where the segment starts.
-    start: u64,
-    /// Where it ends so far, which is how much of the file was seen.
-    offset: u64,
-    pieces: Vec<Piece>,
-    literal: Vec<u8>,
-    emitted: u32,
-}
-
-impl Filling {
-    fn add_literal(&mut self, mut bytes: &[u8], emit: &mut dyn FnMut(Segment)) {
-        while !bytes.is_empty() {
-            if self.literal.len() == SEGMENT_BYTES_MAX {
-                self.flush(emit);
-            }
-            let len = self.room_for(bytes.len().min(SEGMENT_BYTES_MAX - self.literal.len()), emit);
-            let (now, rest) = bytes.split_at(len as usize);
-            self.literal.extend_from_slice(now);
-            self.add(Piece::Literal { len });
-            bytes = rest;
-        }
-    }
-
-    fn add_copy(&mut self, mut offset: u64, mut len_bytes: usize, emit: &mut dyn FnMut(Segment)) {
-        while len_bytes > 0 {
-            let len = self.room_for(len_bytes, emit);
-            self.add(Piece::Copy { offset, len });
-            offset += u64::from(len);
-            len_bytes -= len as usize;
-        }
-    }
-
-    fn add_zeros(&mut self, mut len_bytes: usize, emit: &mut dyn FnMut(Segment)) {
-        while len_bytes > 0 {
-            let len = self.room_for(len_bytes, emit);
-            self.add(Piece::Zeros { len });
-            len_bytes -= len as usize;
-        }
-    }
-
-    /// How many of `len_bytes` fit the segment, or the next one if this one is full; at least 1.
-    fn room_for(&mut self, len_bytes: usize, emit: &mut dyn FnMut(Segment)) -> u32 {
-        if self.offset - self.start == SEGMENT_SPAN_BYTES_MAX || self.pieces.len() == PIECES_MAX {
-            self.flush(emit);
-        }
-        let room = SEGMENT_SPAN_BYTES_MAX - (self.offset - self.start);
-        u32::try_from(room.min(len_bytes as u64)).expect("a segment's span fits 32 bits")
-    }
-
-    /// Appends `piece`, or lengthens the last one when it continues that.
-    fn add(&mut self, piece: Piece) {
-        match (self.pieces.last_mut(), piece) {
-            (Some(Piece::Literal { len }), Piece::Literal { len: more }) | (Some(Piece::Zeros { len }), Piece::Zeros { len: more }) => {
-                *len += more;
-            }
-            (Some(Piece::Copy { offset, len }), Piece::Copy { offset: next, len: more }) if *offset + u64::from(*len) == next => {
-                *len += more;
-            }
-            (_, piece) => self.pieces.push(piece),
-        }
-        self.offset += u64::from(piece.len_bytes());
-    }
-
-    fn flush(&mut self, emit: &mut dyn FnMut(Segment)) {
-        if self.pieces.is_empty() {
-            return;
-        }
-        emit(Segment { offset: self.start, pieces: std::mem::take(&mut self.pieces), literal: std::mem::take(&mut self.literal) });
-        self.start = self.offset;
-        self.emitted += 1;
-    }
-}
-
 /// Zeros are looked for in blocks as filesystems store them.
 const BLOCK_BYTES: usize = 4 << 10;
 
@@ -274,6 +188,7 @@ mod tests {
 
     use super::*;
     use crate::noise::noise;
+    use crate::piece::{SEGMENT_BYTES_MAX, SEGMENT_SPAN_BYTES_MAX};
     use crate::{Write, decode_pieces, digest, encode_pieces, rebuild};
 
     /// Pushes all of `bytes` in windows whose sizes follow from `seed`, growing a window that was too small.
@@ -402,7 +317,7 @@ mod tests {
         let (mut filling, mut segments) = (Filling::default(), Vec::new());
         let mut emit = |segment| segments.push(segment);
         for (offset, len) in [(0, 10), (10, 5), (16, 4), (19, 1), (3, 1)] {
-            filling.add_copy(offset, len, &mut emit);
+            filling.add(len, |done, len| Piece::Copy { offset: offset + done, len }, &mut emit);
         }
         filling.flush(&mut emit);
         let copies = [(0, 15), (16, 4), (19, 1), (3, 1)].map(|(offset, len)| Piece::Copy { offset, len });

@@ -54,6 +54,9 @@ pub enum PieceError {
     /// A copy that ends beyond 2⁶⁴, or a length beyond 2³².
     #[error("a piece of impossible length")]
     Length,
+    /// A pack beyond [`crate::SOURCES_MAX`].
+    #[error("a copy from a pack of impossible number")]
+    Source,
     /// More than [`PIECES_MAX`], [`SEGMENT_BYTES_MAX`] or [`SEGMENT_SPAN_BYTES_MAX`].
     #[error("pieces over a segment's limits")]
     TooMany,

@@ -54,6 +54,14 @@ pub enum RebuildError<E> {
     /// A piece without bytes, or a copy from beyond 2⁶⁴; nothing was written.
     #[error("an impossible piece")]
     Piece,
+    /// A copy from a pack that there isn't, or from beyond its end; nothing was written.
+    #[error("a copy from {offset} of pack {pack}, which isn't that long")]
+    Source {
+        /// The number of the pack.
+        pack: u16,
+        /// Where the copy starts.
+        offset: u64,
+    },
     /// The writer failed; what it was given before is written.
     #[error("writing a rebuilt file failed")]
     Write(#[source] E),
