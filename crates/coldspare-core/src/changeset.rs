@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::codec;
 use crate::entry::{Digest, Entry, EntryError};
 use crate::id::{RootId, Seq};
 use crate::path::RelPath;
@@ -79,6 +80,29 @@ pub enum Op {
         to: RelPath,
     },
 }
+
+/// A part of a large file, without the literal bytes that it brings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePart {
+    /// The file's number in the changeset.
+    pub file: u32,
+    /// The root that holds `path`.
+    pub root: RootId,
+    /// The file.
+    pub path: RelPath,
+    /// Where in the file it starts, in bytes.
+    pub offset: u64,
+    /// The files that copies are taken from, by the numbers that `pieces` give them; none when they are taken from what the
+    /// standby has at `path`. At most [`SOURCES_MAX`].
+    #[serde(deserialize_with = "codec::capped::<_, _, SOURCES_MAX>")]
+    pub sources: Vec<(RootId, RelPath)>,
+    /// What it consists of, as `coldspare-delta` codes pieces, and with sources as it codes those of a pack.
+    #[serde(with = "codec::bytes")]
+    pub pieces: Vec<u8>,
+}
+
+/// LIMIT: files that copies of one part are taken from.
+pub const SOURCES_MAX: usize = 4_096;
 
 /// What a changeset amounted to; both ends count for themselves and compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -2,9 +2,12 @@
 //!
 //! Invariants: decoding is limited before anything is allocated, and left-over bytes are an error.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use bincode::config::{Configuration, Limit, LittleEndian, Varint};
-use serde::Serialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// LIMIT: bytes of one encoded value, on the wire and in a store, and of what decoding it may allocate at once.
 pub const VALUE_BYTES_MAX: usize = 8 << 20;
@@ -46,6 +49,41 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
         return Err(DecodeError::Trailing(bytes.len() - used));
     }
     Ok(value)
+}
+
+/// Reads a list of at most `MAX` elements and fails at the first beyond, whatever length was announced.
+///
+/// For `#[serde(deserialize_with = …)]`.
+///
+/// # Errors
+/// As the deserializer, and for a list that is too long.
+pub fn capped<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct Capped<T, const MAX: usize>(PhantomData<T>);
+
+    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Capped<T, MAX> {
+        type Value = Vec<T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a list of at most {MAX}")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
+            let mut list = Vec::new();
+            while let Some(element) = seq.next_element()? {
+                if list.len() == MAX {
+                    return Err(A::Error::custom(format_args!("a list of more than {MAX}")));
+                }
+                list.push(element);
+            }
+            Ok(list)
+        }
+    }
+
+    deserializer.deserialize_seq(Capped::<T, MAX>(PhantomData))
 }
 
 /// Byte strings as byte strings, not as sequences of numbers; for `#[serde(with = …)]`.

@@ -6,7 +6,7 @@
 use std::sync::atomic::Ordering;
 
 use coldspare_core::changeset::{Ask, Have};
-use coldspare_core::{Body, ContentRef, Entry, Op, RelPath, RootId};
+use coldspare_core::{Body, ContentRef, Entry, Op, RelPath, RootId, git};
 use coldspare_delta::pack;
 use coldspare_os::Disk;
 
@@ -85,7 +85,9 @@ impl<D: Disk> Run<'_, D> {
         content: &[u8],
     ) -> Result<(), CaptureError> {
         self.capture.held.release(root, &path);
-        builder.change(self.put(root, &path, Row { version: self.cycle.seq, ..row }, Chunks::None));
+        let table = if git::is_pack(&path) { self.pack_table(root, &path, content) } else { None };
+        let known = table.map_or(Chunks::None, |table| Chunks::Are(table.encode()));
+        builder.change(self.put(root, &path, Row { version: self.cycle.seq, ..row }, known));
         builder.payload.extend_from_slice(content);
         self.push(builder, Op::Put { root, path, entry, content: ContentRef::Inline })
     }

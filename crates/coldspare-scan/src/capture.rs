@@ -14,6 +14,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+pub use coldspare_core::changeset::FilePart;
 use coldspare_core::changeset::{Ask, Have, Totals};
 use coldspare_core::exclude::Exclude;
 use coldspare_core::git::family::Repository;
@@ -118,21 +119,6 @@ pub trait Outlet: Sync {
     /// # Errors
     /// [`Closed`]: the link is gone.
     fn ask(&self, items: Vec<Ask>) -> Result<Vec<Have>, Closed>;
-}
-
-/// A part of a large file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FilePart {
-    /// The file's number in the changeset.
-    pub file: u32,
-    /// The root that holds `path`.
-    pub root: RootId,
-    /// The file, also the one that copies are taken from.
-    pub path: RelPath,
-    /// Where in the file it starts.
-    pub offset: u64,
-    /// As [`coldspare_delta::encode_pieces`] codes them.
-    pub pieces: Vec<u8>,
 }
 
 /// The outlet takes no more.

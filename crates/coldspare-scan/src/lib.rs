@@ -20,6 +20,7 @@ mod held;
 pub mod index;
 mod inspect;
 mod links;
+mod pack;
 pub mod proof;
 mod read;
 mod references;

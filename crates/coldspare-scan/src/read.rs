@@ -11,7 +11,9 @@ use std::sync::atomic::Ordering;
 use coldspare_core::entry::{XATTR_BYTES_MAX, xattr_is_carried};
 use coldspare_core::git::{self, CapturePass, Part};
 use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, ProblemKind, RelPath, RootId, Seq, Time, Xattr, seeded_bug};
-use coldspare_delta::{Base, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, Segment, encode_pieces, pack};
+use coldspare_delta::{
+    Base, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, PackEncoded, PackEncoder, PackOffsets, Segment, encode_pieces, pack,
+};
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::batch::{Builder, Unsure};
@@ -204,11 +206,11 @@ impl<D: Disk> Run<'_, D> {
             Err(e) => return Ok(Some(self.not_read(file.root, file.path, &e))),
         };
         let (sent, inspection) = sent;
-        if let Some(damage) = self.damage(file, inspection, row, Digest(sent.encoded.digest)) {
+        if let Some(damage) = self.damage(file, inspection, row, Digest(sent.digest)) {
             self.hold_damaged(file.root, file.path, row, damage);
             return Ok(Some(Outcome::Held));
         }
-        let entry = Entry { meta: file.meta.clone(), body: body(Digest(sent.encoded.digest)) };
+        let entry = Entry { meta: file.meta.clone(), body: body(Digest(sent.digest)) };
         let Some(entry) = self.checked(file.root, file.path, entry) else { return Ok(Some(Outcome::Held)) };
         let meta = entry.meta.clone();
         self.push_segments(file.root, file.path, self.row(None, entry, &file.before, file.at_ms), sent, builder)?;
@@ -217,10 +219,10 @@ impl<D: Disk> Run<'_, D> {
 
     fn push_segments(&self, root: RootId, path: &RelPath, row: Row, sent: SentSegments, builder: &mut Builder) -> Result<(), CaptureError> {
         let Some(entry) = row.entry().cloned() else { return Ok(()) };
-        let chunks = sent.encoded.chunks.as_ref().map_or(Chunks::None, |list| Chunks::Are(list.encode()));
+        let chunks = sent.known.map_or(Chunks::None, Chunks::Are);
         builder.change(self.put(root, path, row, chunks));
         self.capture.held.release(root, path);
-        let content = ContentRef::Segments { file: sent.file, segments: sent.encoded.segments };
+        let content = ContentRef::Segments { file: sent.file, segments: sent.segments };
         self.push(builder, Op::Put { root, path: path.clone(), entry, content })?;
         // The standby holds a large file open until its operation comes.
         self.send_batch(builder)
@@ -326,7 +328,7 @@ impl<D: Disk> Run<'_, D> {
             }
         } else if before.size == size {
             match self.send_segments(&file, None)? {
-                Ok(Some((sent, _))) if Some(Digest(sent.encoded.digest)) == digest => {
+                Ok(Some((sent, _))) if Some(Digest(sent.digest)) == digest => {
                     return self.push_segments(root, &path, Row { version: self.cycle.seq, ..row }, sent, builder);
                 }
                 Ok(_) => {}
@@ -361,6 +363,30 @@ impl<D: Disk> Run<'_, D> {
         file: &Opened<'_, D>,
         row: Option<&Row>,
     ) -> Result<std::io::Result<Option<(SentSegments, Inspection)>>, CaptureError> {
+        let mut inspection = file.promise.begin();
+        let offsets = if git::is_pack(file.path) { self.pack_offsets(file.root, file.path, file.before.size) } else { None };
+        let encoded = match offsets {
+            Some(offsets) => self.encode_pack(file, offsets, &mut inspection)?,
+            None => self.encode_file(file, row, &mut inspection)?,
+        };
+        let (read, sent) = match encoded {
+            Ok(encoded) => encoded,
+            Err(e) => return Ok(Err(e)),
+        };
+        self.count_read(read);
+        if !self.is_stable(file, read) {
+            return Ok(Ok(None));
+        }
+        Ok(Ok(Some((sent, inspection))))
+    }
+
+    /// Sends a file, compared with what the standby has at its path.
+    fn encode_file(
+        &self,
+        file: &Opened<'_, D>,
+        row: Option<&Row>,
+        inspection: &mut Inspection,
+    ) -> Result<std::io::Result<(u64, SentSegments)>, CaptureError> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let chunking = match git::part(file.path) {
             Part::Pack | Part::PackIndex | Part::LooseObject => Chunking::Whole,
@@ -368,33 +394,63 @@ impl<D: Disk> Run<'_, D> {
         };
         let mut encoder = FileEncoder::new(file.before.size, self.base(file, row)?, chunking);
         let mut failed = None;
-        let mut inspection = file.promise.begin();
-        let read = self.windows(file, &mut inspection, |window, follows| {
-            encoder.push(window, follows, &mut |segment| {
+        let read = self.windows(file, inspection, |window, follows| {
+            encoder.push(window, follows, &mut |Segment { offset, pieces, literal }| {
                 if failed.is_none() {
-                    failed = self.send_segment(file, number, segment).err();
+                    failed = self.send_part(file, number, offset, (Vec::new(), encode_pieces(&pieces)), literal).err();
                 }
             })
         });
         if let Some(e) = failed {
             return Err(e);
         }
-        let read = match read {
-            Ok(read) => read,
-            Err(e) => return Ok(Err(e)),
-        };
-        self.count_read(read);
-        if !self.is_stable(file, read) {
-            return Ok(Ok(None));
-        }
-        Ok(Ok(Some((SentSegments { file: number, encoded: encoder.finish() }, inspection))))
+        Ok(read.map(|read| {
+            let Encoded { digest, chunks, segments, .. } = encoder.finish();
+            (read, SentSegments { file: number, digest, segments, known: chunks.map(|list| list.encode()) })
+        }))
     }
 
-    fn send_segment(&self, file: &Opened<'_, D>, number: u32, segment: Segment) -> Result<(), CaptureError> {
-        let raw_len = segment.literal.len();
-        let literal = pack(segment.literal, self.capture.zstd_level);
-        let pieces = encode_pieces(&segment.pieces);
-        let part = FilePart { file: number, root: file.root, path: file.path.clone(), offset: segment.offset, pieces };
+    /// Sends a pack, described by those that the standby has of its repository and of what that borrows from.
+    fn encode_pack(
+        &self,
+        file: &Opened<'_, D>,
+        offsets: PackOffsets,
+        inspection: &mut Inspection,
+    ) -> Result<std::io::Result<(u64, SentSegments)>, CaptureError> {
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        let is_literal = self.cycle.literal.contains(&(file.root, file.path.clone()));
+        let unit = self.units.of(file.root, file.path).filter(|_| !is_literal);
+        let bases = self.pack_bases(unit.as_ref().map(|unit| &unit.at))?;
+        let mut encoder = PackEncoder::new(offsets, &bases.packs);
+        let mut failed = None;
+        let read = self.windows(file, inspection, |window, follows| {
+            encoder.push(window, follows, &mut |Segment { offset, pieces, literal }| {
+                if failed.is_none() {
+                    failed = self.send_part(file, number, offset, bases.part_of(&pieces), literal).err();
+                }
+            })
+        });
+        if let Some(e) = failed {
+            return Err(e);
+        }
+        Ok(read.map(|read| {
+            let PackEncoded { digest, table, segments, .. } = encoder.finish();
+            (read, SentSegments { file: number, digest, segments, known: table.map(|table| table.encode()) })
+        }))
+    }
+
+    /// Hands over a part; what it consists of is coded, with the files that copies are taken from.
+    fn send_part(
+        &self,
+        file: &Opened<'_, D>,
+        number: u32,
+        offset: u64,
+        (sources, pieces): (Vec<(RootId, RelPath)>, Vec<u8>),
+        literal: Vec<u8>,
+    ) -> Result<(), CaptureError> {
+        let raw_len = literal.len();
+        let literal = pack(literal, self.capture.zstd_level);
+        let part = FilePart { file: number, root: file.root, path: file.path.clone(), offset, sources, pieces };
         Ok(self.outlet.segment(part, literal, raw_len)?)
     }
 
@@ -525,9 +581,14 @@ enum Content {
     Large,
 }
 
+/// What is known of a large file once all of it was handed over.
 struct SentSegments {
+    /// Its number in the changeset.
     file: u32,
-    encoded: Encoded,
+    digest: [u8; 32],
+    segments: u32,
+    /// What later versions are compared with: chunks, or the entries of a pack.
+    known: Option<Vec<u8>>,
 }
 
 pub(crate) fn meta(stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Meta {

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use coldspare_core::git::{CapturePass, family::Repository};
@@ -50,6 +50,8 @@ pub(crate) struct Run<'a, D: Disk> {
     /// Whether something was left to the next cycle.
     pub(crate) is_left: AtomicBool,
     failure: Mutex<Option<CaptureError>>,
+    /// Entries of packs that packs under way are described by.
+    pub(crate) pack_entries: AtomicUsize,
     pub(crate) opened: AtomicU64,
     /// When the first object was looked at, in milliseconds since 1970.
     pub(crate) objects_from_ms: AtomicU64,
@@ -137,6 +139,7 @@ impl<'a, D: Disk> Run<'a, D> {
             stopped: AtomicBool::new(false),
             is_left: AtomicBool::new(false),
             failure: Mutex::default(),
+            pack_entries: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             objects_from_ms: AtomicU64::new(0),
         }

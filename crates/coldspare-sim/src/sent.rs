@@ -44,9 +44,7 @@ impl Part {
     pub(crate) fn stage<D: Disk>(&self, standby: &Standby<D>, seq: Seq) -> Result<(), StandbyError> {
         match self {
             Part::Batch { ops, payload } => standby.stage_batch(seq, ops.clone(), payload),
-            Part::Segment { part, literal } => {
-                standby.stage_segment(seq, part.file, (part.root, &part.path), part.offset, &part.pieces, literal)
-            }
+            Part::Segment { part, literal } => standby.stage_segment(seq, part, literal),
         }
     }
 }

@@ -1,12 +1,15 @@
-//! Assembles large files from segments that arrive over several streams, in any order.
+//! Assembles large files from segments that arrive over several streams, in any order; copies are taken from the tree that
+//! the changeset starts from.
 //!
 //! Invariants: a file counts as staged only when all its segments were written and the whole has its digest.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use coldspare_core::changeset::FilePart;
 use coldspare_core::{Entry, RelPath, RootId, Seq};
-use coldspare_delta::{Write, decode_pieces, rebuild};
+use coldspare_delta::{PackWrite, PieceError, RebuildError, Write, decode_pack_pieces, decode_pieces, rebuild, rebuild_pack};
 use coldspare_os::Disk;
 
 use crate::error::{StandbyError, io};
@@ -26,6 +29,9 @@ impl<D: Disk> Default for Assemblies<D> {
 /// LIMIT: files that are assembled at once; the active sends as many as it has threads.
 const ASSEMBLIES_MAX: usize = 256;
 
+/// A file that copies are taken from, and its size.
+type Source<D> = (<D as Disk>::File, u64);
+
 pub(crate) struct Assembly<D: Disk> {
     root: RootId,
     path: RelPath,
@@ -33,6 +39,8 @@ pub(crate) struct Assembly<D: Disk> {
     file: D::File,
     /// The file that copies are taken from: what the tree has at the same path.
     base: Option<D::File>,
+    /// Whether copies were taken from other files.
+    has_sources: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -51,45 +59,81 @@ pub(crate) struct Put {
 }
 
 impl<D: Disk> Standby<D> {
-    /// Stages a part of a large file; `pieces` are as `coldspare-delta` codes them.
+    /// Stages a part of a large file with its literal bytes.
     ///
     /// # Errors
     /// `BaseDiffers` when a copy has no base; else as [`Standby::stage_batch`].
-    pub fn stage_segment(
-        &self,
-        seq: Seq,
-        number: u32,
-        (root, path): (RootId, &RelPath),
-        offset: u64,
-        pieces: &[u8],
-        literal: &[u8],
-    ) -> Result<(), StandbyError> {
+    pub fn stage_segment(&self, seq: Seq, part: &FilePart, literal: &[u8]) -> Result<(), StandbyError> {
         let changeset = self.current_as(seq)?;
-        if root.0 >= self.root_count() {
+        let (root, path) = (part.root, &part.path);
+        if let Some((root, _)) = part.sources.iter().chain([&(root, path.clone())]).find(|(root, _)| root.0 >= self.root_count()) {
             return Err(StandbyError::Protocol(format!("a segment of root {}", root.0)));
         }
-        let pieces = decode_pieces(pieces).map_err(|e| StandbyError::Protocol(format!("{path}: {e}")))?;
-        let assembly = self.assembly(&changeset, number, root, path)?;
-        let (disk, bytes) = (&self.disk, path.as_bytes());
-        let base_differs = || StandbyError::BaseDiffers { root, path: path.clone() };
-        let result = rebuild(offset, &pieces, literal, u64::MAX, &mut |write| match write {
+        let assembly = self.assembly(&changeset, part.file, root, path)?;
+        let written = if part.sources.is_empty() {
+            self.write_part(&assembly, part, literal)
+        } else {
+            self.write_pack_part(&changeset, &assembly, part, literal)
+        };
+        written?;
+        let mut state = lock(&assembly.state);
+        state.written += 1;
+        self.complete(&changeset, part.file, &assembly, state)
+    }
+
+    /// Writes what a part consists of; copies are from the file that the tree has at its path.
+    fn write_part(&self, assembly: &Assembly<D>, part: &FilePart, literal: &[u8]) -> Result<(), StandbyError> {
+        let (disk, path, bytes) = (&self.disk, &part.path, part.path.as_bytes());
+        let pieces = decode_pieces(&part.pieces).map_err(|e| malformed(path, &e))?;
+        let result = rebuild(part.offset, &pieces, literal, u64::MAX, &mut |write| match write {
             Write::Bytes { offset, bytes: content } => disk.write_at(&assembly.file, offset, content).map_err(io("writing", bytes)),
             Write::Copy { from, to, len } => {
-                let base = assembly.base.as_ref().ok_or_else(base_differs)?;
-                disk.copy_range(base, from, &assembly.file, to, u64::from(len)).map_err(|e| match e.kind() {
-                    std::io::ErrorKind::UnexpectedEof => base_differs(),
-                    _ => io("copying", bytes)(e),
-                })
+                let base = assembly.base.as_ref().ok_or_else(|| base_differs(part))?;
+                disk.copy_range(base, from, &assembly.file, to, u64::from(len)).map_err(|e| copy_failed(part, e))
             }
             Write::Zeros { .. } => Ok(()), // the file is extended to its size at the end
         });
-        result.map_err(|e| match e {
-            coldspare_delta::RebuildError::Write(e) => e,
-            other => StandbyError::Protocol(format!("{path}: {other}")),
-        })?;
-        let mut state = lock(&assembly.state);
-        state.written += 1;
-        self.complete(&changeset, number, &assembly, state)
+        rebuilt(path, result)
+    }
+
+    /// As [`Standby::write_part`], with copies from other files of the tree.
+    fn write_pack_part(
+        &self,
+        changeset: &Changeset<D>,
+        assembly: &Assembly<D>,
+        part: &FilePart,
+        literal: &[u8],
+    ) -> Result<(), StandbyError> {
+        assembly.has_sources.store(true, Ordering::Relaxed);
+        let (disk, path, bytes) = (&self.disk, &part.path, part.path.as_bytes());
+        let pieces = decode_pack_pieces(&part.pieces).map_err(|e| malformed(path, &e))?;
+        let sources: Result<Vec<Source<D>>, _> = part.sources.iter().map(|at| self.source(changeset, at, part)).collect();
+        let sources = sources?;
+        let sizes: Vec<u64> = sources.iter().map(|(_, size)| *size).collect();
+        let result = rebuild_pack(part.offset, &pieces, literal, u64::MAX, &sizes, &mut |write| match write {
+            PackWrite::Bytes { offset, bytes: content } => disk.write_at(&assembly.file, offset, content).map_err(io("writing", bytes)),
+            PackWrite::Copy { source, from, to, len } => {
+                let (file, _) = &sources[usize::from(source)];
+                disk.copy_range(file, from, &assembly.file, to, u64::from(len)).map_err(|e| copy_failed(part, e))
+            }
+        });
+        match result {
+            // What a copy refers to isn't there.
+            Err(RebuildError::Source { .. }) => Err(base_differs(part)),
+            result => rebuilt(path, result),
+        }
+    }
+
+    /// A file of the tree that the changeset starts from.
+    fn source(&self, changeset: &Changeset<D>, (root, path): &(RootId, RelPath), part: &FilePart) -> Result<Source<D>, StandbyError> {
+        let known = changeset.manifest.manifest(*root, path)?.filter(|row| row.entry.digest().is_some());
+        let opened = known.and_then(|_| {
+            let dir = self.disk.open_dir(&self.root(*root).dir, path.parent_bytes()).ok()?;
+            let file = self.disk.open_file(&dir, path.name()).ok()?;
+            let size = self.disk.stat_file(&file).ok()?.size;
+            Some((file, size))
+        });
+        opened.ok_or_else(|| base_differs(part))
     }
 
     pub(crate) fn assemble_put(&self, changeset: &Changeset<D>, number: u32, put: Put) -> Result<(), StandbyError> {
@@ -146,7 +190,8 @@ impl<D: Disk> Standby<D> {
         let is_file = changeset.manifest.manifest(root, path)?.is_some_and(|row| row.entry.digest().is_some());
         let dir = if is_file { self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).ok() } else { None };
         let base = dir.and_then(|dir| self.disk.open_file(&dir, path.name()).ok());
-        let assembly = Assembly { root, path: path.clone(), name, file, base, state: Mutex::default() };
+        let assembly =
+            Assembly { root, path: path.clone(), name, file, base, has_sources: AtomicBool::new(false), state: Mutex::default() };
         let assembly = Arc::new(assembly);
         all.insert(number, assembly.clone());
         Ok(assembly)
@@ -171,9 +216,10 @@ impl<D: Disk> Standby<D> {
         disk.set_len(&assembly.file, entry.size()).map_err(io("writing", bytes))?;
         if let Err(e) = self.check_digest(&assembly.file, root, &path, &entry) {
             // A base that is damaged here shows as a content that differs: the file has to come whole.
-            return Err(match (e, &assembly.base) {
-                (StandbyError::ContentDiffers { root, path }, Some(_)) => StandbyError::BaseDiffers { root, path },
-                (e, _) => e,
+            let has_base = assembly.base.is_some() || assembly.has_sources.load(Ordering::Relaxed);
+            return Err(match e {
+                StandbyError::ContentDiffers { root, path } if has_base => StandbyError::BaseDiffers { root, path },
+                e => e,
             });
         }
         let ino = self.set_file_attributes(&assembly.file, &path, &entry)?.ino;
@@ -186,5 +232,28 @@ impl<D: Disk> Standby<D> {
         }
         staged.rows.push((root, path.clone(), PendingRow::new(Some(entry), action, ino)));
         self.note(changeset, staged)
+    }
+}
+
+fn malformed(path: &RelPath, e: &PieceError) -> StandbyError {
+    StandbyError::Protocol(format!("{path}: {e}"))
+}
+
+fn base_differs(part: &FilePart) -> StandbyError {
+    StandbyError::BaseDiffers { root: part.root, path: part.path.clone() }
+}
+
+fn copy_failed(part: &FilePart, e: std::io::Error) -> StandbyError {
+    match e.kind() {
+        std::io::ErrorKind::UnexpectedEof => base_differs(part),
+        _ => io("copying", part.path.as_bytes())(e),
+    }
+}
+
+fn rebuilt(path: &RelPath, result: Result<u64, RebuildError<StandbyError>>) -> Result<(), StandbyError> {
+    match result {
+        Ok(_) => Ok(()),
+        Err(RebuildError::Write(e)) => Err(e),
+        Err(other) => Err(StandbyError::Protocol(format!("{path}: {other}"))),
     }
 }

@@ -9,15 +9,14 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::marker::PhantomData;
 
-use coldspare_core::changeset::{Ask, Have, OpError, Totals};
+use coldspare_core::changeset::{Ask, FilePart, Have, OpError, Totals};
 use coldspare_core::codec::{self, DecodeError};
 use coldspare_core::control::{Applied, Refusal, Session};
 use coldspare_core::path::escape;
 use coldspare_core::{Baseline, ClusterId, ContentRef, Entry, Epoch, NodeId, Op, Problem, RelPath, RootId, Seq};
-use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::PROTOCOL_VERSION;
 use crate::frame::Kind;
@@ -68,7 +67,7 @@ pub enum ToStandby {
         /// Counts the questions of a connection; the answer repeats it.
         no: u32,
         /// At most [`ASK_ITEMS_MAX`].
-        #[serde(deserialize_with = "capped::<_, _, ASK_ITEMS_MAX>")]
+        #[serde(deserialize_with = "codec::capped::<_, _, ASK_ITEMS_MAX>")]
         items: Vec<Ask>,
     },
     /// All of a changeset was sent.
@@ -99,7 +98,7 @@ pub enum ToStandby {
         /// Whether this is the first part of the list.
         is_first: bool,
         /// At most [`HELD_ITEMS_MAX`].
-        #[serde(deserialize_with = "capped::<_, _, HELD_ITEMS_MAX>")]
+        #[serde(deserialize_with = "codec::capped::<_, _, HELD_ITEMS_MAX>")]
         problems: Vec<Problem>,
     },
 }
@@ -129,7 +128,7 @@ pub struct Open {
     /// The invitation's secret, at first contact only.
     pub secret: Option<Secret>,
     /// Its roots, in the order that [`RootId`] counts; at most [`ROOTS_MAX`].
-    #[serde(deserialize_with = "capped::<_, _, ROOTS_MAX>")]
+    #[serde(deserialize_with = "codec::capped::<_, _, ROOTS_MAX>")]
     pub roots: Vec<RootInfo>,
     /// Version of the chunk boundaries by which files are cut into pieces.
     pub chunking: u16,
@@ -157,7 +156,7 @@ pub enum ToActive {
         /// The question's number.
         no: u32,
         /// One for each item of the question, in its order.
-        #[serde(deserialize_with = "capped::<_, _, ASK_ITEMS_MAX>")]
+        #[serde(deserialize_with = "codec::capped::<_, _, ASK_ITEMS_MAX>")]
         have: Vec<Have>,
     },
     /// The changeset is staged, committed, applied and durable (G3).
@@ -185,7 +184,7 @@ pub enum ToActive {
         /// The changeset.
         seq: Seq,
         /// At most [`REPOSITORIES_MAX`].
-        #[serde(deserialize_with = "capped::<_, _, REPOSITORIES_MAX>")]
+        #[serde(deserialize_with = "codec::capped::<_, _, REPOSITORIES_MAX>")]
         repositories: Vec<(RootId, RelPath)>,
     },
 }
@@ -262,24 +261,15 @@ pub enum Data {
         /// The changeset that they belong to.
         seq: Seq,
         /// At most [`BATCH_OPS_MAX`].
-        #[serde(deserialize_with = "capped::<_, _, BATCH_OPS_MAX>")]
+        #[serde(deserialize_with = "codec::capped::<_, _, BATCH_OPS_MAX>")]
         ops: Vec<Op>,
     },
     /// A part of a large file; the payload is what the pieces take from it.
     Segment {
         /// The changeset that it belongs to.
         seq: Seq,
-        /// Number of the file within its changeset.
-        file: u32,
-        /// The root that holds `path`.
-        root: RootId,
-        /// The file; copies are taken from what the standby has there.
-        path: RelPath,
-        /// Where in the file it begins, in bytes.
-        offset: u64,
-        /// Coded by `coldspare-delta`; opaque here.
-        #[serde(with = "codec::bytes")]
-        pieces: Vec<u8>,
+        /// What it is of, and how it comes about.
+        part: FilePart,
     },
 }
 
@@ -469,36 +459,6 @@ fn check_count(what: &'static str, count: usize, max: usize) -> Result<(), Messa
 
 fn check_text(text: &str) -> Result<(), MessageError> {
     if text.len() > TEXT_BYTES_MAX { Err(MessageError::Text(text.len())) } else { Ok(()) }
-}
-
-/// Reads a list of at most `MAX` elements and fails at the first beyond, whatever length was announced.
-fn capped<'de, D, T, const MAX: usize>(deserializer: D) -> Result<Vec<T>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    struct Capped<T, const MAX: usize>(PhantomData<T>);
-
-    impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for Capped<T, MAX> {
-        type Value = Vec<T>;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            write!(f, "a list of at most {MAX}")
-        }
-
-        fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<T>, A::Error> {
-            let mut list = Vec::new();
-            while let Some(element) = seq.next_element()? {
-                if list.len() == MAX {
-                    return Err(A::Error::custom(format_args!("a list of more than {MAX}")));
-                }
-                list.push(element);
-            }
-            Ok(list)
-        }
-    }
-
-    deserializer.deserialize_seq(Capped::<T, MAX>(PhantomData))
 }
 
 mod sealed {

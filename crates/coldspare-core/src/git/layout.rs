@@ -216,6 +216,11 @@ pub fn possible_repositories(path: &RelPath) -> Vec<RelPath> {
     out
 }
 
+/// Whether a path is, by its shape, a pack itself: no side file of one.
+pub fn is_pack(path: &RelPath) -> bool {
+    path.as_bytes().ends_with(b".pack") && part(path) == Part::Pack
+}
+
 /// The file of a repository that names the folders that it borrows objects from.
 pub const ALTERNATES: &[u8] = b"objects/info/alternates";
 

@@ -1,6 +1,6 @@
 //! A changeset made by hand, and the tree that it leaves.
 
-use coldspare_core::changeset::{Ask, ContentRef, Have};
+use coldspare_core::changeset::{Ask, ContentRef, FilePart, Have};
 use coldspare_core::{Baseline, Body, Digest, Entry, Meta, Op, RelPath, RootId, Time};
 use coldspare_delta::{Piece, encode_pieces};
 use coldspare_os::Disk;
@@ -26,10 +26,7 @@ enum Step {
     /// The standby is asked first, as a capture that isn't sure does.
     Asked(RelPath, Entry, Vec<u8>),
     Segment {
-        file: u32,
-        path: RelPath,
-        offset: u64,
-        pieces: Vec<u8>,
+        part: FilePart,
         literal: Vec<u8>,
     },
 }
@@ -89,7 +86,9 @@ impl Draft {
                 Part::Copy { from, len } => content.extend_from_slice(&base[from..from + len]),
                 Part::Zeros { len } => content.resize(content.len() + len, 0),
             }
-            self.steps.push(Step::Segment { file, path: rel(path), offset, pieces: encode_pieces(&[piece]), literal });
+            let pieces = encode_pieces(&[piece]);
+            let part = FilePart { file, root: ROOT, path: rel(path), offset, sources: Vec::new(), pieces };
+            self.steps.push(Step::Segment { part, literal });
         }
         let refers = ContentRef::Segments { file, segments: parts.len() as u32 };
         let entry = self.entry(path, 0o644, body(&content, false));
@@ -165,8 +164,8 @@ impl Draft {
                     standby.stage_batch(seq, vec![op], bytes)?;
                     ops += 1;
                 }
-                Step::Segment { file, path, offset, pieces, literal } => {
-                    standby.stage_segment(seq, *file, (ROOT, path), *offset, pieces, literal)?;
+                Step::Segment { part, literal } => {
+                    standby.stage_segment(seq, part, literal)?;
                 }
             }
         }

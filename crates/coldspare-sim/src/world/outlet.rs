@@ -7,7 +7,7 @@ use coldspare_core::{Baseline, Op, Seq};
 use coldspare_delta::{Packed, unpack};
 use coldspare_scan::capture::{Closed, FilePart, Outlet};
 
-use super::wire::{FRAMES_MAX, Frame, Segment, ToStandby};
+use super::wire::{FRAMES_MAX, Frame, ToStandby};
 use super::{Shared, World, lock};
 
 /// One changeset on its way.
@@ -67,9 +67,7 @@ impl Outlet for Changeset<'_> {
     }
 
     fn segment(&self, part: FilePart, literal: Packed, raw_len: usize) -> Result<(), Closed> {
-        let FilePart { file, root, path, offset, pieces } = part;
-        let segment = Segment { file, root, path, offset, pieces, literal: raw(literal, raw_len) };
-        self.send(Frame::Segment(self.seq, segment))?;
+        self.send(Frame::Segment(self.seq, part, raw(literal, raw_len)))?;
         self.segments.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -399,7 +399,7 @@ impl World {
                 let result = match frame {
                     _ if skips => Ok(()),
                     Frame::Batch(seq, ops, payload) => copy.stage_batch(seq, ops, &payload),
-                    Frame::Segment(seq, s) => copy.stage_segment(seq, s.file, (s.root, &s.path), s.offset, &s.pieces, &s.literal),
+                    Frame::Segment(seq, part, literal) => copy.stage_segment(seq, &part, &literal),
                 };
                 Input::Staged { stream, result }
             }

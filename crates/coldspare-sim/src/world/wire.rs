@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use coldspare_core::changeset::{Ask, Have};
+use coldspare_core::changeset::{Ask, FilePart, Have};
 use coldspare_core::control::{Applied, Session};
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
@@ -50,32 +50,15 @@ pub(super) enum ToActive {
 pub(super) enum Frame {
     /// Operations with the content of small files.
     Batch(Seq, Vec<Op>, Vec<u8>),
-    /// A stretch of a large file.
-    Segment(Seq, Segment),
-}
-
-/// A stretch of a large file.
-#[derive(Debug, Clone)]
-pub(super) struct Segment {
-    /// The file's number.
-    pub(super) file: u32,
-    /// The root.
-    pub(super) root: RootId,
-    /// The file.
-    pub(super) path: RelPath,
-    /// Where it starts.
-    pub(super) offset: u64,
-    /// Coded pieces.
-    pub(super) pieces: Vec<u8>,
-    /// Their literal bytes.
-    pub(super) literal: Vec<u8>,
+    /// A stretch of a large file, with its literal bytes.
+    Segment(Seq, FilePart, Vec<u8>),
 }
 
 impl Frame {
     /// The changeset that it belongs to.
     pub(super) fn seq(&self) -> Seq {
         match self {
-            Frame::Batch(seq, ..) | Frame::Segment(seq, _) => *seq,
+            Frame::Batch(seq, ..) | Frame::Segment(seq, ..) => *seq,
         }
     }
 }

@@ -198,7 +198,7 @@ impl Outlet for Direct<'_> {
     }
 
     fn segment(&self, p: FilePart, literal: Packed, raw_len: usize) -> Result<(), Closed> {
-        self.pass(self.standby.stage_segment(self.seq, p.file, (p.root, &p.path), p.offset, &p.pieces, &raw(literal, raw_len)))
+        self.pass(self.standby.stage_segment(self.seq, &p, &raw(literal, raw_len)))
     }
 
     fn ask(&self, items: Vec<Ask>) -> Result<Vec<Have>, Closed> {

@@ -2,6 +2,7 @@
 
 use std::net::UdpSocket;
 
+use coldspare_core::changeset::FilePart;
 use coldspare_core::codec;
 use coldspare_core::control::Refusal;
 use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, RelPath, RootId, Seq, Time};
@@ -370,7 +371,9 @@ async fn what_breaks_a_limit_is_not_sent() {
     assert!(matches!(sender.send(&batch(1, over.len() as u64), Payload::plain(over)).await, Err(LinkError::Protocol(_))));
     assert!(matches!(sender.send(&batch(1, 2), Payload::plain(vec![0; 3])).await, Err(LinkError::Protocol(_))));
     let pieces = vec![0; 1 << 20];
-    let segment = Data::Segment { seq: Seq(1), file: 0, root: RootId(0), path: RelPath::new(*b"f").expect("a path"), offset: 0, pieces };
+    let path = RelPath::new(*b"f").expect("a path");
+    let part = FilePart { file: 0, root: RootId(0), path, offset: 0, sources: Vec::new(), pieces };
+    let segment = Data::Segment { seq: Seq(1), part };
     assert!(matches!(sender.send(&segment, Payload::none()).await, Err(LinkError::Protocol(_))));
     sender.send(&batch(2, 1), Payload::plain(vec![9])).await.unwrap();
     let mut receiver = receiver.await.unwrap();

@@ -1,3 +1,4 @@
+use coldspare_core::changeset::FilePart;
 use coldspare_core::{Body, Digest, Meta, SessionId, Time, Xattr};
 use data_encoding::HEXLOWER;
 use proptest::prelude::*;
@@ -158,8 +159,11 @@ fn golden_data() {
     golden(batch(Op::Delete { root: RootId(1), path: path("a/b") }), "000501010103612f62");
     golden(batch(Op::Rename { root: RootId(1), path: path("a"), to: path("b") }), "000501030101610162");
     golden(
-        Data::Segment { seq: Seq(5), file: 1, root: RootId(2), path: path("a"), offset: 1 << 22, pieces: vec![0xab, 0xcd] },
-        "010501020161fc0000400002abcd",
+        Data::Segment {
+            seq: Seq(5),
+            part: FilePart { file: 1, root: RootId(2), path: path("a"), offset: 1 << 22, sources: vec![], pieces: vec![0xab, 0xcd] },
+        },
+        "010501020161fc000040000002abcd",
     );
 }
 
@@ -290,8 +294,13 @@ fn any_op() -> impl Strategy<Value = Op> {
 
 fn any_data() -> impl Strategy<Value = Data> {
     let batch = (any::<u64>(), prop::collection::vec(any_op(), 0..8)).prop_map(|(seq, ops)| Data::Batch { seq: Seq(seq), ops });
-    let segment = (any::<u64>(), any::<u32>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..100))
-        .prop_map(|(seq, file, offset, pieces)| Data::Segment { seq: Seq(seq), file, root: RootId(1), path: path("a/b"), offset, pieces });
+    let segment =
+        (any::<u64>(), any::<u32>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..100)).prop_map(|(seq, file, offset, pieces)| {
+            Data::Segment {
+                seq: Seq(seq),
+                part: FilePart { file, root: RootId(1), path: path("a/b"), offset, sources: vec![(RootId(0), path("c"))], pieces },
+            }
+        });
     prop_oneof![batch, segment]
 }
 

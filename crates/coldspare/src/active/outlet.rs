@@ -168,8 +168,7 @@ impl Outlet for Changeset<'_> {
 
     fn segment(&self, part: FilePart, literal: Packed, raw_len: usize) -> Result<(), Closed> {
         self.begin()?;
-        let FilePart { file, root, path, offset, pieces } = part;
-        self.send(Data::Segment { seq: self.seq, file, root, path, offset, pieces }, literal, raw_len)?;
+        self.send(Data::Segment { seq: self.seq, part }, literal, raw_len)?;
         self.segments.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -158,9 +158,7 @@ impl Intake {
                 let Some(Held { data, payload, reads_on }) = state.held.remove(&stream) else { return };
                 let work = move |copy: &Copy| match data {
                     Data::Batch { seq, ops } => copy.stage_batch(seq, ops, &payload),
-                    Data::Segment { seq, file, root, path, offset, pieces } => {
-                        copy.stage_segment(seq, file, (root, &path), offset, &pieces, &payload)
-                    }
+                    Data::Segment { seq, part } => copy.stage_segment(seq, &part, &payload),
                 };
                 // The stream reads on after the machine knows.
                 self.work_holding(reads_on, work, move |_, result| Input::Staged { stream, result });

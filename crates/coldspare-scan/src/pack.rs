@@ -1,0 +1,173 @@
+//! Packs: cut at their entries, and described by the packs that the standby has.
+//!
+//! A repack writes the entries of old packs into a new one. The index keeps, for each pack that was sent, what its entries
+//! are ([`PackTable`]): so a pack that is already gone here still serves, as long as the standby has it.
+//!
+//! Invariants: what a pack is described by is in the tree that the changeset starts from; the standby checks the whole.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use coldspare_core::changeset::SOURCES_MAX;
+use coldspare_core::git::family::{Alternate, Repository};
+use coldspare_core::git::pack::{FANOUT_BYTES, Fanout, hash_bytes};
+use coldspare_core::{Entry, RelPath, RootId};
+use coldspare_delta::{
+    Follows, PackBases, PackEncoder, PackHash, PackIndexReader, PackOffsets, PackPiece, PackTable, Piece, Segment, encode_pack_pieces,
+    encode_pieces,
+};
+use coldspare_os::Disk;
+
+use crate::capture::CaptureError;
+use crate::index::IndexError;
+use crate::run::Run;
+
+/// LIMIT: entries of all packs that packs under way are described by, about 27 bytes each; beyond, a pack is sent whole.
+const ENTRIES_MAX: usize = 4_000_000;
+/// LIMIT: bytes of the paths of the packs that one is described by.
+const PATHS_BYTES_MAX: usize = 400 << 10;
+/// LIMIT: alternates of alternates, as in git.
+const ALTERNATES_DEPTH_MAX: usize = 5;
+/// Bytes of an index that are read at once.
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// The packs that one is described by.
+pub(crate) struct Bases<'a> {
+    pub(crate) packs: PackBases,
+    paths: Vec<(RootId, RelPath)>,
+    /// What they count against.
+    budget: &'a AtomicUsize,
+    entries: usize,
+}
+
+impl Drop for Bases<'_> {
+    fn drop(&mut self) {
+        self.budget.fetch_sub(self.entries, Ordering::Relaxed);
+    }
+}
+
+impl Bases<'_> {
+    /// The packs that a segment takes copies from, and its pieces as they travel.
+    pub(crate) fn part_of(&self, pieces: &[PackPiece]) -> (Vec<(RootId, RelPath)>, Vec<u8>) {
+        let mut numbers: Vec<Option<u16>> = vec![None; self.paths.len()];
+        let mut sources = Vec::new();
+        let mut renumbered = |source: u16| {
+            let slot = usize::from(source);
+            *numbers[slot].get_or_insert_with(|| {
+                sources.push(self.paths[slot].clone());
+                (sources.len() - 1) as u16
+            })
+        };
+        let pieces: Vec<PackPiece> = pieces
+            .iter()
+            .map(|piece| match *piece {
+                PackPiece::Copy { source, offset, len } => PackPiece::Copy { source: renumbered(source), offset, len },
+                literal @ PackPiece::Literal { .. } => literal,
+            })
+            .collect();
+        if sources.is_empty() {
+            let literal: Vec<Piece> = pieces.iter().map(|piece| Piece::Literal { len: piece.len_bytes() }).collect();
+            return (sources, encode_pieces(&literal));
+        }
+        (sources, encode_pack_pieces(&pieces))
+    }
+}
+
+impl<D: Disk> Run<'_, D> {
+    /// Where the entries of the pack at `path` start, as the index beside it says; `None` when none fits it.
+    ///
+    /// Cost: reads a third of the index, holds 8 bytes an entry.
+    pub(crate) fn pack_offsets(&self, root: RootId, path: &RelPath, pack_bytes: u64) -> Option<PackOffsets> {
+        let index = RelPath::new([path.as_bytes().strip_suffix(b"pack")?, b"idx"].concat()).ok()?;
+        let disk = &self.capture.disk;
+        let dir = disk.open_dir(&self.root(root).dir, index.parent_bytes()).ok()?;
+        let file = disk.open_file(&dir, index.name()).ok()?;
+        let size = disk.stat_file(&file).ok()?.size;
+        let mut head = vec![0; FANOUT_BYTES];
+        (disk.read_at(&file, 0, &mut head).ok()? == head.len()).then_some(())?;
+        let objects = Fanout::parse(&head).ok()?.objects();
+        let hash = if hash_bytes(objects, size)? == PackHash::Sha1.bytes() { PackHash::Sha1 } else { PackHash::Sha256 };
+        let mut reader = PackIndexReader::new(objects, hash, size).ok()?;
+        let range = reader.range();
+        let mut at = range.start;
+        let mut window = vec![0; WINDOW_BYTES.min(usize::try_from(range.end - range.start).ok()?)];
+        while at < range.end {
+            let want = window.len().min(usize::try_from(range.end - at).ok()?);
+            let read = disk.read_at(&file, at, &mut window[..want]).ok()?;
+            if read == 0 {
+                return None;
+            }
+            reader.push(&window[..read]).ok()?;
+            at += read as u64;
+        }
+        reader.finish(pack_bytes).ok()
+    }
+
+    /// What the entries of a pack are, of which all the content is at hand.
+    pub(crate) fn pack_table(&self, root: RootId, path: &RelPath, content: &[u8]) -> Option<PackTable> {
+        let offsets = self.pack_offsets(root, path, content.len() as u64)?;
+        let none = PackBases::default();
+        let mut encoder = PackEncoder::new(offsets, &none);
+        encoder.push(content, Follows::Nothing, &mut |_: Segment<PackPiece>| ());
+        encoder.finish().table
+    }
+
+    /// The packs of a repository, and of those that it borrows objects from, that the standby has.
+    ///
+    /// Cost: reads and searches their tables; about 27 bytes an entry while it is held.
+    pub(crate) fn pack_bases(&self, at: Option<&Repository>) -> Result<Bases<'_>, CaptureError> {
+        let mut paths = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut family: Vec<(Repository, usize)> = at.into_iter().map(|at| (at.clone(), 0)).collect();
+        while let Some((at, depth)) = family.pop() {
+            if !seen.insert(at.clone()) {
+                continue;
+            }
+            paths.extend(self.packs_of(&at)?);
+            if depth < ALTERNATES_DEPTH_MAX {
+                let alternates = self.alternates_of(&at).into_iter();
+                family.extend(alternates.filter_map(|alternate| match alternate {
+                    Alternate::Replicated(other) => Some((other, depth + 1)),
+                    Alternate::Elsewhere => None,
+                }));
+            }
+        }
+        let mut bytes = 0;
+        paths.retain(|(_, path): &(RootId, RelPath)| {
+            bytes += path.as_bytes().len() + 8;
+            bytes <= PATHS_BYTES_MAX
+        });
+        paths.truncate(SOURCES_MAX);
+        let budget = &self.pack_entries;
+        let free = ENTRIES_MAX.saturating_sub(budget.load(Ordering::Relaxed));
+        let mut failed: Option<IndexError> = None;
+        let tables = paths.iter().map(|(root, path)| match self.snapshot.chunks(*root, path) {
+            Ok(table) => table.and_then(|bytes| PackTable::decode(&bytes).ok()).unwrap_or_else(PackTable::empty),
+            Err(e) => {
+                failed.get_or_insert(e);
+                PackTable::empty()
+            }
+        });
+        let packs = PackBases::new(tables, free);
+        if let Some(e) = failed {
+            return Err(e.into());
+        }
+        let entries = packs.entries();
+        budget.fetch_add(entries, Ordering::Relaxed);
+        Ok(Bases { packs, paths, budget, entries })
+    }
+
+    /// The packs of one repository that the standby has, the largest first.
+    fn packs_of(&self, (root, repository): &Repository) -> Result<Vec<(RootId, RelPath)>, CaptureError> {
+        let Ok(dir) = repository.join_path(b"objects/pack") else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for (name, row) in self.snapshot.children(*root, &dir)? {
+            let size = row.entry().filter(|_| row.version <= self.acked && name.ends_with(b".pack")).map(Entry::size);
+            if let (Some(size), Ok(path)) = (size, dir.join(&name)) {
+                found.push((std::cmp::Reverse(size), (*root, path)));
+            }
+        }
+        found.sort();
+        Ok(found.into_iter().map(|(_, at)| at).collect())
+    }
+}
