@@ -52,7 +52,7 @@ impl PackBases {
     /// as `tables` gives it, but keeps its number: with the limit, and one table, memory is bounded however large a
     /// family is. What only that pack has is sent.
     ///
-    /// Cost: two passes over the digests, and sorting within groups; about a second for 10 million entries.
+    /// Cost: two passes over the digests, and sorting within groups; 1 to 4 seconds for 10 million entries.
     pub fn new(tables: impl IntoIterator<Item = PackTable>, entries_max: usize) -> PackBases {
         let entries_max = entries_max.min(u32::MAX as usize);
         let mut entries = 0;
@@ -112,18 +112,17 @@ impl PackBases {
             *place -= 1;
             order[*place as usize] = number;
         }
-        let mut kept = 0;
+        let (mut kept, mut group_digests) = (0, Vec::new());
         for group in 0..groups {
             let (start, end) = (ends[group] as usize, ends[group + 1] as usize);
-            order[start..end].sort_unstable_by_key(|&number| (self.digest(number), number));
+            // Digests lie far apart, so each is fetched only once.
+            group_digests.extend(order[start..end].iter().map(|&number| (self.digest(number), number)));
+            group_digests.sort_unstable();
+            group_digests.dedup_by_key(|(digest, _)| *digest);
             ends[group] = kept as u32;
-            let first_kept = kept;
-            for at in start..end {
-                let number = order[at];
-                if kept == first_kept || self.digest(order[kept - 1]) != self.digest(number) {
-                    order[kept] = number;
-                    kept += 1;
-                }
+            for (_, number) in group_digests.drain(..) {
+                order[kept] = number;
+                kept += 1;
             }
         }
         ends[groups] = kept as u32;

@@ -160,9 +160,8 @@ impl PackTable {
         table.marks.reserve_exact(entries.div_ceil(STRIDE));
         let mut rest = records;
         for number in 0..entries {
-            let before = rest;
-            let record = Record::take(&mut rest).ok_or(PackTableError::Malformed)?;
-            table.mark(number, record.header.len_bytes() + record.body_len()?, before.len() - rest.len())?;
+            let (lens, _) = take_record(&mut rest).ok_or(PackTableError::Malformed)?;
+            table.mark(number, &lens)?;
         }
         if !rest.is_empty() {
             return Err(PackTableError::Malformed);
@@ -182,7 +181,8 @@ impl PackTable {
         let mark = number as usize / STRIDE;
         let mut spot = Spot { number: (mark * STRIDE) as u32, mark: self.marks[mark] };
         while spot.number < number {
-            spot = self.entry(spot).expect("the number exists").next;
+            let record = Lens::take(&mut &self.records[spot.mark.at as usize..]).expect("records are checked when they are read");
+            spot = Spot { number: spot.number + 1, mark: spot.mark.behind(&record) };
         }
         spot
     }
@@ -191,15 +191,9 @@ impl PackTable {
     pub(crate) fn entry(&self, spot: Spot) -> Option<PackEntry> {
         let digest = *self.digests.get(spot.number as usize)?;
         let mut rest = &self.records[spot.mark.at as usize..];
-        let before = rest.len();
-        let record = Record::take(&mut rest).expect("records are checked when they are read");
-        let body_len = record.body_len as usize;
-        let mark = Mark {
-            offset: spot.mark.offset + (record.header.len_bytes() + body_len) as u64,
-            at: spot.mark.at + (before - rest.len()) as u32,
-        };
-        let next = Spot { number: spot.number + 1, mark };
-        Some(PackEntry { offset: spot.mark.offset, header: record.header, body_len, digest, next })
+        let (lens, header) = take_record(&mut rest).expect("records are checked when they are read");
+        let next = Spot { number: spot.number + 1, mark: spot.mark.behind(&lens) };
+        Some(PackEntry { offset: spot.mark.offset, header, body_len: lens.body_len as usize, digest, next })
     }
 
     fn new(start: u64) -> Result<PackTable, PackTableError> {
@@ -209,16 +203,27 @@ impl PackTable {
         Ok(PackTable { start, end: Mark { offset: start, at: 0 }, ..PackTable::empty() })
     }
 
-    /// Counts the entry with this number, of so many bytes in the pack and in the table.
-    fn mark(&mut self, number: usize, entry_len: usize, record_len: usize) -> Result<(), PackTableError> {
-        let offset = self.end.offset + entry_len as u64;
-        let at = self.end.at.checked_add(record_len as u32);
-        let (Some(at), true) = (at, offset <= OFFSET_MAX) else { return Err(PackTableError::Length) };
+    /// Counts the entry with this number.
+    fn mark(&mut self, number: usize, lens: &Lens) -> Result<(), PackTableError> {
+        let end = self.end.behind(lens);
+        let fits = (1..=BODY_BYTES_MAX as u64).contains(&lens.body_len) && end.offset <= OFFSET_MAX;
+        if !fits {
+            return Err(PackTableError::Length);
+        }
         if number.is_multiple_of(STRIDE) {
             self.marks.push(self.end);
         }
-        self.end = Mark { offset, at };
+        self.end = end;
         Ok(())
+    }
+}
+
+impl Mark {
+    /// The place behind an entry that is here.
+    fn behind(self, lens: &Lens) -> Mark {
+        let offset = self.offset.saturating_add(lens.header_len as u64).saturating_add(lens.body_len);
+        // 2²⁴ entries of at most 18 bytes fit 32 bits.
+        Mark { offset, at: self.at + lens.record_len as u32 }
     }
 }
 
@@ -261,30 +266,38 @@ impl PackTableBuilder {
         varint::put(&mut table.records, (body_len as u64) << HEADER_LEN_BITS | u64::from(header.len));
         table.records.extend_from_slice(header.kept());
         let record_len = table.records.len() - record_start;
-        table.mark(table.digests.len(), header.len_bytes() + body_len, record_len).ok()?;
+        let lens = Lens { header_len: header.len_bytes(), body_len: body_len as u64, record_len };
+        table.mark(table.digests.len(), &lens).ok()?;
         table.digests.push(digest);
         Some(())
     }
 }
 
-/// An entry as it is coded, without its digest.
-struct Record {
-    header: KeptHeader,
+/// The lengths of an entry: of its parts in the pack, and as it is coded, without its digest.
+struct Lens {
+    header_len: usize,
     body_len: u64,
+    record_len: usize,
 }
 
-impl Record {
-    fn take(rest: &mut &[u8]) -> Option<Record> {
+impl Lens {
+    /// Takes the lengths alone; what is kept of the header comes next.
+    fn take(rest: &mut &[u8]) -> Option<Lens> {
+        let before = rest.len();
         let lens = varint::take(rest)?;
         let header_len = (lens & ((1 << HEADER_LEN_BITS) - 1)) as usize;
-        let (kept, after) = rest.split_at_checked(header_len.min(HEADER_KEPT_MAX))?;
-        *rest = after;
-        Some(Record { header: KeptHeader::from_parts(header_len, kept), body_len: lens >> HEADER_LEN_BITS })
+        let record_len = before - rest.len() + header_len.min(HEADER_KEPT_MAX);
+        Some(Lens { header_len, body_len: lens >> HEADER_LEN_BITS, record_len })
     }
+}
 
-    fn body_len(&self) -> Result<usize, PackTableError> {
-        usize::try_from(self.body_len).ok().filter(|len| (1..=BODY_BYTES_MAX).contains(len)).ok_or(PackTableError::Length)
-    }
+/// Takes an entry, without its digest.
+fn take_record(rest: &mut &[u8]) -> Option<(Lens, KeptHeader)> {
+    let lens = Lens::take(rest)?;
+    let (kept, after) = rest.split_at_checked(lens.header_len.min(HEADER_KEPT_MAX))?;
+    *rest = after;
+    let header = KeptHeader::from_parts(lens.header_len, kept);
+    Some((lens, header))
 }
 
 /// A header is at most 63 bytes long.
