@@ -242,7 +242,8 @@ fn lag(settings: &Settings, home: &Home, pair: &Pair, rows: &mut Rows) -> Result
     while lag_ms()? > 0.0 {
         std::thread::sleep(Duration::from_millis(10));
         if end.elapsed() > GIVE_UP {
-            return Err("the lag doesn't return to 0".into());
+            let status = run(&mut pair.on_active(&["status", "--json"]))?;
+            return Err(format!("the lag doesn't return to 0: {status}").into());
         }
     }
     rows.notes.push(format!(

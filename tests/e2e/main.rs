@@ -20,6 +20,7 @@ mod references;
 mod refusals;
 mod relay;
 mod renames;
+mod repacks;
 mod sampler;
 mod seed;
 mod shortages;

@@ -86,6 +86,15 @@ impl Pair {
         assert_eq!(self.differences(), Vec::<String>::new());
     }
 
+    /// Bytes that the link took for what `change` did.
+    pub(crate) fn sent_by(&self, change: impl FnOnce()) -> u64 {
+        let sent = || self.active.status()["bytes_sent"].as_u64().unwrap();
+        let before = sent();
+        change();
+        self.checkpoint();
+        sent() - before
+    }
+
     pub(crate) fn checkpoint(&self) -> Value {
         self.active.run(&["checkpoint", "--timeout", "60s", "--json"]).expect_code(0).json()
     }

@@ -234,7 +234,11 @@ impl Dirty {
                 self.waiting.forget(repository);
             }
         }
-        Hints { everything: false, dirs, oldest_ms: self.oldest_ms, waiting }
+        let oldest_ms = self.oldest_ms;
+        if self.is_empty() {
+            self.oldest_ms = None;
+        }
+        Hints { everything: false, dirs, oldest_ms, waiting }
     }
 }
 
@@ -369,6 +373,17 @@ mod tests {
         dirty.add_everything(9);
         dirty.restore(taken);
         assert_eq!(of(dirty.waiting()), []);
+    }
+
+    #[test]
+    fn nothing_waits_once_the_last_part_was_taken() {
+        let mut dirty = Dirty::default();
+        dirty.add(RootId(0), path("r/objects/ab"), b"c", Hint::Changed, 1);
+        dirty.add(RootId(0), path("r/refs"), b"x", Hint::Changed, 2);
+        assert_eq!(dirty.take_names(RootId(0), &path("r"), |inside| inside.starts_with(b"objects")).oldest_ms, Some(1));
+        assert_eq!(dirty.oldest_ms(), Some(1), "some of it is left");
+        assert_eq!(dirty.take_names(RootId(0), &path("r"), |_| true).oldest_ms, Some(1));
+        assert_eq!(dirty.oldest_ms(), None);
     }
 
     #[test]

@@ -1,0 +1,109 @@
+//! A repack writes what old packs have into a new one: little of it travels, and what arrives is whole.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::git::{self, git_ok};
+use crate::pair::{Host, Pair};
+use crate::seed::{Seed, number_from_env};
+
+const REPOSITORY: &str = "shared/data/repositories/1";
+const FORK: &str = "shared/data/repositories/2";
+/// Pushes, each a pack, unless `COLDSPARE_REPACK_PUSHES` says more.
+const PUSHES: u64 = 12;
+
+#[test]
+fn a_repack_costs_a_fraction_of_the_new_pack() {
+    for (format, kind) in [("sha1", "-a"), ("sha256", "-a"), ("sha1", "--geometric=2")] {
+        let pair = Pair::following();
+        let mut seed = Seed::from_env();
+        let here = repository(&pair, format, &mut seed);
+        let (sent, packs) = sent_by(&pair, || drop(git_ok(&here, &["repack", "-q", "-d", kind, "--no-write-bitmap-index"])), 4);
+        println!("{format}, {kind}: a repack sent {sent} bytes for packs of {packs}");
+        // With deltas computed anew little is left to find, and nothing is worse than sending it.
+        sent_by(&pair, || drop(git_ok(&here, &["repack", "-q", "-a", "-d", "-f", "--no-write-bitmap-index"])), 1);
+        git::assert_clean(&pair.standby.home.join(REPOSITORY));
+        pair.standby.run(&["verify", "--deep"]).expect_code(0);
+    }
+}
+
+#[test]
+fn a_fork_that_takes_its_objects_to_itself_costs_little() {
+    let pair = Pair::following();
+    let mut seed = Seed::from_env();
+    let here = repository(&pair, "sha1", &mut seed);
+    let fork = pair.active.home.join(FORK);
+    git_ok(Path::new("/"), &["clone", "-q", "--bare", "--shared", &here.to_string_lossy(), &fork.to_string_lossy()]);
+    fs::write(fork.join("objects/info/alternates"), "../../1/objects\n").unwrap();
+    pair.checkpoint();
+    git::assert_clean(&pair.standby.home.join(FORK));
+    // What it borrows is in packs of its parent; now it has a pack of its own with the same.
+    let bytes = |host: &Host| git::packs(&host.home.join(FORK)).iter().map(|p| fs::metadata(p).unwrap().len()).sum::<u64>();
+    let sent = pair.sent_by(|| drop(git_ok(&fork, &["repack", "-q", "-a", "-d", "--no-write-bitmap-index"])));
+    assert!(bytes(&pair.active) > 4 * sent, "{sent} bytes were sent for {}", bytes(&pair.active));
+    assert_eq!(bytes(&pair.active), bytes(&pair.standby));
+    fs::remove_file(fork.join("objects/info/alternates")).unwrap();
+    pair.checkpoint();
+    git::assert_clean(&pair.standby.home.join(FORK));
+    pair.assert_equal();
+}
+
+#[test]
+fn a_pack_that_somebody_damaged_on_the_standby_makes_no_wrong_one() {
+    let pair = Pair::following();
+    let mut seed = Seed::from_env();
+    let here = repository(&pair, "sha1", &mut seed);
+    let there = pair.standby.home.join(REPOSITORY);
+    for (n, pack) in git::packs(&there).into_iter().enumerate() {
+        fs::set_permissions(&pack, fs::Permissions::from_mode(0o644)).unwrap();
+        if n == 0 {
+            fs::remove_file(&pack).unwrap();
+            continue;
+        }
+        let mut bytes = fs::read(&pack).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&pack, bytes).unwrap();
+    }
+    git_ok(&here, &["repack", "-q", "-a", "-d", "--no-write-bitmap-index"]);
+    pair.checkpoint();
+    assert!(pair.active.log().contains("is not on the standby what the changeset starts from"), "{}", pair.active.log());
+    git::assert_clean(&there);
+    pair.assert_equal();
+}
+
+/// A repository that grew by pushes, each of which is a pack on both hosts.
+fn repository(pair: &Pair, format: &str, seed: &mut Seed) -> std::path::PathBuf {
+    let here = pair.active.home.join(REPOSITORY);
+    fs::create_dir_all(here.parent().unwrap()).unwrap();
+    git_ok(Path::new("/"), &["init", "-q", "--bare", "-b", "main", "--object-format", format, &here.to_string_lossy()]);
+    git::set_up(&here);
+    git_ok(&here, &["config", "transfer.unpackLimit", "1"]);
+    let work = pair.dir.path().join(format!("work-{format}"));
+    git_ok(Path::new("/"), &["clone", "-q", &here.to_string_lossy(), &work.to_string_lossy()]);
+    git_ok(&work, &["checkout", "-q", "-b", "main"]);
+    for push in 0..number_from_env("COLDSPARE_REPACK_PUSHES").unwrap_or(PUSHES) {
+        for n in 0..40 {
+            // Text that changes in places, and bytes that don't shrink.
+            let lines: String = (0..60).map(|line| format!("{} {line} {}\n", n, if line % 7 == push % 7 { seed.next() } else { line })).collect();
+            fs::write(work.join(format!("text{n}")), lines).unwrap();
+        }
+        let noise: Vec<u8> = (0..20_000).flat_map(|_| seed.next().to_le_bytes()).collect();
+        fs::write(work.join(format!("noise{push}")), noise).unwrap();
+        git_ok(&work, &["add", "-A"]);
+        git_ok(&work, &["commit", "-q", "-m", &format!("{push}")]);
+        git_ok(&work, &["push", "-q", "origin", "HEAD:refs/heads/main"]);
+    }
+    pair.checkpoint();
+    here
+}
+
+/// Bytes that the link took for what `repack` did, and bytes of all packs; at most the `share`th part of them is sent.
+fn sent_by(pair: &Pair, repack: impl FnOnce(), share: u64) -> (u64, u64) {
+    let sent = pair.sent_by(repack);
+    let all: u64 = git::packs(&pair.active.home.join(REPOSITORY)).iter().map(|p| fs::metadata(p).unwrap().len()).sum();
+    assert!(share * sent < all + all / 5, "{sent} bytes were sent for packs of {all}");
+    pair.assert_equal();
+    (sent, all)
+}
