@@ -86,7 +86,8 @@ fn repository(pair: &Pair, format: &str, seed: &mut Seed) -> std::path::PathBuf 
     for push in 0..number_from_env("COLDSPARE_REPACK_PUSHES").unwrap_or(PUSHES) {
         for n in 0..40 {
             // Text that changes in places, and bytes that don't shrink.
-            let lines: String = (0..60).map(|line| format!("{} {line} {}\n", n, if line % 7 == push % 7 { seed.next() } else { line })).collect();
+            let lines: String =
+                (0..60).map(|line| format!("{} {line} {}\n", n, if line % 7 == push % 7 { seed.next() } else { line })).collect();
             fs::write(work.join(format!("text{n}")), lines).unwrap();
         }
         let noise: Vec<u8> = (0..20_000).flat_map(|_| seed.next().to_le_bytes()).collect();
