@@ -155,8 +155,8 @@ fn grow(at: &Path, from: Option<&Path>, dir: &Path) -> Result<()> {
     for _ in 0..PUSHES {
         let mut import = git(&source).args(["fast-import", "--quiet"]).stdin(Stdio::piped()).spawn()?;
         let mut stdin = import.stdin.take().ok_or("no standard input")?;
-        for _ in 0..COMMITS {
-            history.commit(&mut stdin)?;
+        for no in 0..COMMITS {
+            history.commit(no == 0, &mut stdin)?;
         }
         drop(stdin);
         if !import.wait()?.success() {
@@ -181,10 +181,11 @@ struct History {
 }
 
 impl History {
-    fn commit(&mut self, out: &mut impl Write) -> Result<()> {
+    /// Writes the next commit, for `git fast-import`, which has to be told what the first of a stream builds on.
+    fn commit(&mut self, is_first: bool, out: &mut impl Write) -> Result<()> {
         self.commits += 1;
         writeln!(out, "commit refs/heads/main\ncommitter A <a@b.c> {} +0000\ndata 4\nnext", 1_767_225_600 + self.commits)?;
-        if self.commits > 1 {
+        if is_first && self.commits > 1 {
             writeln!(out, "from refs/heads/main^0")?;
         }
         let changed = if self.commits == 1 { FILES } else { CHANGED };

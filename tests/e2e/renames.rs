@@ -146,3 +146,37 @@ fn a_receiver_that_is_killed_while_it_renames_has_all_in_the_end() {
     }
     pair.standby.run(&["verify", "--deep"]).expect_code(0);
 }
+
+#[test]
+fn renames_without_end_delay_nothing_else() {
+    let pair = Pair::following();
+    for n in 0..20 {
+        pair.active.write(&format!("shared/data/spin0/{n}"), format!("{n}"));
+    }
+    pair.checkpoint();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let at = |no: u64| pair.active.home.join(format!("shared/data/spin{no}"));
+    std::thread::scope(|scope| {
+        let spinner = scope.spawn(|| {
+            let mut no = 0;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                fs::rename(at(no), at(no + 1)).unwrap();
+                no += 1;
+                std::thread::sleep(std::time::Duration::from_millis(1));
+            }
+            no
+        });
+        let checked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for n in 0..20 {
+                pair.active.write("shared/data/beside", format!("{n}"));
+                pair.checkpoint();
+                assert_eq!(fs::read_to_string(pair.standby.home.join("shared/data/beside")).unwrap(), n.to_string());
+            }
+        }));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(spinner.join().unwrap() > 20);
+        checked.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    pair.checkpoint();
+    pair.assert_equal();
+}

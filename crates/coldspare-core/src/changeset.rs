@@ -67,7 +67,7 @@ pub enum Op {
         /// The empty path is the root itself.
         path: RelPath,
     },
-    /// The folder at `path`, with all below it, is at `to` afterwards.
+    /// The folder at `from`, with all below it, is at `to` afterwards.
     ///
     /// A changeset with such operations has no others but new folders, into which they go; no path of one operation is
     /// within a path of another.
@@ -75,7 +75,7 @@ pub enum Op {
         /// The root that holds both.
         root: RootId,
         /// A folder that the baseline has.
-        path: RelPath,
+        from: RelPath,
         /// A path that the baseline doesn't have; its folder is there, or comes with the changeset.
         to: RelPath,
     },
@@ -154,7 +154,7 @@ impl Op {
                 Ok(())
             }
             Op::Delete { path, .. } if path.is_root() => Err(OpError::DeleteRoot),
-            Op::Rename { path, to, .. } if path.is_within(to) || to.is_within(path) => Err(OpError::RenameWithin),
+            Op::Rename { from, to, .. } if from.is_within(to) || to.is_within(from) => Err(OpError::RenameWithin),
             Op::Delete { .. } | Op::Keep { .. } | Op::Rename { .. } => Ok(()),
         }
     }
@@ -169,7 +169,7 @@ impl Op {
     /// The path, for a folder that is renamed the old one.
     pub fn path(&self) -> &RelPath {
         match self {
-            Op::Put { path, .. } | Op::Delete { path, .. } | Op::Keep { path, .. } | Op::Rename { path, .. } => path,
+            Op::Put { path, .. } | Op::Delete { path, .. } | Op::Keep { path, .. } | Op::Rename { from: path, .. } => path,
         }
     }
 }
@@ -225,7 +225,7 @@ mod tests {
         check(Op::Delete { root: RootId(0), path: RelPath::root() }, Err(OpError::DeleteRoot));
         let rename = |from: &str, to: &str| {
             let path = |s: &str| RelPath::new(s.as_bytes()).unwrap();
-            Op::Rename { root: RootId(0), path: path(from), to: path(to) }
+            Op::Rename { root: RootId(0), from: path(from), to: path(to) }
         };
         check(rename("a", "b"), Ok(()));
         check(rename("a", "ab"), Ok(()));

@@ -290,6 +290,11 @@ impl Follow {
         self.cycles.len() <= 1
     }
 
+    /// Whether an answer to this changeset is awaited: it wasn't given up.
+    pub fn awaits(&self, seq: Seq) -> bool {
+        self.cycles.iter().any(|c| c.seq == seq && c.phase != Phase::Doomed)
+    }
+
     /// The last acknowledged changeset.
     pub fn last_acked(&self) -> Seq {
         self.last_acked

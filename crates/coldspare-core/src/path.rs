@@ -101,12 +101,16 @@ impl RelPath {
         &self.0
     }
 
-    /// The path of what is at `below` in this folder.
+    /// The path of what is at `below` in this folder; the folder itself when that is empty: the reverse of [`RelPath::below`].
     ///
     /// # Errors
     /// As [`RelPath::new`].
     pub fn join_path(&self, below: &[u8]) -> Result<RelPath, PathError> {
-        if self.is_root() { RelPath::new(below) } else { RelPath::new([&self.0, &b"/"[..], below].concat()) }
+        match (self.is_root(), below) {
+            (_, b"") => Ok(self.clone()),
+            (true, _) => RelPath::new(below),
+            (false, _) => RelPath::new([&self.0, &b"/"[..], below].concat()),
+        }
     }
 
     /// The components, outermost first; none for the root.
@@ -292,6 +296,9 @@ mod tests {
         assert_eq!(p("a/b/c").below(&p("a")), Some(&b"b/c"[..]));
         assert_eq!(p("a").below(&p("a")), Some(&b""[..]));
         assert_eq!(p("a/b").below(&p("")), Some(&b"a/b"[..]));
+        for (path, above) in [("a/b/c", "a"), ("a", "a"), ("a/b", ""), ("", "")] {
+            assert_eq!(p(above).join_path(p(path).below(&p(above)).unwrap()).unwrap(), p(path));
+        }
         assert_eq!(p("a/b/c").parent(), Some(p("a/b")));
         assert_eq!(p("a").parent(), Some(p("")));
         assert_eq!(p("").parent(), None);

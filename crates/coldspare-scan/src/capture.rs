@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use coldspare_core::changeset::FilePart;
@@ -61,6 +61,8 @@ pub struct Capture<D: Disk> {
     pub turns: Turns,
     /// The hints that the cycle under way took, without what they tell of: since when what it brings waits.
     pub under_way: Mutex<Hints>,
+    /// Whether the last cycle brought renamed folders alone: what it left to the next must not wait for more of them.
+    pub has_renamed: AtomicBool,
     /// The threads that look and read.
     pub pool: rayon::ThreadPool,
     /// zstd's level for what shrinks.
@@ -175,7 +177,7 @@ impl<D: Disk> Capture<D> {
     /// Before the first cycle: nothing is held back.
     pub fn new(disk: D, roots: Vec<Root<D>>, index: Index, watch: Option<Watch>, pool: rayon::ThreadPool, zstd_level: i32) -> Capture<D> {
         let (held, turns, under_way) = (HeldBack::default(), Turns::default(), Mutex::default());
-        Capture { disk, roots, index, watch, held, turns, under_way, pool, zstd_level }
+        Capture { disk, roots, index, watch, held, turns, under_way, has_renamed: AtomicBool::new(false), pool, zstd_level }
     }
 
     /// Runs one cycle; returns the hints that it took, to be put back should its changeset not be applied.
@@ -250,7 +252,8 @@ impl<D: Disk> Capture<D> {
                     run.defer(CapturePass::Rest, Visit::deep(root_id(number), RelPath::root()));
                 }
             }
-            Work::Hinted if run.renames(taken)? => {
+            Work::Hinted if !self.has_renamed.swap(false, Ordering::Relaxed) && run.renames(taken)? => {
+                self.has_renamed.store(true, Ordering::Relaxed);
                 if let Some(watch) = &self.watch {
                     watch.dirty().restore(taken.clone());
                 }

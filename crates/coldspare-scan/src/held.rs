@@ -121,6 +121,12 @@ impl HeldBack {
         }
     }
 
+    /// The changeset `seq` was given up: what it had of incomplete repositories counts as not sent.
+    pub fn given_up(&self, seq: Seq) {
+        let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
+        incomplete.values_mut().filter(|(_, sent)| *sent == Some(seq)).for_each(|(_, sent)| *sent = None);
+    }
+
     pub(crate) fn is_incomplete(&self, at: &Repository) -> bool {
         self.incomplete.lock().unwrap_or_else(PoisonError::into_inner).contains_key(at)
     }

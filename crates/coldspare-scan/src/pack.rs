@@ -20,12 +20,20 @@ use coldspare_os::Disk;
 
 use crate::capture::CaptureError;
 use crate::index::IndexError;
-use crate::run::Run;
+use crate::run::{Run, lock};
+
+const _: () = assert!(SOURCES_MAX == coldspare_delta::SOURCES_MAX, "the wire takes what the encoder uses");
 
 /// LIMIT: entries of all packs that packs under way are described by, about 27 bytes each; beyond, a pack is sent whole.
 const ENTRIES_MAX: usize = 4_000_000;
 /// LIMIT: bytes of the paths of the packs that one is described by.
 const PATHS_BYTES_MAX: usize = 400 << 10;
+/// Packs are looked at up to so many times the bytes of the new one: more is not what it was made of, and a push must not wait
+/// for it.
+const CONTENT_RATIO_MAX: u64 = 8;
+const CONTENT_BYTES_MIN: u64 = 1 << 20;
+/// Bytes of an entry in a table, at least.
+const ENTRY_BYTES_MIN: usize = 18;
 /// LIMIT: alternates of alternates, as in git.
 const ALTERNATES_DEPTH_MAX: usize = 5;
 /// Bytes of an index that are read at once.
@@ -112,11 +120,12 @@ impl<D: Disk> Run<'_, D> {
         encoder.finish().table
     }
 
-    /// The packs of a repository, and of those that it borrows objects from, that the standby has.
+    /// The packs of a repository, and of those that it borrows objects from, that the standby has, as far as they may be what a
+    /// pack of `pack_bytes` was made of.
     ///
-    /// Cost: reads and searches their tables; about 27 bytes an entry while it is held.
-    pub(crate) fn pack_bases(&self, at: Option<&Repository>) -> Result<Bases<'_>, CaptureError> {
-        let mut paths = Vec::new();
+    /// Cost: reads and searches their tables, one pack at a time; about 27 bytes an entry while it is held.
+    pub(crate) fn pack_bases(&self, at: Option<&Repository>, pack_bytes: u64) -> Result<Bases<'_>, CaptureError> {
+        let mut paths: Vec<(u64, (RootId, RelPath))> = Vec::new();
         let mut seen = BTreeSet::new();
         let mut family: Vec<(Repository, usize)> = at.into_iter().map(|at| (at.clone(), 0)).collect();
         while let Some((at, depth)) = family.pop() {
@@ -132,17 +141,25 @@ impl<D: Disk> Run<'_, D> {
                 }));
             }
         }
-        let mut bytes = 0;
-        paths.retain(|(_, path): &(RootId, RelPath)| {
+        // The smallest first: what a repack joined, and pushes bring packs that are like no other.
+        paths.sort();
+        let (mut bytes, mut content) = (0, 0u64);
+        paths.retain(|(size, (_, path))| {
             bytes += path.as_bytes().len() + 8;
-            bytes <= PATHS_BYTES_MAX
+            content = content.saturating_add(*size);
+            bytes <= PATHS_BYTES_MAX && content <= pack_bytes.saturating_mul(CONTENT_RATIO_MAX).saturating_add(CONTENT_BYTES_MIN)
         });
         paths.truncate(SOURCES_MAX);
+        let paths: Vec<_> = paths.into_iter().map(|(_, at)| at).collect();
+        let _one_at_a_time = lock(&self.pack_bases);
         let budget = &self.pack_entries;
         let free = ENTRIES_MAX.saturating_sub(budget.load(Ordering::Relaxed));
         let mut failed: Option<IndexError> = None;
         let tables = paths.iter().map(|(root, path)| match self.snapshot.chunks(*root, path) {
-            Ok(table) => table.and_then(|bytes| PackTable::decode(&bytes).ok()).unwrap_or_else(PackTable::empty),
+            Ok(table) => {
+                let table = table.filter(|bytes| bytes.len() / ENTRY_BYTES_MIN <= free);
+                table.and_then(|bytes| PackTable::decode(&bytes).ok()).unwrap_or_else(PackTable::empty)
+            }
             Err(e) => {
                 failed.get_or_insert(e);
                 PackTable::empty()
@@ -157,17 +174,16 @@ impl<D: Disk> Run<'_, D> {
         Ok(Bases { packs, paths, budget, entries })
     }
 
-    /// The packs of one repository that the standby has, the largest first.
-    fn packs_of(&self, (root, repository): &Repository) -> Result<Vec<(RootId, RelPath)>, CaptureError> {
+    /// The packs of one repository that the standby has, with their sizes.
+    fn packs_of(&self, (root, repository): &Repository) -> Result<Vec<(u64, (RootId, RelPath))>, CaptureError> {
         let Ok(dir) = repository.join_path(b"objects/pack") else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for (name, row) in self.snapshot.children(*root, &dir)? {
             let size = row.entry().filter(|_| row.version <= self.acked && name.ends_with(b".pack")).map(Entry::size);
             if let (Some(size), Ok(path)) = (size, dir.join(&name)) {
-                found.push((std::cmp::Reverse(size), (*root, path)));
+                found.push((size, (*root, path)));
             }
         }
-        found.sort();
-        Ok(found.into_iter().map(|(_, at)| at).collect())
+        Ok(found)
     }
 }

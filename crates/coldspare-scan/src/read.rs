@@ -420,7 +420,7 @@ impl<D: Disk> Run<'_, D> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let is_literal = self.cycle.literal.contains(&(file.root, file.path.clone()));
         let unit = self.units.of(file.root, file.path).filter(|_| !is_literal);
-        let bases = self.pack_bases(unit.as_ref().map(|unit| &unit.at))?;
+        let bases = self.pack_bases(unit.as_ref().map(|unit| &unit.at), file.before.size)?;
         let mut encoder = PackEncoder::new(offsets, &bases.packs);
         let mut failed = None;
         let read = self.windows(file, inspection, |window, follows| {

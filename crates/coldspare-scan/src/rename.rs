@@ -7,7 +7,7 @@
 //! in git's order, under the name that it has.
 //!
 //! Invariants: a folder counts as renamed only if all that the index has of it stands unchanged at the new path, at least
-//! one file among it, and the standby has all of it: each file is then what the active had under its new name (G2).
+//! one file among it, and the changeset that this one starts from has all of it: each file is then what the active had under its new name (G2).
 //! Any other is captured as what is new, and what is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,9 +50,8 @@ impl<D: Disk> Run<'_, D> {
         let mut builder = Builder::default();
         let mut taken: BTreeSet<(RootId, RelPath)> = BTreeSet::new();
         for Renamed { root, from, to } in self.likely_renames(hints)? {
-            let is_free = |path: &RelPath| taken.iter().all(|(r, at)| *r != root || !at.is_within(path) && !path.is_within(at));
-            if !is_free(&from)
-                || !is_free(&to)
+            if is_near(&taken, root, &from)
+                || is_near(&taken, root, &to)
                 || is_in_motion(hints, root, &[&from, &to])
                 || !self.is_renamed(root, &from, &to)?
                 || !self.has_place(root, &to, &mut builder)?
@@ -62,7 +61,7 @@ impl<D: Disk> Run<'_, D> {
             tracing::debug!(%from, %to, "renamed");
             taken.extend([(root, from.clone()), (root, to.clone())]);
             builder.change(Change::Renamed { root, from: from.clone(), to: to.clone(), version: cycle.seq });
-            self.push(&mut builder, Op::Rename { root, path: from, to })?;
+            self.push(&mut builder, Op::Rename { root, from, to })?;
         }
         self.flush(&mut builder)?;
         Ok(!taken.is_empty())
@@ -204,6 +203,16 @@ impl<D: Disk> Run<'_, D> {
 /// Whether something in one of these folders was hinted: it may have changed within a tick of the clock that its row was
 /// made in.
 fn is_in_motion(hints: &Hints, root: RootId, folders: &[&RelPath]) -> bool {
-    let names = |names: &Names| !matches!(names, Names::Some(set) if set.is_empty());
-    hints.dirs.iter().any(|((r, dir), what)| *r == root && names(what) && folders.iter().any(|folder| dir.is_within(folder)))
+    let has_names = |names: &Names| !matches!(names, Names::Some(set) if set.is_empty());
+    folders.iter().any(|folder| {
+        let near = hints.dirs.range((root, (*folder).clone())..);
+        let mut near = near.take_while(|((r, dir), _)| *r == root && dir.as_bytes().starts_with(folder.as_bytes()));
+        near.any(|((_, dir), names)| dir.is_within(folder) && has_names(names))
+    })
+}
+
+/// Whether `path` is one of these, or in one, or has one in it.
+fn is_near(paths: &BTreeSet<(RootId, RelPath)>, root: RootId, path: &RelPath) -> bool {
+    let mut near = paths.range((root, path.clone())..).take_while(|(r, at)| *r == root && at.as_bytes().starts_with(path.as_bytes()));
+    near.any(|(_, at)| at.is_within(path)) || path.ancestors().any(|above| paths.contains(&(root, above)))
 }

@@ -50,6 +50,8 @@ pub(crate) struct Run<'a, D: Disk> {
     /// Whether something was left to the next cycle.
     pub(crate) is_left: AtomicBool,
     failure: Mutex<Option<CaptureError>>,
+    /// Held while such are looked up.
+    pub(crate) pack_bases: Mutex<()>,
     /// Entries of packs that packs under way are described by.
     pub(crate) pack_entries: AtomicUsize,
     pub(crate) opened: AtomicU64,
@@ -139,6 +141,7 @@ impl<'a, D: Disk> Run<'a, D> {
             stopped: AtomicBool::new(false),
             is_left: AtomicBool::new(false),
             failure: Mutex::default(),
+            pack_bases: Mutex::default(),
             pack_entries: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             objects_from_ms: AtomicU64::new(0),

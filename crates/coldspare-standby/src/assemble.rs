@@ -4,11 +4,13 @@
 //! Invariants: a file counts as staged only when all its segments were written and the whole has its digest.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coldspare_core::changeset::FilePart;
-use coldspare_core::{Entry, RelPath, RootId, Seq};
+use coldspare_core::{RelPath, RootId, Seq};
 use coldspare_delta::{PackWrite, PieceError, RebuildError, Write, decode_pack_pieces, decode_pieces, rebuild, rebuild_pack};
 use coldspare_os::Disk;
 
@@ -29,8 +31,8 @@ impl<D: Disk> Default for Assemblies<D> {
 /// LIMIT: files that are assembled at once; the active sends as many as it has threads.
 const ASSEMBLIES_MAX: usize = 256;
 
-/// A file that copies are taken from, and its size.
-type Source<D> = (<D as Disk>::File, u64);
+/// LIMIT: files that copies of one part are taken from, held open at once.
+const OPEN_MAX: usize = 64;
 
 pub(crate) struct Assembly<D: Disk> {
     root: RootId,
@@ -54,7 +56,7 @@ struct State {
 pub(crate) struct Put {
     pub(crate) root: RootId,
     pub(crate) path: RelPath,
-    pub(crate) entry: Entry,
+    pub(crate) entry: coldspare_core::Entry,
     pub(crate) segments: u32,
 }
 
@@ -107,13 +109,22 @@ impl<D: Disk> Standby<D> {
         assembly.has_sources.store(true, Ordering::Relaxed);
         let (disk, path, bytes) = (&self.disk, &part.path, part.path.as_bytes());
         let pieces = decode_pack_pieces(&part.pieces).map_err(|e| malformed(path, &e))?;
-        let sources: Result<Vec<Source<D>>, _> = part.sources.iter().map(|at| self.source(changeset, at, part)).collect();
-        let sources = sources?;
-        let sizes: Vec<u64> = sources.iter().map(|(_, size)| *size).collect();
+        let mut sizes = Vec::with_capacity(part.sources.len());
+        for (root, path) in &part.sources {
+            let known = changeset.manifest.manifest(*root, path)?.filter(|row| row.entry.digest().is_some());
+            sizes.push(known.ok_or_else(|| base_differs(part))?.entry.size());
+        }
+        let mut open: BTreeMap<u16, D::File> = BTreeMap::new();
         let result = rebuild_pack(part.offset, &pieces, literal, u64::MAX, &sizes, &mut |write| match write {
             PackWrite::Bytes { offset, bytes: content } => disk.write_at(&assembly.file, offset, content).map_err(io("writing", bytes)),
             PackWrite::Copy { source, from, to, len } => {
-                let (file, _) = &sources[usize::from(source)];
+                if open.len() >= OPEN_MAX && !open.contains_key(&source) {
+                    open.clear();
+                }
+                let file = match open.entry(source) {
+                    Entry::Occupied(file) => file.into_mut(),
+                    Entry::Vacant(slot) => slot.insert(self.source(&part.sources[usize::from(source)], part)?),
+                };
                 disk.copy_range(file, from, &assembly.file, to, u64::from(len)).map_err(|e| copy_failed(part, e))
             }
         });
@@ -124,16 +135,13 @@ impl<D: Disk> Standby<D> {
         }
     }
 
-    /// A file of the tree that the changeset starts from.
-    fn source(&self, changeset: &Changeset<D>, (root, path): &(RootId, RelPath), part: &FilePart) -> Result<Source<D>, StandbyError> {
-        let known = changeset.manifest.manifest(*root, path)?.filter(|row| row.entry.digest().is_some());
-        let opened = known.and_then(|_| {
-            let dir = self.disk.open_dir(&self.root(*root).dir, path.parent_bytes()).ok()?;
-            let file = self.disk.open_file(&dir, path.name()).ok()?;
-            let size = self.disk.stat_file(&file).ok()?.size;
-            Some((file, size))
-        });
-        opened.ok_or_else(|| base_differs(part))
+    /// A file that the manifest has, as it is in the tree.
+    fn source(&self, (root, path): &(RootId, RelPath), part: &FilePart) -> Result<D::File, StandbyError> {
+        let opened = self.disk.open_dir(&self.root(*root).dir, path.parent_bytes());
+        opened.and_then(|dir| self.disk.open_file(&dir, path.name())).map_err(|e| match e.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => base_differs(part),
+            _ => io("opening", path.as_bytes())(e),
+        })
     }
 
     pub(crate) fn assemble_put(&self, changeset: &Changeset<D>, number: u32, put: Put) -> Result<(), StandbyError> {
@@ -245,7 +253,7 @@ fn base_differs(part: &FilePart) -> StandbyError {
 
 fn copy_failed(part: &FilePart, e: std::io::Error) -> StandbyError {
     match e.kind() {
-        std::io::ErrorKind::UnexpectedEof => base_differs(part),
+        ErrorKind::UnexpectedEof => base_differs(part),
         _ => io("copying", part.path.as_bytes())(e),
     }
 }

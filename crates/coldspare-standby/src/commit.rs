@@ -377,7 +377,9 @@ fn settle(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
     for (root, path) in paths_of(&unsettled)? {
         let is_left = left.iter().any(|(r, p)| *r == root && (p.is_within(&path) || path.is_within(p)));
         let own = key::encode(root, &path);
-        let mut came = pending.get(own.as_slice())?.is_some();
+        // A folder that was renamed is as it was.
+        let is_renamed = |row: &[u8]| matches!(codec::decode::<PendingRow>(row), Ok(PendingRow { action: Action::Rename { .. }, .. }));
+        let mut came = pending.get(own.as_slice())?.is_some_and(|row| !is_renamed(row.value()));
         for range in [key::children(root, &path), key::deeper(root, &path)] {
             came |= pending.range(range.start.as_slice()..range.end.as_slice())?.next().is_some();
         }

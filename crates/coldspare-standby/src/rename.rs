@@ -13,7 +13,7 @@ use coldspare_core::{Baseline, Entry, RelPath, RootId, codec, key};
 use coldspare_os::{Disk, FileKind};
 use redb::ReadableTable;
 
-use crate::apply::Touched;
+use crate::apply::{Touched, is_no_folder};
 use crate::error::{StandbyError, io};
 use crate::row::{Action, PendingRow};
 use crate::standby::{Changeset, Standby};
@@ -87,16 +87,16 @@ impl<D: Disk> Standby<D> {
         let held = &self.root(root).dir;
         let source = match self.disk.open_dir(held, from.parent_bytes()) {
             Ok(source) => source,
-            Err(e) if crate::apply::is_no_folder(&e) => return self.is_renamed(&dir, from, to),
+            Err(e) if is_no_folder(&e) => return self.note_missing(&dir, from, to),
             Err(e) => return Err(fail()(e)),
         };
         match self.disk.stat(&source, from.name()) {
             Ok(stat) if stat.kind == FileKind::Dir => {}
             Ok(_) => {
                 self.quarantine(root, &source, from.name(), from)?;
-                return self.is_renamed(&dir, from, to);
+                return self.note_missing(&dir, from, to);
             }
-            Err(e) if e.kind() == ErrorKind::NotFound => return self.is_renamed(&dir, from, to),
+            Err(e) if e.kind() == ErrorKind::NotFound => return self.note_missing(&dir, from, to),
             Err(e) => return Err(fail()(e)),
         }
         match self.disk.stat(&dir, to.name()) {
@@ -108,10 +108,12 @@ impl<D: Disk> Standby<D> {
     }
 
     /// A folder that isn't where it was: it was renamed before a crash, or somebody removed it here.
-    fn is_renamed(&self, dir: &D::Dir, from: &RelPath, to: &RelPath) -> Result<(), StandbyError> {
-        if self.disk.stat(dir, to.name()).is_err() {
+    fn note_missing(&self, dir: &D::Dir, from: &RelPath, to: &RelPath) -> Result<(), StandbyError> {
+        match self.disk.stat(dir, to.name()) {
+            Ok(_) => {}
             // The next verification says so. What was committed goes on.
-            tracing::error!(path = %from, "missing in the standby's tree");
+            Err(e) if e.kind() == ErrorKind::NotFound => tracing::error!(path = %from, "missing in the standby's tree"),
+            Err(e) => return Err(io("examining", to.as_bytes())(e)),
         }
         Ok(())
     }

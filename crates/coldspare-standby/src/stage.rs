@@ -46,7 +46,7 @@ impl<D: Disk> Standby<D> {
                     }
                 }
                 Op::Keep { root, path } => kept.push(key::encode(root, &path)),
-                Op::Rename { root, path, to } => staged.rows.push(self.stage_rename(&changeset, root, path, to)?),
+                Op::Rename { root, from, to } => staged.rows.push(self.stage_rename(&changeset, root, from, to)?),
                 Op::Put { root, path, entry, content } => {
                     let mut inline = &[][..];
                     if content == ContentRef::Inline {

@@ -338,12 +338,13 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
-    /// Tells which contents the standby has.
+    /// Tells which contents the standby has. Without a changeset under way it has none: the one that is asked for was refused,
+    /// and whoever asks will hear of that.
     ///
     /// # Errors
-    /// `Protocol` when no changeset was begun or a root isn't configured; `Store`.
+    /// `Protocol` when a root isn't configured; `Store`.
     pub fn have(&self, asks: &[Ask]) -> Result<Vec<Have>, StandbyError> {
-        let changeset = self.current()?;
+        let Ok(changeset) = self.current() else { return Ok(vec![Have::Missing; asks.len()]) };
         let mut out = Vec::with_capacity(asks.len());
         for ask in asks {
             if ask.root.0 >= self.root_count() {

@@ -11,7 +11,7 @@ mod report;
 mod start;
 mod status;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -42,6 +42,8 @@ use report::{Done, Tally};
 pub(crate) use report::{print_held_back, problem, rfc3339, summary_line};
 pub(crate) use start::run;
 
+/// How often in a row a changeset may be out of order before that is said.
+const OUT_OF_ORDER_MAX: u32 = 3;
 /// How often a changeset may be refused before `--once` gives up.
 const REFUSALS_MAX: u32 = 5;
 /// How often `--once` shows how far it is.
@@ -90,13 +92,16 @@ struct Active {
     peer: Option<Peer>,
     peer_node: Option<NodeId>,
     certainty: Certainty,
-    /// Set when the standby asked for something again: the next changeset begins with questions.
+    /// Set when the standby asked for something again: changesets begin with questions until one more is acknowledged.
     must_ask: bool,
     literal: BTreeSet<(RootId, RelPath)>,
     /// What was last said to the standby of what is held back; `None` before anything was.
     told_held: Option<Vec<Problem>>,
-    /// Set when the changeset under way is refused: what is left of it needn't be sent.
+    /// Set when the changeset that is captured is refused, or one before it: what is left of it needn't be sent.
     give_up: Arc<AtomicBool>,
+    is_capturing: bool,
+    /// What the standby said while a capture ran that has to end first.
+    unheard: VecDeque<ToActive>,
     /// The hints of the cycles whose capture ended, until they are on the standby or put back.
     taken: BTreeMap<Seq, Hints>,
     waiting: BTreeMap<u64, Waiting>,
@@ -228,6 +233,7 @@ impl Active {
                 Effect::Capture { seq, baseline, scope } => self.start_capture(seq, baseline, scope),
                 Effect::RecordAcked { seq } => self.record_acked(seq),
                 Effect::RestoreHints { seq } => {
+                    self.capture.held.given_up(seq);
                     if let (Some(hints), Some(watch)) = (self.taken.remove(&seq), &self.capture.watch) {
                         watch.dirty().restore(hints);
                     }
@@ -263,6 +269,7 @@ impl Active {
         let cycle = Cycle { seq, baseline, certainty: self.certainty, work, literal: self.literal.clone() };
         let (capture, events) = (self.capture.clone(), self.events.clone());
         self.give_up = Arc::default();
+        self.is_capturing = true;
         let give_up = self.give_up.clone();
         let complete_as_of_ms = self.as_of_ms.unwrap_or(0);
         let acked = self.follow.last_acked();
@@ -300,7 +307,19 @@ impl Active {
         Ok(None)
     }
 
+    /// What the standby left out is noted in the index, which a capture that runs writes too: it waits for the end of that,
+    /// and so does what the standby says next.
     fn heard(&mut self, message: ToActive) -> Result<Option<Code>, Failure> {
+        let is_of_index = matches!(&message, ToActive::Incomplete { repositories, .. } if !repositories.is_empty());
+        let is_answer = matches!(message, ToActive::Answer { .. } | ToActive::Waiting { .. });
+        if self.is_capturing && !is_answer && (is_of_index || !self.unheard.is_empty()) {
+            self.unheard.push_back(message);
+            return Ok(None);
+        }
+        self.act_on(message)
+    }
+
+    fn act_on(&mut self, message: ToActive) -> Result<Option<Code>, Failure> {
         match message {
             ToActive::Answer { no, have } => {
                 if let Some(sending) = &self.sending {
@@ -352,7 +371,7 @@ impl Active {
         }
         tracing::warn!(seq = seq.0, repositories = repositories.len(), "not complete on the standby; asked for again");
         // What was acknowledged of them before is not known for certain: all of each is named again.
-        match self.capture.note_incomplete(repositories, Seq(0)) {
+        match tokio::task::block_in_place(|| self.capture.note_incomplete(repositories, Seq(0))) {
             Err(CaptureError::Index(e)) => return Err(index_failure(e)),
             noted => noted.map_err(Failure::damage)?,
         }
@@ -363,8 +382,13 @@ impl Active {
     }
 
     fn refused(&mut self, seq: Seq, failure: PeerFailure) -> Result<Option<Code>, Failure> {
+        if !self.follow.awaits(seq) {
+            return Ok(None); // it went with one before it
+        }
         let text = failure.to_string();
-        if self.refused.as_deref() != Some(&text) {
+        // At first that is no trouble: the standby left something out of the one before.
+        let is_trouble = !matches!(failure, PeerFailure::Sequence { .. }) || self.refusals > OUT_OF_ORDER_MAX;
+        if is_trouble && self.refused.as_deref() != Some(&text) {
             tracing::warn!(seq = seq.0, reason = text, "the standby refused a changeset; it is sent again");
         }
         self.refusals += 1;
@@ -378,7 +402,9 @@ impl Active {
         {
             return Err(Failure::damage(format!("the standby can't take the changes: {text}")));
         }
-        self.refused = Some(text);
+        if is_trouble {
+            self.refused = Some(text);
+        }
         self.certainty = Certainty::Ask;
         self.input(Input::Refused { seq });
         Ok(None)
@@ -392,6 +418,12 @@ impl Active {
         result: Result<Report, CaptureError>,
     ) -> Result<Option<Code>, Failure> {
         self.taken.insert(cycle.seq, hints);
+        self.is_capturing = false;
+        while let Some(message) = self.unheard.pop_front() {
+            if let Some(code) = self.act_on(message)? {
+                return Ok(Some(code));
+            }
+        }
         match result {
             Ok(report) => {
                 self.tally.add(cycle.work, &report);

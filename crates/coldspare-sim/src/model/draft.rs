@@ -124,7 +124,7 @@ impl Draft {
 
     /// Renames a folder.
     pub fn rename(&mut self, from: &str, to: &str) {
-        self.steps.push(Step::Op(Op::Rename { root: ROOT, path: rel(from), to: rel(to) }, Vec::new()));
+        self.steps.push(Step::Op(Op::Rename { root: ROOT, from: rel(from), to: rel(to) }, Vec::new()));
         self.expected.rename(from.as_bytes(), to.as_bytes());
     }
 

@@ -58,6 +58,8 @@ struct Daemon {
     literal: BTreeSet<(RootId, RelPath)>,
     give_up: bool,
     must_ask: bool,
+    /// What the standby said while a capture ran that has to end first.
+    unheard: VecDeque<(u64, ToActive)>,
     /// The hints of cycles whose capture ended, until they are on the standby or put back.
     taken: BTreeMap<Seq, Hints>,
     answers: BTreeMap<u32, Vec<Have>>,
@@ -220,6 +222,7 @@ impl World {
             literal: BTreeSet::new(),
             give_up: false,
             must_ask: false,
+            unheard: VecDeque::new(),
             taken: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_question: 0,
@@ -332,6 +335,7 @@ impl World {
             Effect::DropHints { seq } => drop(self.active.daemon.as_mut().expect("a daemon").taken.remove(&seq)),
             Effect::RestoreHints { seq } => {
                 let daemon = self.active.daemon.as_mut().expect("a daemon");
+                daemon.capture.held.given_up(seq);
                 let taken = daemon.taken.remove(&seq);
                 if let (Some(hints), Some(watch)) = (taken, &daemon.capture.watch)
                     && self.options.defect != Defect::HintsAreDropped
@@ -367,6 +371,7 @@ impl World {
         let Some(daemon) = self.active.daemon.as_mut() else { return };
         if daemon.link == Some(link) || daemon.connecting == Some(link) {
             (daemon.link, daemon.connecting) = (None, None);
+            daemon.unheard.clear();
             daemon.certainty = Certainty::Ask;
             self.tell(|| format!("active: link {link} is gone"));
             self.active_input(Input::Lost);
@@ -375,10 +380,20 @@ impl World {
 
     pub(super) fn at_active(&mut self, number: u64, message: ToActive) {
         let arrives = self.wire.links.get(&number).is_some_and(|l| l.is_up || l.has_last_word);
+        let (is_capturing, is_dead) = (self.active.is_capturing() || self.active.due.is_some(), self.active.fuse.is_dead());
         let Some(daemon) = self.active.daemon.as_mut() else { return };
-        if !arrives || self.active.fuse.is_dead() || ![daemon.link, daemon.connecting].contains(&Some(number)) {
+        if !arrives || is_dead || ![daemon.link, daemon.connecting].contains(&Some(number)) {
             return;
         }
+        let is_of_index = matches!(message, ToActive::Incomplete(..));
+        if is_capturing && !matches!(message, ToActive::Answer(..)) && (is_of_index || !daemon.unheard.is_empty()) {
+            return daemon.unheard.push_back((number, message));
+        }
+        self.act_on(number, message);
+    }
+
+    fn act_on(&mut self, number: u64, message: ToActive) {
+        let Some(daemon) = self.active.daemon.as_mut() else { return };
         match message {
             ToActive::Welcome(applied, staged_files) => {
                 let is_empty = applied.is_none() && staged_files == 0;
@@ -415,6 +430,7 @@ impl World {
                 self.check(noted);
                 self.hinted();
             }
+            ToActive::Failed(seq, ..) if !daemon.follow.awaits(seq) => {}
             ToActive::Failed(seq, literal, why) => {
                 daemon.give_up = true;
                 daemon.literal.extend(literal);
@@ -441,6 +457,9 @@ impl World {
         }
         self.tell(|| format!("active: captured {:?}, {frames:?} frames", result));
         self.active.daemon.as_mut().expect("a daemon").taken.insert(due.cycle.seq, hints);
+        while let Some((link, message)) = self.active.daemon.as_mut().and_then(|d| d.unheard.pop_front()) {
+            self.act_on(link, message);
+        }
         match result {
             Ok(report) => {
                 let extent = if report.is_left { Extent::Part } else { Extent::All };

@@ -178,8 +178,8 @@ impl Oracle {
                 }
                 Op::Keep { path, .. } => kept.push(path.as_bytes().to_vec()),
                 Op::Put { .. } => {}
-                Op::Rename { path, to, .. } => {
-                    let (from, to) = (path.as_bytes(), to.as_bytes());
+                Op::Rename { from, to, .. } => {
+                    let (from, to) = (from.as_bytes(), to.as_bytes());
                     let mine: Vec<_> = tree.keys().filter(|path| is_within(path, from)).cloned().collect();
                     for path in mine {
                         let entry = tree.remove(&path).expect("it is there");

@@ -157,7 +157,7 @@ fn golden_data() {
     );
     golden(batch(put("a", other(Body::Hardlink { to: path("b/c") }), ContentRef::None)), "00050100000161fbff0100000000000303622f6300");
     golden(batch(Op::Delete { root: RootId(1), path: path("a/b") }), "000501010103612f62");
-    golden(batch(Op::Rename { root: RootId(1), path: path("a"), to: path("b") }), "000501030101610162");
+    golden(batch(Op::Rename { root: RootId(1), from: path("a"), to: path("b") }), "000501030101610162");
     golden(
         Data::Segment {
             seq: Seq(5),

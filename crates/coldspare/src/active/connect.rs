@@ -90,7 +90,7 @@ impl Active {
         self.last_trouble = None;
         tokio::spawn(listen_to(receiver, self.events.clone()));
         if !incomplete.is_empty() {
-            self.incomplete(welcome.applied.map_or(Seq(0), |a| a.seq), &incomplete)?;
+            self.heard(ToActive::Incomplete { seq: welcome.applied.map_or(Seq(0), |a| a.seq), repositories: incomplete })?;
         }
         self.input(Input::Opened { applied: welcome.applied });
         Ok(None)
@@ -133,6 +133,7 @@ impl Active {
             tracing::warn!(why, "no link to the standby; it is tried again");
             self.last_trouble = Some(why.into());
         }
+        self.unheard.clear();
         // What was being sent may be staged there.
         self.certainty = Certainty::Ask;
         self.input(Input::Lost);

@@ -1,6 +1,6 @@
 //! Starts `send`: session, roots, index, watch, and the state machine as the last run left it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -134,6 +134,8 @@ async fn follow(
         literal: BTreeSet::new(),
         told_held: None,
         give_up: Arc::default(),
+        is_capturing: false,
+        unheard: VecDeque::new(),
         taken: BTreeMap::new(),
         waiting: BTreeMap::new(),
         next_call: 0,
