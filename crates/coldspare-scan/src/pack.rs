@@ -39,6 +39,9 @@ const ALTERNATES_DEPTH_MAX: usize = 5;
 /// Bytes of an index that are read at once.
 const WINDOW_BYTES: usize = 1 << 20;
 
+/// A pack, behind its size.
+type SizedPack = (u64, (RootId, RelPath));
+
 /// The packs that one is described by.
 pub(crate) struct Bases<'a> {
     pub(crate) packs: PackBases,
@@ -125,7 +128,7 @@ impl<D: Disk> Run<'_, D> {
     ///
     /// Cost: reads and searches their tables, one pack at a time; about 27 bytes an entry while it is held.
     pub(crate) fn pack_bases(&self, at: Option<&Repository>, pack_bytes: u64) -> Result<Bases<'_>, CaptureError> {
-        let mut paths: Vec<(u64, (RootId, RelPath))> = Vec::new();
+        let mut paths: Vec<SizedPack> = Vec::new();
         let mut seen = BTreeSet::new();
         let mut family: Vec<(Repository, usize)> = at.into_iter().map(|at| (at.clone(), 0)).collect();
         while let Some((at, depth)) = family.pop() {
@@ -175,7 +178,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// The packs of one repository that the standby has, with their sizes.
-    fn packs_of(&self, (root, repository): &Repository) -> Result<Vec<(u64, (RootId, RelPath))>, CaptureError> {
+    fn packs_of(&self, (root, repository): &Repository) -> Result<Vec<SizedPack>, CaptureError> {
         let Ok(dir) = repository.join_path(b"objects/pack") else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for (name, row) in self.snapshot.children(*root, &dir)? {
