@@ -45,19 +45,44 @@ impl<D: Disk> Standby<D> {
         }
         sync.few = Few(None);
         self.add_linked(&mut kept)?;
-        for (root, path) in kept {
-            self.forget_rows(root, &path, Including::Itself)?;
-            // With a folder above it goes what it has: no row may stand below.
-            if self.store.view(PENDING)?.is_below_removed(root, &path)? {
+        let mut batch = TakenBack::default();
+        for (root, path) in &kept {
+            // With a folder above it, it is kept already.
+            if path.ancestors().any(|above| kept.contains(&(*root, above))) {
                 continue;
             }
-            // In a changeset that names everything, what isn't named would go, or has its row already.
-            if let Some(row) = changeset.manifest.manifest(root, &path)? {
-                let kept = PendingRow::new(Some(row.entry), Action::Record, row.ino);
-                self.store.write_lazily(|txn| insert_rows(txn, vec![(root, path, kept)]))?;
+            let pending = match &mut batch.pending {
+                Some(pending) => &*pending,
+                none => none.insert(self.store.view(PENDING)?),
+            };
+            let below = pending.some_below(*root, path, ROWS_AT_ONCE)?;
+            if below.len() < ROWS_AT_ONCE {
+                batch.gone.extend(below);
+                batch.gone.extend(pending.pending(*root, path)?.map(|row| (*root, path.clone(), row)));
+            } else {
+                self.forget_rows(*root, path, Including::Itself)?;
+            }
+            // With a folder above it goes what it has: no row may stand below. In a changeset that names everything, what
+            // isn't named would go, or has its row already.
+            if !pending.is_below_removed(*root, path)?
+                && let Some(row) = changeset.manifest.manifest(*root, path)?
+            {
+                batch.kept.push((*root, path.clone(), PendingRow::new(Some(row.entry), Action::Record, row.ino)));
+            }
+            if batch.gone.len() + batch.kept.len() >= ROWS_AT_ONCE {
+                self.take_back_batch(std::mem::take(&mut batch))?;
             }
         }
-        Ok(())
+        self.take_back_batch(batch)
+    }
+
+    /// Takes rows back and puts others in, in one transaction: there may be as many as a repository has objects.
+    fn take_back_batch(&self, TakenBack { gone, kept, .. }: TakenBack) -> Result<(), StandbyError> {
+        self.remove_staged(&gone)?;
+        self.store.write_lazily(|txn| {
+            remove_rows(txn, &gone)?;
+            insert_rows(txn, kept)
+        })
     }
 
     /// A link and the file that it names are kept together: they are one file.
@@ -107,6 +132,26 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
+    /// Removes what is staged inside of new trees for these rows.
+    fn remove_staged(&self, rows: &[Row]) -> Result<(), StandbyError> {
+        // Folders go once they are empty.
+        let mut staged: Vec<_> = rows
+            .iter()
+            .filter_map(|(root, path, row)| match &row.action {
+                Action::Carried { at } | Action::Place { from: at } if at.0.starts_with(b"t/") => Some((*root, path, at)),
+                _ => None,
+            })
+            .collect();
+        staged.sort_by_key(|(_, path, _)| std::cmp::Reverse(path.components().count()));
+        for (root, path, at) in staged {
+            let gone = self.staged_dir(root, at).ok().map(|(dir, name)| self.remove_all(&dir, &name));
+            if let Some(Err(e)) = gone {
+                return Err(crate::error::io("taking back the staged", path.as_bytes())(e));
+            }
+        }
+        Ok(())
+    }
+
     /// Removes the rows of a path and of all below it, with what is staged inside of new trees for them; what is staged
     /// by itself is swept later.
     fn forget_rows(&self, root: RootId, path: &RelPath, including: Including) -> Result<(), StandbyError> {
@@ -120,37 +165,40 @@ impl<D: Disk> Standby<D> {
             {
                 rows.push((root, path.clone(), row));
             }
-            // What is deepest comes last in the order of keys of one folder after the other; folders go once they are empty.
-            rows.sort_by_key(|(_, path, _)| std::cmp::Reverse(path.components().count()));
-            for (root, path, row) in &rows {
-                if let Action::Carried { at } | Action::Place { from: at } = &row.action
-                    && at.0.starts_with(b"t/")
-                {
-                    let gone = self.staged_dir(*root, at).ok().map(|(dir, name)| self.remove_all(&dir, &name));
-                    if let Some(Err(e)) = gone {
-                        return Err(crate::error::io("taking back the staged", path.as_bytes())(e));
-                    }
-                }
-            }
-            self.store.write_lazily(|txn| {
-                let mut pending = txn.open_table(PENDING)?;
-                let mut order = txn.open_table(ORDER)?;
-                let mut links = txn.open_table(LINKS)?;
-                for (root, path, row) in &rows {
-                    let k = key::encode(*root, path);
-                    pending.remove(k.as_slice())?;
-                    links.remove(k.as_slice())?;
-                    if let Some(at) = order_of(path, row, &k) {
-                        order.remove(at.as_slice())?;
-                    }
-                }
-                Ok(())
-            })?;
+            self.remove_staged(&rows)?;
+            self.store.write_lazily(|txn| remove_rows(txn, &rows))?;
             if is_last {
                 return Ok(());
             }
         }
     }
+}
+
+/// What is taken back at once.
+#[derive(Default)]
+struct TakenBack {
+    /// The rows as they are before.
+    pending: Option<View>,
+    gone: Vec<Row>,
+    kept: Vec<Row>,
+}
+
+type Row = (RootId, RelPath, PendingRow);
+
+/// Removes rows of the changeset, with what orders them.
+fn remove_rows(txn: &redb::WriteTransaction, rows: &[Row]) -> Result<(), redb::Error> {
+    let mut pending = txn.open_table(PENDING)?;
+    let mut order = txn.open_table(ORDER)?;
+    let mut links = txn.open_table(LINKS)?;
+    for (root, path, row) in rows {
+        let k = key::encode(*root, path);
+        pending.remove(k.as_slice())?;
+        links.remove(k.as_slice())?;
+        if let Some(at) = order_of(path, row, &k) {
+            order.remove(at.as_slice())?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a path itself is meant too.
