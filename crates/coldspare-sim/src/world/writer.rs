@@ -480,6 +480,11 @@ impl Writer {
         }
         self.do_all([Step::Move(from.clone(), to.clone())]);
         match self.chance.below(6) {
+            // Before anybody has seen it there.
+            2 | 3 => {
+                let last = format!("{FOLDERS}/{}", self.next());
+                self.do_all([Step::Move(to, last)]);
+            }
             0 => self.do_all([Step::Write(format!("{to}/a"), b"written behind it".to_vec())]),
             1 => self.do_all([Step::Dir(from.clone()), Step::Write(format!("{from}/a"), b"another".to_vec())]),
             _ => {}
