@@ -149,17 +149,7 @@ impl<D: Disk> Run<'_, D> {
     pub(crate) fn remove_found(&self, at: &(RootId, RelPath), left: &mut Vec<&[u8]>, depth: usize) {
         let (root, repository) = at;
         let below = |name: &str| RelPath::new([repository.as_bytes(), b"/", name.as_bytes()].concat()).ok();
-        let disk = &self.capture.disk;
-        let packs = below("objects/pack");
-        if let Some(packs) = &packs
-            && let Ok(listed) = disk.open_dir(&self.root(*root).dir, packs.as_bytes()).and_then(|dir| disk.list(&dir))
-        {
-            for index in listed.iter().filter(|l| l.name.ends_with(b".idx")) {
-                if let Ok(index) = packs.join(&index.name) {
-                    let _ = self.remove_indexed(*root, &index, left);
-                }
-            }
-        }
+        self.remove_packed(at, left);
         if left.is_empty() {
             return;
         }
@@ -175,6 +165,18 @@ impl<D: Disk> Run<'_, D> {
                 let loose = ObjectId::new(id).and_then(|id| below(&format!("objects/{}", id.loose_path())));
                 loose.is_none_or(|path| self.stat_of(*root, &path).is_none())
             });
+        }
+    }
+
+    /// Removes the ids that are in packs of the repository at `at` itself.
+    pub(crate) fn remove_packed(&self, (root, repository): &(RootId, RelPath), left: &mut Vec<&[u8]>) {
+        let disk = &self.capture.disk;
+        let Ok(packs) = repository.join_path(b"objects/pack") else { return };
+        let Ok(listed) = disk.open_dir(&self.root(*root).dir, packs.as_bytes()).and_then(|dir| disk.list(&dir)) else { return };
+        for index in listed.iter().filter(|l| l.name.ends_with(b".idx")) {
+            if let Ok(index) = packs.join(&index.name) {
+                let _ = self.remove_indexed(*root, &index, left);
+            }
         }
     }
 

@@ -117,12 +117,12 @@ impl<D: Disk> Run<'_, D> {
     /// The references that were read may need what went.
     fn keep_what_went(&self, unit: &Unit) {
         let (root, repository) = &unit.at;
-        for path in unit.removed().into_iter().filter(|_| !seeded_bug!(RemovedObjectsAreNotKept)) {
+        let objects = repository.join(b"objects").ok();
+        for path in self.not_packed(unit, objects.as_ref()).into_iter().filter(|_| !seeded_bug!(RemovedObjectsAreNotKept)) {
             self.keep(*root, &path);
             self.again(*root, &path);
         }
         let vanished = unit.vanished();
-        let objects = repository.join(b"objects").ok();
         let mut ids = Vec::new();
         for path in &vanished {
             let inside = objects.as_ref().and_then(|objects| path.below(objects)).unwrap_or_default();
@@ -140,6 +140,24 @@ impl<D: Disk> Run<'_, D> {
         if !left.is_empty() {
             unit.again("references changed and objects went before they were read");
         }
+    }
+
+    /// What went from the objects of a repository, but for loose ones that are in its packs now: those were there when they
+    /// went, and so before packs were looked at. After a repack under load it is nearly all of them.
+    fn not_packed(&self, unit: &Unit, objects: Option<&RelPath>) -> Vec<RelPath> {
+        let id_of = |path: &RelPath| match Promise::of_object(path.below(objects?)?) {
+            Some(Promise::Loose(id)) => Some(id),
+            _ => None,
+        };
+        let (loose, mut others): (Vec<_>, Vec<_>) =
+            unit.removed().into_iter().map(|path| (id_of(&path), path)).partition(|(id, _)| id.is_some());
+        let mut loose: Vec<(ObjectId, RelPath)> = loose.into_iter().filter_map(|(id, path)| Some((id?, path))).collect();
+        loose.sort_unstable();
+        let mut left: Vec<&[u8]> = loose.iter().map(|(id, _)| id.as_bytes()).collect();
+        self.remove_packed(&unit.at, &mut left);
+        let left: BTreeSet<&[u8]> = left.into_iter().collect();
+        others.extend(loose.iter().filter(|(id, _)| left.contains(id.as_bytes())).map(|(_, path)| (None, path.clone())));
+        others.into_iter().map(|(_, path)| path).collect()
     }
 
     /// Hands over what is left, keeps what has to be kept, and counts.
