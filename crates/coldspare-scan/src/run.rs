@@ -26,7 +26,7 @@ pub(crate) struct Run<'a, D: Disk> {
     pub(crate) snapshot: Snapshot,
     pub(crate) writer: &'a Writer<'a>,
     pub(crate) outlet: &'a dyn Outlet,
-    /// What the standby is known to have.
+    /// The changeset that this one starts from: the standby has all up to it when this one is applied, or this one fails.
     pub(crate) acked: Seq,
     pub(crate) counters: Counters,
     pub(crate) next_file: AtomicU32,
