@@ -7,8 +7,8 @@
 //! in git's order, under the name that it has.
 //!
 //! Invariants: a folder counts as renamed only if all that the index has of it stands unchanged at the new path, at least
-//! one file among it, and the changeset that this one starts from has all of it: each file is then what the active had under its new name (G2).
-//! Any other is captured as what is new, and what is gone.
+//! one file among it, and the changeset that this one starts from has all of it: each file is then what the active had under
+//! its new name (G2). Any other is captured as what is new, and what is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -41,8 +41,8 @@ impl<D: Disk> Run<'_, D> {
     /// folder in it.
     pub(crate) fn renames(&self, hints: &Hints) -> Result<bool, CaptureError> {
         let cycle = self.cycle;
-        // What was captured for a changeset that wasn't acknowledged must not be left to the next one: by its numbers it
-        // would count as acknowledged with this one.
+        // What was captured for a changeset that was given up must not be left to the next one: by its numbers it would
+        // count as acknowledged with this one.
         let owes_nothing = cycle.baseline == Baseline::Delta(self.acked) && cycle.seq == self.acked.next();
         if cycle.work != Work::Hinted || cycle.certainty != Certainty::Sure || !owes_nothing && !seeded_bug!(RenamesLeaveWhatIsOwed) {
             return Ok(false);
