@@ -146,6 +146,8 @@ mod switch {
         UnknownFoldersAreLeftOut,
         /// Nobody asks for the folder of what comes.
         FoldersAreNotChecked,
+        /// Nothing went from a folder of objects before it was looked at for the first time.
+        FoldersThatAreMetLostNothing,
         /// Objects that went before they were seen are not asked for.
         UnseenLossesAreNotNoted,
         /// Objects go from the standby though references changed since.

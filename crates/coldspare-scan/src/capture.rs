@@ -8,7 +8,7 @@
 //! It decides nothing about the link and keeps nothing in memory that grows with the home, but one record a repository
 //! that is met, and one path a folder of objects while everything is looked at.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -170,6 +170,12 @@ impl From<Closed> for CaptureError {
     }
 }
 
+/// Whether what is at `inside`, below its repository, belongs to a pack that is whole: one under way has another name.
+fn is_whole_pack(inside: &[u8]) -> bool {
+    let name = inside.rsplit(|&b| b == b'/').next().unwrap_or_default();
+    CapturePass::of(inside) == CapturePass::Packs && !git::looks_transient(name)
+}
+
 /// How long the watch may take to answer.
 pub(crate) const BARRIER_LIMIT: Duration = Duration::from_secs(20);
 
@@ -293,22 +299,16 @@ impl<D: Disk> Capture<D> {
 
     /// Objects that went before they were read may have moved to a pack, which was hinted before they went.
     fn late_packs(&self, run: &Run<'_, D>, watch: &Watch, taken: &mut Hints) -> Result<(), CaptureError> {
-        // Packs under way have other names until they are whole.
-        let is_pack = |inside: &[u8]| {
-            let name = inside.rsplit(|&b| b == b'/').next().unwrap_or_default();
-            CapturePass::of(inside) == CapturePass::Packs && !git::looks_transient(name)
-        };
-        let mut lost: BTreeMap<Repository, usize> = BTreeMap::new();
         for _ in 0..LATE_PACKS_MAX {
             let mut units = run.units.all();
-            units.retain(|unit| unit.losses() > lost.get(&unit.at).copied().unwrap_or(0));
+            units.retain(|unit| unit.has_new_losses());
             if units.is_empty() {
                 return Ok(());
             }
-            lost.extend(units.iter().map(|unit| (unit.at.clone(), unit.losses())));
+            units.iter().for_each(|unit| unit.account_for_losses());
             watch.barrier(BARRIER_LIMIT)?;
             for unit in units {
-                let late = watch.dirty().take_names(unit.at.0, &unit.at.1, is_pack);
+                let late = watch.dirty().take_names(unit.at.0, &unit.at.1, is_whole_pack);
                 tracing::trace!(repository = %unit.at.1, ?late, "late packs");
                 run.route(&late.dirs, When::Late)?;
                 taken.merge(late);
@@ -316,8 +316,7 @@ impl<D: Disk> Capture<D> {
             run.pass(CapturePass::Packs)?;
         }
         let units = run.units.all();
-        let losing = units.iter().filter(|unit| unit.losses() > lost.get(&unit.at).copied().unwrap_or(0));
-        losing.for_each(|unit| unit.again("its packs kept changing while they were read"));
+        units.iter().filter(|unit| unit.has_new_losses()).for_each(|unit| unit.again("its packs kept changing while they were read"));
         Ok(())
     }
 

@@ -30,7 +30,7 @@ const NAMES_BYTES_MAX: usize = 1 << 20;
 /// LIMIT: bytes of the ids that a commit graph names; a larger one isn't carried.
 const IDS_BYTES_MAX: u64 = 128 << 20;
 /// LIMIT: alternates of alternates, as in git.
-const ALTERNATES_DEPTH_MAX: usize = 5;
+pub(crate) const ALTERNATES_DEPTH_MAX: usize = 5;
 /// LIMIT: commits of a graph that are looked for among loose objects; with more it isn't carried.
 const LOOSE_MAX: usize = 20_000;
 

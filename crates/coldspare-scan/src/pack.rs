@@ -19,6 +19,7 @@ use coldspare_delta::{
 use coldspare_os::Disk;
 
 use crate::capture::CaptureError;
+use crate::derived::ALTERNATES_DEPTH_MAX;
 use crate::index::IndexError;
 use crate::run::{Run, lock};
 
@@ -34,8 +35,6 @@ const CONTENT_RATIO_MAX: u64 = 8;
 const CONTENT_BYTES_MIN: u64 = 1 << 20;
 /// Bytes of an entry in a table, at least.
 const ENTRY_BYTES_MIN: usize = 18;
-/// LIMIT: alternates of alternates, as in git.
-const ALTERNATES_DEPTH_MAX: usize = 5;
 /// Bytes of an index that are read at once.
 const WINDOW_BYTES: usize = 1 << 20;
 

@@ -1,10 +1,10 @@
 //! The end of a cycle: which repositories changed under the capture, and what is kept on the standby because of it.
 //!
 //! References were read before objects, so that all they need was on disk then. Only what went since can be missing,
-//! and git removes only what no reference needs any more: so nothing is missing unless references changed, too. If they
-//! did, what goes from the objects stays on the standby until the next changeset; and if an object went before it was
-//! read, and is in no pack either, the repository is left to the next changeset as a whole. So is one that is no longer
-//! where it was found.
+//! and git removes only what no reference needs any more, or what a pack has, which was looked at after that went: so
+//! nothing is missing unless references changed, too. If they did, what goes from the objects stays on the standby until
+//! the next changeset; and if an object went before it was read, and is in no pack either, the repository is left to the
+//! next changeset as a whole. So is one that is no longer where it was found.
 //!
 //! Invariants: what is kept is kept with all below it, and with the family of a kept repository.
 

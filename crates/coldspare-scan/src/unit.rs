@@ -7,7 +7,7 @@
 //! changeset, nor does any of its family that changed in the cycle.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use coldspare_core::git::family::Repository;
@@ -31,6 +31,10 @@ pub(crate) struct Unit {
     removed: Mutex<Vec<RelPath>>,
     /// Objects that were seen, or hinted, and gone before they were read.
     vanished: Mutex<Vec<RelPath>>,
+    /// Folders of objects that were met for the first time by a hint: what went before that is known to nobody.
+    folders_met: AtomicUsize,
+    /// The losses that packs were looked at after.
+    accounted: AtomicUsize,
     /// Whether packs came: what is derived from them may be whole again.
     pub(crate) has_new_packs: AtomicBool,
     fate: Mutex<Fate>,
@@ -95,9 +99,24 @@ impl Unit {
         lock(&self.vanished).clone()
     }
 
-    /// How many objects went, seen or known before.
+    /// A folder of objects was met, of which nobody knows what was in it before.
+    pub(crate) fn note_folder_met(&self) {
+        self.folders_met.fetch_add(usize::from(!seeded_bug!(FoldersThatAreMetLostNothing)), Ordering::Relaxed);
+    }
+
+    /// How many objects went, seen or known before, or may have gone unseen.
     pub(crate) fn losses(&self) -> usize {
-        lock(&self.vanished).len() + lock(&self.removed).len()
+        lock(&self.vanished).len() + lock(&self.removed).len() + self.folders_met.load(Ordering::Relaxed)
+    }
+
+    /// Packs that were hinted are looked at from here on: that accounts for the losses so far.
+    pub(crate) fn account_for_losses(&self) {
+        self.accounted.store(self.losses(), Ordering::Relaxed);
+    }
+
+    /// Whether objects went since packs were looked at.
+    pub(crate) fn has_new_losses(&self) -> bool {
+        self.losses() > self.accounted.load(Ordering::Relaxed)
     }
 
     /// An object, or a folder of them, is handed over as gone.
@@ -153,6 +172,8 @@ impl Units {
             ino,
             removed: Mutex::default(),
             vanished: Mutex::default(),
+            folders_met: AtomicUsize::new(0),
+            accounted: AtomicUsize::new(0),
             has_new_packs: AtomicBool::new(false),
             fate: Mutex::default(),
         });

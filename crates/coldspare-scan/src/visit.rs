@@ -200,6 +200,11 @@ impl<D: Disk> Run<'_, D> {
             }
             What::Deep if place.inside == b"objects/pack" => self.look_at_packs(&dir, &place, listed, builder, more),
             What::Deep => {
+                if place.pass == CapturePass::LooseObjects
+                    && let Some(unit) = place.unit.as_ref().filter(|unit| *lock(&unit.extent) == Extent::Hinted)
+                {
+                    unit.note_folder_met();
+                }
                 let known = self.snapshot.children(root, &path)?.into_iter().collect();
                 self.look_at_entries(&place, listed, known, None, builder, more)
             }

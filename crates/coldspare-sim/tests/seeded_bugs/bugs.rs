@@ -147,6 +147,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(LossesAreLeftAside, "G3", Scenario(scenarios::a_cycle_that_lost_events_is_no_whole_one)),
     code!(UnknownFoldersAreLeftOut, "G3", World),
     code!(FoldersAreNotChecked, "G1", Scenario(scenarios::nothing_comes_without_its_folder)),
+    code!(FoldersThatAreMetLostNothing, "G2", Scenario(scenarios::objects_may_move_to_a_pack_before_they_are_seen)),
     code!(UnseenLossesAreNotNoted, "G2", Scenario(scenarios::objects_may_go_before_they_are_seen)),
     code!(RemovedObjectsAreNotKept, "G2", Scenario(scenarios::objects_may_go_that_the_standby_has)),
     code!(DamagedReferencesTravel, "G2", Scenario(scenarios::an_empty_reference_does_not_replace_a_good_one)),

@@ -383,6 +383,33 @@ fn while_git_prunes(begin: impl Fn(&mut Both), is_known: bool, work: Work) -> Re
     Ok(())
 }
 
+/// git takes an object that only the references need into a pack and removes it, at each call of a capture.
+pub(crate) fn objects_may_move_to_a_pack_before_they_are_seen() -> Result<(), String> {
+    const PACK: &str = "repo/objects/pack/pack-2.pack";
+    for begin in [Both::watch, watched] {
+        for at in 0.. {
+            let mut both = with_repository();
+            begin(&mut both);
+            let (tip, inner) = (both.write_blob("repo", TIP_CONTENT), both.write_blob("repo", INNER_CONTENT));
+            both.write_reference("repo", "topic", TIP_CONTENT);
+            let packed = inner.clone();
+            let is_within = both.follow_while(Work::Hinted, at, move |disk| {
+                disk.write(Both::at(PACK), &pack(2)).unwrap();
+                disk.remove(Both::at(&packed)).unwrap();
+                disk.advance_ms(1);
+            })?;
+            let there = both.there();
+            let has_inner = there.contains_key(&inner) || there.contains_key(PACK);
+            let is_whole = !there.contains_key("repo/refs/heads/topic") || (there.contains_key(&tip) && has_inner);
+            holds(is_whole, &format!("G2: packed at call {at}: a branch is there without what it needs"))?;
+            if !is_within {
+                break;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Every folder of objects is watched, so that whatever goes from it is known.
 fn watched(both: &mut Both) {
     for content in [TIP_CONTENT, INNER_CONTENT] {
