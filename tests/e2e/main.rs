@@ -21,6 +21,7 @@ mod refusals;
 mod relay;
 mod renames;
 mod repacks;
+mod resume;
 mod sampler;
 mod seed;
 mod shortages;

@@ -188,7 +188,7 @@ pub struct Ask {
 }
 
 /// The standby's answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Have {
     /// It must be sent.
     Missing,
@@ -196,6 +196,8 @@ pub enum Have {
     AtPath,
     /// It is staged, durably.
     Staged,
+    /// An interrupted try left a part of it, of which these are the digests of the blocks.
+    Part(Vec<[u8; 16]>),
 }
 
 #[cfg(test)]

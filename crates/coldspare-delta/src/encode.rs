@@ -237,6 +237,7 @@ mod tests {
                     Write::Bytes { bytes, .. } => out.extend_from_slice(bytes),
                     Write::Copy { from, len, .. } => out.extend_from_slice(&base[from as usize..][..len as usize]),
                     Write::Zeros { len, .. } => out.resize(out.len() + len as usize, 0),
+                    Write::Held { .. } => panic!("an encoder knows of no file that is held"),
                 }
                 Ok(())
             })

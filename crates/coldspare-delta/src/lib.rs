@@ -8,6 +8,9 @@
 //! at its entries, as its index says ([`PackIndexReader`]), and looks each up in [`PackBases`], made from the
 //! [`PackTable`] of every pack of the family; [`rebuild_pack`] is its counterpart.
 //!
+//! A try that was cut off may have left a part of a file on the standby. [`HeldBlocks`] says which segments that makes
+//! needless.
+//!
 //! A match goes by 16 bytes of BLAKE3 and the length. What was rebuilt is true only once its whole digest was compared;
 //! when it differs, the file is sent again without a base.
 //!
@@ -17,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+mod block;
 mod chunk;
 mod compress;
 mod digest;
@@ -35,6 +39,7 @@ mod piece;
 mod rebuild;
 mod varint;
 
+pub use block::{BLOCKS_MAX, BlockDigest, HeldBlocks, block_bytes, block_digests};
 pub use chunk::{Base, CHUNKING_VERSION, CHUNKS_MAX, Chunk, ChunkClass, ChunkList, ChunkListError, ChunkSizes, Follows, UnknownClass};
 pub use compress::{Packed, UNPACKED_BYTES_MAX, UnpackError, pack, unpack};
 pub use digest::{Hasher, digest, is_zero};

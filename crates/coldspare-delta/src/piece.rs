@@ -1,6 +1,6 @@
 //! Pieces: how a stretch of a file comes about, and their coding.
 //!
-//! Each piece is a number `len << 2 | kind` (LEB128; kind 0 literal, 1 copy, 2 zeros). A copy is followed by how far its
+//! Each piece is a number `len << 2 | kind` (LEB128; kind 0 literal, 1 copy, 2 zeros, 3 held). A copy is followed by how far its
 //! source is from where it would be had nothing moved since the last copy (zigzag, LEB128): 0 for a change in place.
 //!
 //! Invariants: pieces that were decoded are at most [`PIECES_MAX`], none is empty, no copy passes 2⁶⁴, and all stay
@@ -37,6 +37,11 @@ pub enum Piece {
         /// Bytes.
         len: u32,
     },
+    /// The file that an interrupted try left has them, where they belong.
+    Held {
+        /// Bytes.
+        len: u32,
+    },
 }
 
 /// Why pieces from a peer are refused.
@@ -66,7 +71,7 @@ impl Piece {
     /// Bytes of the file that the piece covers.
     pub fn len_bytes(self) -> u32 {
         match self {
-            Piece::Literal { len } | Piece::Copy { len, .. } | Piece::Zeros { len } => len,
+            Piece::Literal { len } | Piece::Copy { len, .. } | Piece::Zeros { len } | Piece::Held { len } => len,
         }
     }
 }
@@ -84,6 +89,7 @@ pub fn encode_pieces(pieces: &[Piece]) -> Vec<u8> {
             Piece::Literal { .. } => KIND_LITERAL,
             Piece::Copy { .. } => KIND_COPY,
             Piece::Zeros { .. } => KIND_ZEROS,
+            Piece::Held { .. } => KIND_HELD,
         };
         varint::put(&mut out, u64::from(piece.len_bytes()) << KIND_BITS | kind);
         if let Piece::Copy { offset, .. } = piece {
@@ -117,7 +123,7 @@ pub fn decode_pieces(bytes: &[u8]) -> Result<Vec<Piece>, PieceError> {
                 Piece::Copy { offset: expected, len }
             }
             KIND_ZEROS => Piece::Zeros { len },
-            _ => return Err(PieceError::Kind),
+            _ => Piece::Held { len },
         };
         expected = expected.wrapping_add(u64::from(len));
         pieces.push(piece);
@@ -139,7 +145,7 @@ fn check_pieces(pieces: &[Piece]) -> Result<(), PieceError> {
         match piece {
             Piece::Literal { .. } => literal_bytes += len,
             Piece::Copy { offset, .. } if offset.checked_add(len).is_none() => return Err(PieceError::Length),
-            Piece::Copy { .. } | Piece::Zeros { .. } => {}
+            Piece::Copy { .. } | Piece::Zeros { .. } | Piece::Held { .. } => {}
         }
     }
     if pieces.len() > PIECES_MAX || literal_bytes > SEGMENT_BYTES_MAX as u64 || span_bytes > SEGMENT_SPAN_BYTES_MAX {
@@ -152,13 +158,14 @@ const KIND_BITS: u32 = 2;
 const KIND_LITERAL: u64 = 0;
 const KIND_COPY: u64 = 1;
 const KIND_ZEROS: u64 = 2;
+const KIND_HELD: u64 = 3;
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use Piece::{Copy, Literal, Zeros};
+    use Piece::{Copy, Held, Literal, Zeros};
 
     fn check(bytes: &[u8], expected: Result<Vec<Piece>, PieceError>) {
         assert_eq!(decode_pieces(bytes), expected, "{bytes:02x?}");
@@ -172,6 +179,7 @@ mod tests {
         check(&[], Ok(vec![]));
         check(&[0x04], Ok(vec![Literal { len: 1 }]));
         check(&[0x82, 0x80, 0x01], Ok(vec![Zeros { len: 4096 }]));
+        check(&[0x83, 0x80, 0x01], Ok(vec![Held { len: 4096 }]));
         check(&[0x05, 0x00], Ok(vec![Copy { offset: 0, len: 1 }]));
         // A change in place: the copy goes on where it would be.
         check(&[0x29, 0x00, 0x14, 0x29, 0x00], Ok(vec![Copy { offset: 0, len: 10 }, Literal { len: 5 }, Copy { offset: 15, len: 10 }]));
@@ -186,7 +194,7 @@ mod tests {
         check(&[0x00], Err(PieceError::Empty));
         check(&[0x01, 0x00], Err(PieceError::Empty));
         check(&[0x02], Err(PieceError::Empty));
-        check(&[0x07], Err(PieceError::Kind));
+        check(&[0x03], Err(PieceError::Empty));
         check(&[0x05], Err(PieceError::Malformed));
         check(&[0x84], Err(PieceError::Malformed));
         check(&[0x84, 0x00], Err(PieceError::Malformed));
@@ -216,10 +224,11 @@ mod tests {
         }
 
         #[test]
-        fn pieces_come_back(pieces in prop::collection::vec((0u8..3, any::<u64>(), 1u32..9000), 0..100)) {
+        fn pieces_come_back(pieces in prop::collection::vec((0u8..4, any::<u64>(), 1u32..9000), 0..100)) {
             let pieces: Vec<Piece> = pieces.into_iter().map(|(kind, offset, len)| match kind {
                 0 => Literal { len },
                 1 => Copy { offset: offset >> 1, len },
+                2 => Held { len },
                 _ => Zeros { len },
             }).collect();
             prop_assert_eq!(decode_pieces(&encode_pieces(&pieces)), Ok(pieces));

@@ -30,6 +30,13 @@ pub enum Write<'a> {
         /// Bytes, at least 1.
         len: u32,
     },
+    /// `len` bytes at `offset` are there already.
+    Held {
+        /// Where in the new file.
+        offset: u64,
+        /// Bytes, at least 1.
+        len: u32,
+    },
 }
 
 /// Why a segment was not rebuilt.
@@ -92,6 +99,7 @@ pub fn rebuild<E>(
             }
             Piece::Copy { offset, len } => Write::Copy { from: offset, to: at, len },
             Piece::Zeros { len } => Write::Zeros { offset: at, len },
+            Piece::Held { len } => Write::Held { offset: at, len },
         };
         write(next).map_err(RebuildError::Write)?;
         at += u64::from(piece.len_bytes());
@@ -109,7 +117,7 @@ fn check<E>(offset: u64, pieces: &[Piece], literal: &[u8], size: u64) -> Result<
             _ if len == 0 => return Err(RebuildError::Piece),
             Piece::Literal { .. } => needed += len,
             Piece::Copy { offset, .. } if offset.checked_add(len).is_none() => return Err(RebuildError::Piece),
-            Piece::Copy { .. } | Piece::Zeros { .. } => {}
+            Piece::Copy { .. } | Piece::Zeros { .. } | Piece::Held { .. } => {}
         }
     }
     if needed != literal.len() as u64 {
@@ -154,7 +162,7 @@ mod tests {
             seen.push(match write {
                 Write::Bytes { offset, bytes } => (offset, bytes.to_vec()),
                 Write::Copy { from, to, len } => (to, vec![from as u8, len as u8]),
-                Write::Zeros { offset, len } => (offset, vec![0; len as usize]),
+                Write::Zeros { offset, len } | Write::Held { offset, len } => (offset, vec![0; len as usize]),
             });
             Ok(())
         });

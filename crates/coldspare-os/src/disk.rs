@@ -182,6 +182,12 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// `AlreadyExists`: also for a symlink, whatever it names.
     fn create_file(&self, at: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
 
+    /// Opens a regular file, which is ours, for reading and writing.
+    ///
+    /// # Errors
+    /// As [`open_file`](Disk::open_file).
+    fn open_file_to_write(&self, at: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
+
     /// Creates an empty directory, mode 0700.
     ///
     /// # Errors
@@ -370,6 +376,9 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// # Errors
     /// Never to be tried again: the kernel may have dropped what it couldn't write, and a second call would succeed.
     fn sync_file(&self, file: &Self::File) -> io::Result<()>;
+
+    /// Has the content of a file, which is durable, read from the medium when it is read next, as far as that can be had.
+    fn forget_cached(&self, file: &Self::File);
 
     /// Makes the names in a directory and its own metadata durable.
     ///

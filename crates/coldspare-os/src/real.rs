@@ -114,6 +114,11 @@ impl Disk for RealDisk {
         Ok(RealFile(retry_on_intr(|| rustix::fs::openat(&at.0, name, flags, Mode::RUSR | Mode::WUSR))?))
     }
 
+    fn open_file_to_write(&self, at: &RealDir, name: &[u8]) -> io::Result<RealFile> {
+        let file = self.open(at.0.as_fd(), check_name(name)?, OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        if stat_of(file.as_fd())?.kind == FileKind::File { Ok(RealFile(file)) } else { Err(not_a_regular_file()) }
+    }
+
     fn create_dir(&self, at: &RealDir, name: &[u8]) -> io::Result<()> {
         let name = check_name(name)?;
         Ok(retry_on_intr(|| rustix::fs::mkdirat(&at.0, name, Mode::RWXU))?)
@@ -276,6 +281,11 @@ impl Disk for RealDisk {
 
     fn sync_file(&self, file: &RealFile) -> io::Result<()> {
         Ok(rustix::fs::fsync(&file.0)?)
+    }
+
+    fn forget_cached(&self, file: &RealFile) {
+        // Advice: what the kernel doesn't take is no loss.
+        let _ = rustix::fs::fadvise(&file.0, 0, None, rustix::fs::Advice::DontNeed);
     }
 
     fn sync_dir(&self, dir: &RealDir) -> io::Result<()> {

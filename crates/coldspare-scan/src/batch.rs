@@ -118,7 +118,11 @@ impl<D: Disk> Run<'_, D> {
                 Have::AtPath => ContentRef::Unchanged,
                 Have::Staged => ContentRef::Staged,
                 Have::Missing => {
-                    self.send_missing(builder, unsure)?;
+                    self.send_missing(builder, unsure, &[])?;
+                    continue;
+                }
+                Have::Part(digests) => {
+                    self.send_missing(builder, unsure, &digests)?;
                     continue;
                 }
             };

@@ -25,6 +25,7 @@ pub mod proof;
 mod read;
 mod references;
 mod rename;
+mod resume;
 mod run;
 mod settle;
 mod unit;

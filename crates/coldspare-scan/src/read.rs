@@ -12,7 +12,8 @@ use coldspare_core::entry::{XATTR_BYTES_MAX, xattr_is_carried};
 use coldspare_core::git::{self, CapturePass, Part};
 use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, ProblemKind, RelPath, RootId, Seq, Time, Xattr, seeded_bug};
 use coldspare_delta::{
-    Base, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, PackEncoded, PackEncoder, PackOffsets, Segment, encode_pieces, pack,
+    Base, BlockDigest, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, HeldBlocks, PackEncoded, PackEncoder, PackOffsets,
+    Segment, encode_pieces, pack,
 };
 use coldspare_os::{Disk, FileKind, Stat};
 
@@ -200,7 +201,7 @@ impl<D: Disk> Run<'_, D> {
                 return self.hand_over_file(file, row, entry, Content::Large, builder).map(Some);
             }
         }
-        let sent = match self.send_segments(file, row)? {
+        let sent = match self.send_segments(file, row, None)? {
             Ok(Some(sent)) => sent,
             Ok(None) => return Ok(None),
             Err(e) => return Ok(Some(self.not_read(file.root, file.path, &e))),
@@ -260,7 +261,7 @@ impl<D: Disk> Run<'_, D> {
         let unsure = Unsure { root, path: path.clone(), row, content };
         match self.cycle.certainty {
             Certainty::Ask => self.push_unsure(builder, unsure)?,
-            Certainty::Sure => self.send_missing(builder, unsure)?,
+            Certainty::Sure => self.send_missing(builder, unsure, &[])?,
         }
         Ok(Outcome::Content(meta))
     }
@@ -278,7 +279,7 @@ impl<D: Disk> Run<'_, D> {
         let unsure = Unsure { root, path, row, content: None };
         match self.cycle.certainty {
             Certainty::Ask => self.push_unsure(builder, unsure)?,
-            Certainty::Sure => self.send_missing(builder, unsure)?,
+            Certainty::Sure => self.send_missing(builder, unsure, &[])?,
         }
         Ok(Outcome::Content(meta))
     }
@@ -293,8 +294,9 @@ impl<D: Disk> Run<'_, D> {
         builder.change(self.put(root, path, Row { version: self.cycle.seq, ..row }, chunks));
     }
 
-    /// Hands over content that the standby lacks, reading it where it isn't at hand.
-    pub(crate) fn send_missing(&self, builder: &mut Builder, unsure: Unsure) -> Result<(), CaptureError> {
+    /// Hands over content that the standby lacks, reading it where it isn't at hand; of a part of it, the standby may have
+    /// blocks with these digests.
+    pub(crate) fn send_missing(&self, builder: &mut Builder, unsure: Unsure, there: &[BlockDigest]) -> Result<(), CaptureError> {
         let Unsure { root, path, row, content } = unsure;
         let Some(entry) = row.entry().cloned() else { return Ok(()) };
         if let Some(content) = content {
@@ -327,7 +329,13 @@ impl<D: Disk> Run<'_, D> {
                 return self.push_inline(builder, root, path, row, entry, &content);
             }
         } else if before.size == size {
-            match self.send_segments(&file, None)? {
+            let known = self.snapshot.row(root, &path)?;
+            let held = if there.is_empty() { Ok(None) } else { self.held_blocks(&file, there).map(Some) };
+            let sent = match held {
+                Ok(held) => self.send_segments(&file, known.as_ref(), held)?,
+                Err(e) => Err(e),
+            };
+            match sent {
                 Ok(Some((sent, _))) if Some(Digest(sent.digest)) == digest => {
                     return self.push_segments(root, &path, Row { version: self.cycle.seq, ..row }, sent, builder);
                 }
@@ -362,12 +370,13 @@ impl<D: Disk> Run<'_, D> {
         &self,
         file: &Opened<'_, D>,
         row: Option<&Row>,
+        held: Option<HeldBlocks>,
     ) -> Result<std::io::Result<Option<(SentSegments, Inspection)>>, CaptureError> {
         let mut inspection = file.promise.begin();
         let offsets = if git::is_pack(file.path) { self.pack_offsets(file.root, file.path, file.before.size) } else { None };
         let encoded = match offsets {
-            Some(offsets) => self.encode_pack(file, offsets, &mut inspection)?,
-            None => self.encode_file(file, row, &mut inspection)?,
+            Some(offsets) => self.encode_pack(file, offsets, held.as_ref(), &mut inspection)?,
+            None => self.encode_file(file, row, held.as_ref(), &mut inspection)?,
         };
         let (read, sent) = match encoded {
             Ok(encoded) => encoded,
@@ -385,6 +394,7 @@ impl<D: Disk> Run<'_, D> {
         &self,
         file: &Opened<'_, D>,
         row: Option<&Row>,
+        held: Option<&HeldBlocks>,
         inspection: &mut Inspection,
     ) -> Result<std::io::Result<(u64, SentSegments)>, CaptureError> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
@@ -395,9 +405,12 @@ impl<D: Disk> Run<'_, D> {
         let mut encoder = FileEncoder::new(file.before.size, self.base(file, row)?, chunking);
         let mut failed = None;
         let read = self.windows(file, inspection, |window, follows| {
-            encoder.push(window, follows, &mut |Segment { offset, pieces, literal }| {
+            encoder.push(window, follows, &mut |segment| {
                 if failed.is_none() {
-                    failed = self.send_part(file, number, offset, (Vec::new(), encode_pieces(&pieces)), literal).err();
+                    let len = segment.pieces.iter().map(|piece| u64::from(piece.len_bytes())).sum();
+                    let Segment { offset, pieces, literal } = segment;
+                    let part = || (Vec::new(), encode_pieces(&pieces));
+                    failed = self.send_unless_held(file, number, (offset, len), held, part, literal).err();
                 }
             })
         });
@@ -415,6 +428,7 @@ impl<D: Disk> Run<'_, D> {
         &self,
         file: &Opened<'_, D>,
         offsets: PackOffsets,
+        held: Option<&HeldBlocks>,
         inspection: &mut Inspection,
     ) -> Result<std::io::Result<(u64, SentSegments)>, CaptureError> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
@@ -424,9 +438,12 @@ impl<D: Disk> Run<'_, D> {
         let mut encoder = PackEncoder::new(offsets, &bases.packs);
         let mut failed = None;
         let read = self.windows(file, inspection, |window, follows| {
-            encoder.push(window, follows, &mut |Segment { offset, pieces, literal }| {
+            encoder.push(window, follows, &mut |segment| {
                 if failed.is_none() {
-                    failed = self.send_part(file, number, offset, bases.part_of(&pieces), literal).err();
+                    let len = segment.pieces.iter().map(|piece| u64::from(piece.len_bytes())).sum();
+                    let Segment { offset, pieces, literal } = segment;
+                    let part = || bases.part_of(&pieces);
+                    failed = self.send_unless_held(file, number, (offset, len), held, part, literal).err();
                 }
             })
         });
@@ -440,7 +457,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Hands over a part; what it consists of is coded, with the files that copies are taken from.
-    fn send_part(
+    pub(crate) fn send_part(
         &self,
         file: &Opened<'_, D>,
         number: u32,
@@ -476,7 +493,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Reads a file front to back, at most one byte beyond its size; `take` says how much of a window it consumed.
-    fn windows(
+    pub(crate) fn windows(
         &self,
         file: &Opened<'_, D>,
         inspection: &mut Inspection,

@@ -57,11 +57,16 @@ impl Disk for FaultyDisk {
         self.real.now_ms()
     }
 
+    fn forget_cached(&self, file: &File) {
+        self.real.forget_cached(file);
+    }
+
     passed_on! {
         looks {
             fn open_root(path: &Path) -> Dir;
             fn open_dir(at: &Dir, path: &[u8]) -> Dir;
             fn open_file(at: &Dir, name: &[u8]) -> File;
+            fn open_file_to_write(at: &Dir, name: &[u8]) -> File;
             fn stat(at: &Dir, name: &[u8]) -> Stat;
             fn stat_dir(dir: &Dir) -> Stat;
             fn stat_file(file: &File) -> Stat;

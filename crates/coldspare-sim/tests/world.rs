@@ -85,6 +85,7 @@ fn what_seeds_found_stays_mended() {
         ("a pack comes and goes within a cycle", &[16126, 34194, 43836]),
         ("a folder of objects goes unseen, or with what was known of it", &[40657, 75262, 91257, 98737]),
         ("a pack takes an object of a folder that was not looked at yet", &[14044]),
+        ("a changeset asks, and has nothing to say in the end", &[73428]),
         ("a power cut leaves a file's times without its bytes", &[63191]),
         ("a file is renamed and rewritten within a tick of the clock", &[74578]),
     ] {

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
+use std::sync::atomic::Ordering;
 
 use coldspare_core::control::Applied;
 use coldspare_core::{Body, Entry, RelPath, RootId, git::ApplyRank, seeded_bug};
@@ -308,6 +309,7 @@ impl<D: Disk> Standby<D> {
         if let Err(e) = cleared {
             tracing::warn!(error = %e, "the list of staged content can't be emptied");
         }
+        self.unfinished.store(0, Ordering::Relaxed);
         for root in &self.roots {
             for (dir, what) in [(&root.files, "f"), (&root.trees, "t"), (&root.trash, "trash")] {
                 let Ok(names) = self.disk.list(dir) else { continue };

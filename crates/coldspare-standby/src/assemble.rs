@@ -1,6 +1,8 @@
 //! Assembles large files from segments that arrive over several streams, in any order; copies are taken from the tree that
 //! the changeset starts from.
 //!
+//! A file that is cut off stays, and the next try goes on inside it.
+//!
 //! Invariants: a file counts as staged only when all its segments were written and the whole has its digest.
 
 use std::collections::BTreeMap;
@@ -18,6 +20,7 @@ use crate::error::{StandbyError, io};
 use crate::place::Places;
 use crate::row::PendingRow;
 use crate::standby::{Changeset, Standby, Unrecorded, lock};
+use crate::unfinished;
 
 /// The files that are being assembled, by their number in the changeset.
 pub(crate) struct Assemblies<D: Disk>(Mutex<BTreeMap<u32, Arc<Assembly<D>>>>);
@@ -31,6 +34,9 @@ impl<D: Disk> Default for Assemblies<D> {
 /// LIMIT: files that are assembled at once; the active sends as many as it has threads.
 const ASSEMBLIES_MAX: usize = 256;
 
+/// What holes are filled with.
+const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+
 /// LIMIT: files that copies of one part are taken from, held open at once.
 const OPEN_MAX: usize = 64;
 
@@ -43,6 +49,8 @@ pub(crate) struct Assembly<D: Disk> {
     base: Option<D::File>,
     /// Whether copies were taken from other files.
     has_sources: AtomicBool,
+    /// Whether an earlier try left something in it.
+    is_resumed: bool,
     state: Mutex<State>,
 }
 
@@ -93,9 +101,28 @@ impl<D: Disk> Standby<D> {
                 let base = assembly.base.as_ref().ok_or_else(|| base_differs(part))?;
                 disk.copy_range(base, from, &assembly.file, to, u64::from(len)).map_err(|e| copy_failed(part, e))
             }
-            Write::Zeros { .. } => Ok(()), // the file is extended to its size at the end
+            // The file is extended to its size at the end.
+            Write::Zeros { .. } if !assembly.is_resumed => Ok(()),
+            Write::Zeros { offset, len } => self.zero(&assembly.file, offset, len).map_err(io("writing", bytes)),
+            Write::Held { .. } => Ok(()),
         });
         rebuilt(path, result)
+    }
+
+    /// Puts zeros where an earlier try may have left something else.
+    fn zero(&self, file: &D::File, offset: u64, len: u32) -> std::io::Result<()> {
+        let mut found = [0; ZEROS.len()];
+        let mut done = 0;
+        while done < len {
+            let now = (len - done).min(ZEROS.len() as u32);
+            let (at, size) = (offset + u64::from(done), now as usize);
+            let read = self.disk.read_at(file, at, &mut found[..size])?;
+            if !coldspare_delta::is_zero(&found[..read]) {
+                self.disk.write_at(file, at, &ZEROS[..size])?;
+            }
+            done += now;
+        }
+        Ok(())
     }
 
     /// As [`Standby::write_part`], with copies from other files of the tree.
@@ -155,7 +182,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Whether every file whose operation came is complete; what is left otherwise was given up by the active.
-    pub(crate) fn drop_unfinished(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
+    pub(crate) fn drop_given_up(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
         for (_, assembly) in std::mem::take(&mut *lock(&changeset.assemblies.0)) {
             if lock(&assembly.state).put.is_some() {
                 return Err(StandbyError::Protocol(format!("{}: segments are missing", assembly.path)));
@@ -166,10 +193,12 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
-    /// Removes the files that are not whole; trouble with it costs only room.
-    pub(crate) fn remove_unfinished(&self, changeset: &Changeset<D>) {
+    /// Leaves the files that are not whole to the next try.
+    pub(crate) fn leave_unfinished(&self, changeset: &Changeset<D>) {
         for (_, assembly) in std::mem::take(&mut *lock(&changeset.assemblies.0)) {
-            if let Err(e) = self.disk.remove_file(&self.root(assembly.root).files, &assembly.name) {
+            if unfinished::is_name(&assembly.name) {
+                self.unfinished.fetch_add(1, Ordering::Relaxed);
+            } else if let Err(e) = self.disk.remove_file(&self.root(assembly.root).files, &assembly.name) {
                 tracing::warn!(path = %assembly.path, error = %e, "an unfinished file can't be removed");
             }
         }
@@ -184,8 +213,9 @@ impl<D: Disk> Standby<D> {
             return Ok(known.clone());
         }
         // A file that changed while it was read is sent anew under another number: what came of it is of no use.
-        let earlier = all.range(..number).find(|(_, a)| (a.root, &a.path) == (root, path) && lock(&a.state).put.is_none());
-        if let Some((&earlier, _)) = earlier {
+        let is_given_up = |a: &Assembly<D>| (a.root, &a.path) == (root, path) && lock(&a.state).put.is_none();
+        let given_up: Vec<u32> = all.range(..number).filter(|(_, a)| is_given_up(a)).map(|(&earlier, _)| earlier).collect();
+        for earlier in given_up {
             let dropped = all.remove(&earlier);
             let name = dropped.as_ref().map_or(&[][..], |a| &a.name);
             self.disk.remove_file(&self.root(root).files, name).map_err(io("removing the unfinished", path.as_bytes()))?;
@@ -193,16 +223,33 @@ impl<D: Disk> Standby<D> {
         if all.len() >= ASSEMBLIES_MAX {
             return Err(StandbyError::Protocol(format!("more than {ASSEMBLIES_MAX} files at once")));
         }
-        let name = self.fresh_name();
-        let file = self.disk.create_file(&self.root(root).files, &name).map_err(io("staging", path.as_bytes()))?;
+        let mut name = unfinished::name(root, path);
+        if all.values().any(|assembly| assembly.name == name) {
+            name = self.fresh_name();
+        }
+        let (file, is_resumed) = self.open_assembly(root, path, &name)?;
         let is_file = changeset.manifest.manifest(root, path)?.is_some_and(|row| row.entry.digest().is_some());
         let dir = if is_file { self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).ok() } else { None };
         let base = dir.and_then(|dir| self.disk.open_file(&dir, path.name()).ok());
-        let assembly =
-            Assembly { root, path: path.clone(), name, file, base, has_sources: AtomicBool::new(false), state: Mutex::default() };
+        let (has_sources, state) = (AtomicBool::new(false), Mutex::default());
+        let assembly = Assembly { root, path: path.clone(), name, file, base, has_sources, is_resumed, state };
         let assembly = Arc::new(assembly);
         all.insert(number, assembly.clone());
         Ok(assembly)
+    }
+
+    /// The file to assemble in, and whether an earlier try left it.
+    fn open_assembly(&self, root: RootId, path: &RelPath, name: &[u8]) -> Result<(D::File, bool), StandbyError> {
+        let files = &self.root(root).files;
+        if self.unfinished.load(Ordering::Relaxed) > 0 && unfinished::is_name(name) {
+            match self.disk.open_file_to_write(files, name) {
+                Ok(file) => return Ok((file, true)),
+                Err(e) if e.kind() == ErrorKind::NotFound => {}
+                Err(e) => return Err(io("opening the unfinished", path.as_bytes())(e)),
+            }
+        }
+        let file = self.disk.create_file(files, name).map_err(io("staging", path.as_bytes()))?;
+        Ok((file, false))
     }
 
     /// Checks and places the file when nothing is missing.
@@ -223,8 +270,10 @@ impl<D: Disk> Standby<D> {
         let (disk, bytes) = (&self.disk, path.as_bytes());
         disk.set_len(&assembly.file, entry.size()).map_err(io("writing", bytes))?;
         if let Err(e) = self.check_digest(&assembly.file, root, &path, &entry) {
+            // The next try must not go on inside it.
+            disk.remove_file(&self.root(root).files, &assembly.name).map_err(io("removing the damaged", bytes))?;
             // A base that is damaged here shows as a content that differs: the file has to come whole.
-            let has_base = assembly.base.is_some() || assembly.has_sources.load(Ordering::Relaxed);
+            let has_base = assembly.is_resumed || assembly.base.is_some() || assembly.has_sources.load(Ordering::Relaxed);
             return Err(match e {
                 StandbyError::ContentDiffers { root, path } if has_base => StandbyError::BaseDiffers { root, path },
                 e => e,

@@ -41,7 +41,7 @@ impl<D: Disk> Standby<D> {
             return Err(StandbyError::Protocol(format!("{ops} operations came, {} were sent", totals.ops)));
         }
         self.check_space()?;
-        self.drop_unfinished(&changeset)?;
+        self.drop_given_up(&changeset)?;
         let staged = std::mem::take(&mut *lock(&changeset.unrecorded));
         let mut sync = Unrecorded { few: staged.few, ..Unrecorded::default() };
         self.store.write_lazily(|txn| insert_rows(txn, staged.rows))?;

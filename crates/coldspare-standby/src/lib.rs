@@ -26,6 +26,7 @@ mod stage;
 mod standby;
 mod store;
 mod tree;
+mod unfinished;
 mod verify;
 
 pub use commit::Finished;

@@ -36,6 +36,8 @@ pub struct Standby<D: Disk> {
     changeset: Mutex<Option<Arc<Changeset<D>>>>,
     /// The last changeset, since this was opened, that left repositories as they were.
     pub(crate) left_out: AtomicU64,
+    /// Large files that are left unfinished.
+    pub(crate) unfinished: AtomicU64,
     /// Set for good when a sync failed.
     sync_failed: AtomicBool,
     /// Held while the tree changes, and shared by those who must see it between two changesets.
@@ -135,9 +137,11 @@ impl<D: Disk> Standby<D> {
             standing: Mutex::new(standing),
             changeset: Mutex::new(None),
             left_out: AtomicU64::new(0),
+            unfinished: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
             tree_lock: RwLock::new(()),
         };
+        standby.unfinished.store(standby.count_unfinished(), Ordering::Relaxed);
         if let Some(committed) = standing.committed.filter(|_| !seeded_bug!(RecoveryIsSkipped)) {
             tracing::info!(seq = committed.seq.0, "finishing a committed changeset");
             standby.apply(committed)?;
@@ -168,7 +172,7 @@ impl<D: Disk> Standby<D> {
     /// # Errors
     /// `Store`.
     pub fn staged_files(&self) -> Result<u64, StandbyError> {
-        Ok(self.store.view(LEFT)?.len()? + self.store.view(PENDING)?.len()?)
+        Ok(self.store.view(LEFT)?.len()? + self.store.view(PENDING)?.len()? + self.unfinished.load(Ordering::Relaxed))
     }
 
     /// How many entries the tree has.
@@ -242,8 +246,9 @@ impl<D: Disk> Standby<D> {
     /// `Store`, `Io`, `OutOfSpace`: what is staged is lost for the next try, nothing else.
     pub fn abandon(&self) -> Result<(), StandbyError> {
         let Some(changeset) = lock(&self.changeset).take() else { return Ok(()) };
-        self.remove_unfinished(&changeset);
+        self.leave_unfinished(&changeset);
         if self.sync_failed.load(Ordering::Relaxed) {
+            self.drop_unfinished();
             return Ok(()); // a second sync would succeed, and prove nothing
         }
         self.record_durably(&changeset)
@@ -267,6 +272,7 @@ impl<D: Disk> Standby<D> {
             if let Err(e) = forgotten {
                 tracing::error!(error = %e, "what was staged can't be forgotten");
             }
+            self.drop_unfinished();
         }
         outcome
     }
@@ -345,6 +351,7 @@ impl<D: Disk> Standby<D> {
     /// `Protocol` when a root isn't configured; `Store`.
     pub fn have(&self, asks: &[Ask]) -> Result<Vec<Have>, StandbyError> {
         let Ok(changeset) = self.current() else { return Ok(vec![Have::Missing; asks.len()]) };
+        let mut budget = crate::unfinished::DIGESTS_MAX;
         let mut out = Vec::with_capacity(asks.len());
         for ask in asks {
             if ask.root.0 >= self.root_count() {
@@ -356,6 +363,8 @@ impl<D: Disk> Standby<D> {
                 Have::AtPath
             } else if self.has_left(&changeset, ask.digest, ask.size)? {
                 Have::Staged
+            } else if let Some(digests) = self.unfinished_blocks(ask, &mut budget)? {
+                Have::Part(digests)
             } else {
                 Have::Missing
             });

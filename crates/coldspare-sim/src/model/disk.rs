@@ -285,6 +285,11 @@ impl Disk for ModelDisk {
         Ok(ModelFile { held, via: (at.0.id, name.into()), is_writable: true })
     }
 
+    fn open_file_to_write(&self, at: &ModelDir, name: &[u8]) -> io::Result<ModelFile> {
+        let file = self.open_file(at, name)?;
+        Ok(ModelFile { is_writable: true, ..file })
+    }
+
     fn create_dir(&self, at: &ModelDir, name: &[u8]) -> io::Result<()> {
         self.enter("create_dir", Changes)?;
         let name = check_name(name)?;
@@ -449,6 +454,8 @@ impl Disk for ModelDisk {
     fn sync_file(&self, file: &ModelFile) -> io::Result<()> {
         self.sync("sync_file", (file.via.0, &file.via.1), |op| op.inode() == Some(file.held.id))
     }
+
+    fn forget_cached(&self, _: &ModelFile) {}
 
     fn sync_dir(&self, dir: &ModelDir) -> io::Result<()> {
         self.sync("sync_dir", (dir.0.id, b""), |op| op.inode() == Some(dir.0.id) || op.dirs().contains(&Some(dir.0.id)))

@@ -40,6 +40,9 @@ impl Changeset<'_> {
     fn begin(&self, world: &mut World) {
         if !self.has_begun.swap(true, Ordering::Relaxed) {
             world.tell(|| format!("active: begin {} {:?}", self.seq, self.baseline));
+            // One that asked, and in the end had nothing to say, is a changeset too.
+            let session = world.active.session();
+            world.oracle.sent(session, self.seq, self.baseline, &[]);
             world.say_to_standby(self.link, ToStandby::Begin(self.seq, self.baseline, self.acked));
         }
     }
