@@ -35,7 +35,7 @@ impl<D: Disk> Default for Assemblies<D> {
 const ASSEMBLIES_MAX: usize = 256;
 
 /// What holes are filled with.
-const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 /// LIMIT: files that copies of one part are taken from, held open at once.
 const OPEN_MAX: usize = 64;
