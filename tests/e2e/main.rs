@@ -26,5 +26,6 @@ mod sampler;
 mod seed;
 mod shortages;
 mod sweep;
+mod trust;
 mod watches;
 mod writers;

@@ -41,6 +41,14 @@ pub enum ProblemKind {
     Hardlink,
     /// The store itself is damaged.
     Store,
+    /// A reference that can't be read, or that names an object that isn't there.
+    Reference,
+    /// A repository in which objects are missing or damaged that its references need.
+    Objects,
+    /// A repository that borrows objects from where nothing is replicated.
+    Alternate,
+    /// A lock or a temporary file of git's.
+    Leftover,
 }
 
 impl ProblemKind {
@@ -63,6 +71,10 @@ impl ProblemKind {
             ProblemKind::Target => "target",
             ProblemKind::Hardlink => "hardlink",
             ProblemKind::Store => "store",
+            ProblemKind::Reference => "reference",
+            ProblemKind::Objects => "objects",
+            ProblemKind::Alternate => "alternate",
+            ProblemKind::Leftover => "leftover",
         }
     }
 }

@@ -338,15 +338,30 @@ impl<D: Disk> Capture<D> {
     /// Takes note that the standby did not take these repositories with the changeset that follows `acked`: something
     /// that their references name was not there.
     ///
-    /// They are asked for again as a whole, some times; then they count as held back until they change.
+    /// They are asked for again as a whole, some times; then they count as held back until they change. A file among them,
+    /// which the standby found damaged there, is sent again, whatever the index says; it is no trouble of this side's.
     ///
     /// # Errors
     /// `Index`.
     pub fn note_incomplete(&self, repositories: &[Repository], acked: Seq) -> Result<(), CaptureError> {
+        let snapshot = self.index.snapshot()?;
+        let mut files = Vec::new();
+        for at in repositories {
+            let row = snapshot.row(at.0, &at.1)?;
+            files.push(row.is_some_and(|row| !row.is_dir() && row.ino().is_some()));
+        }
+        drop(snapshot);
         let changes: Vec<Change> =
             repositories.iter().map(|(root, path)| Change::Unsent { root: *root, path: path.clone(), acked }).collect();
         self.index.apply(changes)?;
-        for at in repositories {
+        for (at, is_file) in repositories.iter().zip(files) {
+            if is_file {
+                if let Some(watch) = &self.watch {
+                    let dir = at.1.parent().unwrap_or_else(RelPath::root);
+                    watch.dirty().add(at.0, dir, at.1.name(), Hint::Replaced, self.disk.now_ms());
+                }
+                continue;
+            }
             let tries = self.held.note_incomplete(at);
             let detail =
                 "a reference of it, or of one that it shares objects with, names an object that is not there; it stays as it is on \

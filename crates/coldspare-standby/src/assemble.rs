@@ -139,6 +139,7 @@ impl<D: Disk> Standby<D> {
         let mut sizes = Vec::with_capacity(part.sources.len());
         for (root, path) in &part.sources {
             let known = changeset.manifest.manifest(*root, path)?.filter(|row| row.entry.digest().is_some());
+            let known = if self.is_wanted(*root, path)? { None } else { known };
             sizes.push(known.ok_or_else(|| base_differs(part))?.entry.size());
         }
         let mut open: BTreeMap<u16, D::File> = BTreeMap::new();
@@ -228,7 +229,8 @@ impl<D: Disk> Standby<D> {
             name = self.fresh_name();
         }
         let (file, is_resumed) = self.open_assembly(root, path, &name)?;
-        let is_file = changeset.manifest.manifest(root, path)?.is_some_and(|row| row.entry.digest().is_some());
+        let row = changeset.manifest.manifest(root, path)?;
+        let is_file = row.is_some_and(|row| row.entry.digest().is_some()) && !self.is_wanted(root, path)?;
         let dir = if is_file { self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).ok() } else { None };
         let base = dir.and_then(|dir| self.disk.open_file(&dir, path.name()).ok());
         let (has_sources, state) = (AtomicBool::new(false), Mutex::default());

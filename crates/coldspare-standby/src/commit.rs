@@ -16,10 +16,10 @@ use coldspare_os::Disk;
 
 use crate::error::{StandbyError, io};
 use crate::place::Places;
-use crate::row::{Action, ManifestRow, PendingRow};
+use crate::row::{Action, ManifestRow, PendingRow, Record};
 use crate::stage::{attributes, create, insert_rows, order_of, xattrs};
 use crate::standby::{Changeset, Standby, Unrecorded, lock};
-use crate::store::{INCOMPLETE, KEPT, LINKS, ORDER, PENDING, Store, UNSETTLED, View};
+use crate::store::{INCOMPLETE, KEPT, LINKS, ORDER, PENDING, Store, UNSETTLED, View, WANTED};
 
 /// Rows that are written to the store at once.
 const ROWS_AT_ONCE: usize = 10_000;
@@ -77,6 +77,9 @@ impl<D: Disk> Standby<D> {
             drop(table);
             if is_first {
                 begin_unsettled(txn)?;
+            }
+            if changeset.baseline == Baseline::Full {
+                Store::set_distrusted(txn, false)?;
             }
             Store::set_standing(txn, &standing)
         })?;
@@ -326,11 +329,11 @@ impl<D: Disk> Standby<D> {
                     let was_dir = match &row.entry {
                         Some(entry) => {
                             let is_dir = entry.is_dir();
-                            let new = codec::encode(&ManifestRow { entry: entry.clone(), ino: row.ino });
+                            let new = ManifestRow { entry: entry.clone(), ino: row.ino }.seal(k.value());
                             let old = manifest.insert(k.value(), new.as_slice())?;
-                            old.is_some_and(|old| is_manifest_dir(old.value())) && !is_dir
+                            old.is_some_and(|old| is_manifest_dir(k.value(), old.value())) && !is_dir
                         }
-                        None => manifest.remove(k.value())?.is_some_and(|old| is_manifest_dir(old.value())),
+                        None => manifest.remove(k.value())?.is_some_and(|old| is_manifest_dir(k.value(), old.value())),
                     };
                     if was_dir && let Ok((root, path)) = key::decode(k.value()) {
                         for range in [key::children(root, &path), key::deeper(root, &path)] {
@@ -340,6 +343,7 @@ impl<D: Disk> Standby<D> {
                 }
             }
             settle(txn)?;
+            forget_wanted(txn)?;
             crate::standby::clear(txn)?;
             Store::set_standing(txn, &standing)
         })?;
@@ -390,6 +394,25 @@ fn settle(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
     Ok(())
 }
 
+/// What was wanted came with the changeset under way, or went.
+fn forget_wanted(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
+    let mut wanted = txn.open_table(WANTED)?;
+    let (pending, manifest) = (txn.open_table(PENDING)?, txn.open_table(crate::store::MANIFEST)?);
+    use redb::ReadableTable;
+    let mut done = Vec::new();
+    for row in wanted.iter()? {
+        let k = row?.0.value().to_vec();
+        let came = pending
+            .get(k.as_slice())?
+            .is_some_and(|row| matches!(codec::decode::<PendingRow>(row.value()), Ok(row) if row.action.staged().is_some()));
+        if came || manifest.get(k.as_slice())?.is_none() {
+            done.push(k);
+        }
+    }
+    done.iter().try_for_each(|k| wanted.remove(k.as_slice()).map(drop))?;
+    Ok(())
+}
+
 /// How many new forks stand between a fork and what is there already.
 fn depth_of(at: &Repository, parents: &BTreeMap<Repository, Vec<Repository>>, depth: u8) -> u8 {
     let Some(above) = parents.get(at).filter(|_| depth < FORK_DEPTH_MAX) else { return depth };
@@ -408,6 +431,6 @@ pub struct Finished {
     pub incomplete: Vec<Repository>,
 }
 
-fn is_manifest_dir(bytes: &[u8]) -> bool {
-    matches!(codec::decode::<ManifestRow>(bytes), Ok(row) if row.entry.is_dir())
+fn is_manifest_dir(key: &[u8], value: &[u8]) -> bool {
+    matches!(ManifestRow::read(key, value), Ok(row) if row.entry.is_dir())
 }

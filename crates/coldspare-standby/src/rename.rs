@@ -15,7 +15,7 @@ use redb::ReadableTable;
 
 use crate::apply::{Touched, is_no_folder};
 use crate::error::{StandbyError, io};
-use crate::row::{Action, PendingRow};
+use crate::row::{Action, ManifestRow, PendingRow, Record};
 use crate::standby::{Changeset, Standby};
 use crate::store::{KEPT, MANIFEST, ORDER, PENDING, UNSETTLED};
 
@@ -168,7 +168,8 @@ pub(crate) fn move_rows(txn: &redb::WriteTransaction) -> Result<(), redb::Error>
                 for (k, v) in some {
                     manifest.remove(k.as_slice())?;
                     if let Some(new) = new_key(&k) {
-                        manifest.insert(new.as_slice(), v.as_slice())?;
+                        let row = ManifestRow::read(&k, &v).map_err(redb::Error::Corrupted)?;
+                        manifest.insert(new.as_slice(), row.seal(&new).as_slice())?;
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use coldspare_core::control::Applied;
 use coldspare_core::git::FIRST_WAVE;
-use coldspare_core::{Entry, RelPath};
+use coldspare_core::{Entry, RelPath, codec};
 use serde::{Deserialize, Serialize};
 
 /// One path of the manifest: what the standby's tree holds.
@@ -12,6 +12,59 @@ pub struct ManifestRow {
     pub entry: Entry,
     /// The inode that holds it here; another one is drift.
     pub ino: u64,
+}
+
+impl ManifestRow {
+    /// The value that the store has under `key`: the row, and the first bytes of BLAKE3 of key and row.
+    ///
+    /// The store checks nothing when it reads: a bit that flipped on the disk would be taken for what the active sent.
+    pub(crate) fn seal(&self, key: &[u8]) -> Vec<u8> {
+        let mut value = codec::encode(self);
+        let seal = seal(key, &value);
+        value.extend_from_slice(&seal);
+        value
+    }
+}
+
+/// Bytes of a row's seal.
+const SEAL_BYTES: usize = 8;
+
+fn seal(key: &[u8], row: &[u8]) -> [u8; SEAL_BYTES] {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(key).update(row);
+    let mut out = [0; SEAL_BYTES];
+    out.copy_from_slice(&hasher.finalize().as_bytes()[..SEAL_BYTES]);
+    out
+}
+
+/// A value of the store, as it is read.
+pub(crate) trait Record: Sized {
+    /// Reads what is stored under `key`.
+    ///
+    /// # Errors
+    /// In words: it isn't what was written.
+    fn read(key: &[u8], value: &[u8]) -> Result<Self, String>;
+}
+
+impl Record for ManifestRow {
+    fn read(key: &[u8], value: &[u8]) -> Result<ManifestRow, String> {
+        match value.split_last_chunk::<SEAL_BYTES>() {
+            Some((row, found)) if seal(key, row) == *found => codec::decode(row).map_err(|e| e.to_string()),
+            _ => Err("the row doesn't have its seal".into()),
+        }
+    }
+}
+
+impl Record for PendingRow {
+    fn read(_: &[u8], value: &[u8]) -> Result<PendingRow, String> {
+        codec::decode(value).map_err(|e| e.to_string())
+    }
+}
+
+impl Record for coldspare_core::Problem {
+    fn read(_: &[u8], value: &[u8]) -> Result<coldspare_core::Problem, String> {
+        codec::decode(value).map_err(|e| e.to_string())
+    }
 }
 
 /// One path of the changeset that is being staged or applied.
@@ -101,5 +154,27 @@ mod tests {
         let ones = "01".repeat(16);
         check(Standing { applied: Some(applied), committed: None, generation: 9 }, &format!("01{ones}02030009"));
         check(Standing::default(), "000000");
+    }
+
+    #[test]
+    fn any_flipped_bit_of_a_manifest_row_or_its_key_is_noticed() {
+        let meta = Meta { mode: 0o644, uid: 1, gid: 2, mtime: Time { secs: 3, nanos: 4 }, xattrs: Vec::new() };
+        let row = ManifestRow { entry: Entry { meta, body: Body::Dir }, ino: 7 };
+        let key = coldspare_core::key::encode(coldspare_core::RootId(0), &RelPath::new(*b"a/b").unwrap());
+        let value = row.seal(&key);
+        let hex: String = value.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(hex, "fba4010102060400000709301a9c5613faec");
+        assert_eq!(ManifestRow::read(&key, &value), Ok(row));
+        for bit in 0..value.len() * 8 {
+            let mut flipped = value.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(ManifestRow::read(&key, &flipped).is_err(), "bit {bit} of the value");
+        }
+        for bit in 0..key.len() * 8 {
+            let mut flipped = key.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(ManifestRow::read(&flipped, &value).is_err(), "bit {bit} of the key");
+        }
+        assert!(ManifestRow::read(&key, &value[..7]).is_err());
     }
 }

@@ -9,7 +9,7 @@ use coldspare_core::control::Applied;
 use coldspare_core::exclude::Exclude;
 use coldspare_core::git::family::Repository;
 use coldspare_core::{Baseline, Digest, Problem, RelPath, RootId, Seq, SessionId, codec, key, path::CONTROL_DIR, seeded_bug};
-use coldspare_os::Disk;
+use coldspare_os::{Disk, Space};
 
 use crate::assemble::Assemblies;
 use crate::error::{OpenError, StandbyError};
@@ -305,6 +305,11 @@ impl<D: Disk> Standby<D> {
         out
     }
 
+    /// What the filesystems of the roots have left; without those that don't say.
+    pub fn spaces(&self) -> Vec<(PathBuf, Space)> {
+        self.roots.iter().filter_map(|root| Some((root.path.clone(), self.disk.space(&root.dir).ok()?))).collect()
+    }
+
     /// Takes note of what the active holds back; with `is_first` what was noted before is over.
     ///
     /// # Errors
@@ -358,7 +363,8 @@ impl<D: Disk> Standby<D> {
                 return Err(StandbyError::Protocol(format!("a question about root {}", ask.root.0)));
             }
             let row = changeset.manifest.manifest(ask.root, &ask.path)?;
-            let at_path = row.is_some_and(|row| row.entry.digest() == Some(ask.digest) && row.entry.size() == ask.size);
+            let is_it = row.is_some_and(|row| row.entry.digest() == Some(ask.digest) && row.entry.size() == ask.size);
+            let at_path = is_it && !self.is_wanted(ask.root, &ask.path)?;
             out.push(if at_path {
                 Have::AtPath
             } else if self.has_left(&changeset, ask.digest, ask.size)? {

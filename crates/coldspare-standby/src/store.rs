@@ -12,11 +12,13 @@ use redb::{
 use serde::de::DeserializeOwned;
 
 use crate::error::{OpenError, StandbyError};
-use crate::row::{ManifestRow, PendingRow, Standing};
+use crate::row::{ManifestRow, PendingRow, Record, Standing};
 
 /// LIMIT: bytes of store pages held in memory.
 const CACHE_BYTES: usize = 16 << 20;
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
+/// In the table of numbers: rows of the manifest were damaged, so that the active has to name everything.
+const DISTRUSTED: &str = "distrusted";
 
 type Bytes = &'static [u8];
 pub(crate) const MANIFEST: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("manifest");
@@ -33,6 +35,8 @@ pub(crate) const KEPT: TableDefinition<'static, Bytes, ()> = TableDefinition::ne
 pub(crate) const UNSETTLED: TableDefinition<'static, Bytes, ()> = TableDefinition::new("unsettled");
 /// Repositories that the active has to send again.
 pub(crate) const INCOMPLETE: TableDefinition<'static, Bytes, ()> = TableDefinition::new("incomplete");
+/// Files whose content is damaged or missing, and which the active has to send again.
+pub(crate) const WANTED: TableDefinition<'static, Bytes, ()> = TableDefinition::new("wanted");
 /// What the active holds back.
 pub(crate) const HELD: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("held");
 const STANDING: TableDefinition<'static, &str, Bytes> = TableDefinition::new("standing");
@@ -92,7 +96,7 @@ impl Store {
             for table in [MANIFEST, PENDING, LEFT, HELD] {
                 txn.open_table(table)?;
             }
-            for table in [ORDER, LINKS, KEPT, INCOMPLETE, UNSETTLED] {
+            for table in [ORDER, LINKS, KEPT, INCOMPLETE, UNSETTLED, WANTED] {
                 txn.open_table(table)?;
             }
             txn.open_table(STANDING)?;
@@ -151,6 +155,22 @@ impl Store {
         }
     }
 
+    /// Whether rows of the manifest were dropped since they were damaged, and the active has not named everything since.
+    pub(crate) fn is_distrusted(&self) -> Result<bool, StandbyError> {
+        self.read(|txn| Ok(txn.open_table(META)?.get(DISTRUSTED)?.is_some()))
+    }
+
+    /// Says whether the manifest is all that the active sent.
+    pub(crate) fn set_distrusted(txn: &WriteTransaction, is_distrusted: bool) -> Result<(), redb::Error> {
+        let mut meta = txn.open_table(META)?;
+        if is_distrusted {
+            meta.insert(DISTRUSTED, 1)?;
+        } else {
+            meta.remove(DISTRUSTED)?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn set_standing(txn: &WriteTransaction, standing: &Standing) -> Result<(), redb::Error> {
         txn.open_table(STANDING)?.insert("now", codec::encode(standing).as_slice())?;
         Ok(())
@@ -175,6 +195,11 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a table of keys has this one.
+    pub(crate) fn has_key(&self, table: TableDefinition<'static, Bytes, ()>, key: &[u8]) -> Result<bool, StandbyError> {
+        self.read(|txn| Ok(txn.open_table(table)?.get(key)?.is_some()))
+    }
+
     /// Whether a table of keys has none.
     pub(crate) fn is_empty(&self, table: TableDefinition<'static, Bytes, ()>) -> Result<bool, StandbyError> {
         self.read(|txn| Ok(txn.open_table(table)?.is_empty()?))
@@ -194,10 +219,11 @@ impl View {
         Ok(self.rows.get(key).map_err(fail(&self.path))?.map(|v| v.value().to_vec()))
     }
 
-    pub(crate) fn row<T: DeserializeOwned>(&self, root: RootId, path: &RelPath) -> Result<Option<T>, StandbyError> {
-        match self.rows.get(key::encode(root, path).as_slice()).map_err(fail(&self.path))? {
+    pub(crate) fn row<T: Record>(&self, root: RootId, path: &RelPath) -> Result<Option<T>, StandbyError> {
+        let k = key::encode(root, path);
+        match self.rows.get(k.as_slice()).map_err(fail(&self.path))? {
             None => Ok(None),
-            Some(v) => self.decode(v.value()).map(Some),
+            Some(v) => self.read(&k, v.value()).map(Some),
         }
     }
 
@@ -211,31 +237,40 @@ impl View {
 
     /// The entries directly in a directory, sorted by name.
     #[allow(clippy::type_complexity)] // a name and its row
-    pub(crate) fn children<T: DeserializeOwned>(&self, root: RootId, path: &RelPath) -> Result<Vec<(Box<[u8]>, T)>, StandbyError> {
+    pub(crate) fn children<T: Record>(&self, root: RootId, path: &RelPath) -> Result<Vec<(Box<[u8]>, T)>, StandbyError> {
         let range = key::children(root, path);
         let mut out = Vec::new();
         for row in self.rows.range(range.start.as_slice()..range.end.as_slice()).map_err(fail(&self.path))? {
             let (k, v) = row.map_err(fail(&self.path))?;
-            out.push((key::name(k.value()).into(), self.decode(v.value())?));
+            out.push((key::name(k.value()).into(), self.read(k.value(), v.value())?));
         }
         Ok(out)
     }
 
     /// Calls `each` with every row, last first, without holding them all.
-    pub(crate) fn for_each_reversed<T: DeserializeOwned>(
+    pub(crate) fn for_each_reversed<T: Record>(
         &self,
         mut each: impl FnMut(RootId, RelPath, T) -> Result<(), StandbyError>,
     ) -> Result<(), StandbyError> {
         for row in self.rows.range::<&[u8]>(..).map_err(fail(&self.path))?.rev() {
             let (k, v) = row.map_err(fail(&self.path))?;
             let (root, path) = self.path_of(k.value())?;
-            each(root, path, self.decode(v.value())?)?;
+            each(root, path, self.read(k.value(), v.value())?)?;
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every key and its value, in order, as they are stored.
+    pub(crate) fn for_each_raw(&self, mut each: impl FnMut(&[u8], &[u8]) -> Result<(), StandbyError>) -> Result<(), StandbyError> {
+        for row in self.rows.range::<&[u8]>(..).map_err(fail(&self.path))? {
+            let (k, v) = row.map_err(fail(&self.path))?;
+            each(k.value(), v.value())?;
         }
         Ok(())
     }
 
     /// Calls `each` with the rows of a range, until it says `false`.
-    pub(crate) fn for_each_in<T: DeserializeOwned>(
+    pub(crate) fn for_each_in<T: Record>(
         &self,
         range: std::ops::Range<Vec<u8>>,
         mut each: impl FnMut(RootId, RelPath, T) -> Result<bool, StandbyError>,
@@ -243,7 +278,7 @@ impl View {
         for row in self.rows.range(range.start.as_slice()..range.end.as_slice()).map_err(fail(&self.path))? {
             let (k, v) = row.map_err(fail(&self.path))?;
             let (root, path) = self.path_of(k.value())?;
-            if !each(root, path, self.decode(v.value())?)? {
+            if !each(root, path, self.read(k.value(), v.value())?)? {
                 break;
             }
         }
@@ -251,7 +286,7 @@ impl View {
     }
 
     /// Calls `each` with every row below a folder, until it says `false`.
-    pub(crate) fn for_each_below<T: DeserializeOwned>(
+    pub(crate) fn for_each_below<T: Record>(
         &self,
         root: RootId,
         path: &RelPath,
@@ -271,8 +306,11 @@ impl View {
         self.rows.len().map_err(fail(&self.path))
     }
 
-    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, StandbyError> {
-        codec::decode(bytes).map_err(|e| StandbyError::Damaged { path: self.path.clone(), detail: e.to_string() })
+    fn read<T: Record>(&self, key: &[u8], value: &[u8]) -> Result<T, StandbyError> {
+        T::read(key, value).map_err(|e| {
+            let place = key::decode(key).map_or_else(|_| "a key that is none".to_string(), |(_, path)| path.to_string());
+            StandbyError::Damaged { path: self.path.clone(), detail: format!("{place}: {e}") }
+        })
     }
 }
 

@@ -124,6 +124,21 @@ impl<'a, D: Disk> Tree<'a, D> {
         }))
     }
 
+    /// Calls `each` with the bytes of the file at `path`, in pieces; `false` when there is none, or it can't be read to its end.
+    pub(crate) fn read(&self, root: RootId, path: &RelPath, each: &mut dyn FnMut(&[u8])) -> Result<bool, StandbyError> {
+        let Some(file) = self.open(root, path)? else { return Ok(false) };
+        let mut window = vec![0; 256 << 10];
+        let mut offset = 0;
+        loop {
+            let Ok(read) = self.standby.disk.read_at(&file, offset, &mut window) else { return Ok(false) };
+            if read == 0 {
+                return Ok(true);
+            }
+            each(&window[..read]);
+            offset += read as u64;
+        }
+    }
+
     /// Calls `each` with the references of a file of packed ones, until one can't be read.
     pub(crate) fn each_packed(&self, root: RootId, path: &RelPath, each: &mut EachPacked<'_>) -> Result<(), StandbyError> {
         let Some(file) = self.open(root, path)? else { return Ok(()) };

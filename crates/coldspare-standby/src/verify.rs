@@ -3,11 +3,15 @@
 //! It runs while changesets are applied: what differs is looked at a second time, between two changesets, before it is
 //! reported, so that a changing home gives no false alarm (G7).
 
+mod git;
+mod repair;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coldspare_core::control::Applied;
 use coldspare_core::exclude::IsDir;
+use coldspare_core::git as git_layout;
 use coldspare_core::{Body, Problem, ProblemKind, RelPath, RootId};
 use coldspare_os::{Disk, FileKind, Stat};
 
@@ -16,6 +20,9 @@ use crate::row::ManifestRow;
 use crate::stage::digest_file;
 use crate::standby::{Standby, lock};
 use crate::store::{MANIFEST, View};
+
+pub use git::{Git, GitFindings};
+pub use repair::Repair;
 
 /// How closely to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +85,16 @@ pub struct Progress {
     pub bytes: AtomicU64,
 }
 
+impl Progress {
+    /// Another look begins.
+    pub(crate) fn begin(&self, entries: u64) {
+        self.entries_total.store(entries, Ordering::Relaxed);
+        for count in [&self.entries, &self.files, &self.bytes] {
+            count.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
 /// Files from this size on are a task of their own.
 const TASK_BYTES: u64 = 256 << 10;
 
@@ -106,7 +123,7 @@ impl<D: Disk> Standby<D> {
             suspects: Mutex::default(),
             failure: Mutex::default(),
         };
-        progress.entries_total.store(check.manifest.len()?, Ordering::Relaxed);
+        progress.begin(check.manifest.len()?);
         rayon::scope(|scope| {
             for number in 0..self.root_count() {
                 let check = &check;
@@ -145,7 +162,7 @@ impl<D: Disk> Standby<D> {
             };
             let problem = match (row, stat) {
                 (None, None) => None,
-                (None, Some(_)) => Some((ProblemKind::Extra, "on disk, but no changeset put it there".to_string())),
+                (None, Some(_)) => Some(extra(&path)),
                 (Some(_), None) => Some((ProblemKind::Missing, "not on disk".to_string())),
                 (Some(row), Some(stat)) => {
                     let quick = self.compare_metadata(root, &path, &row, &stat);
@@ -155,6 +172,18 @@ impl<D: Disk> Standby<D> {
             if let Some((kind, detail)) = problem {
                 problems.push(Problem { root, path, kind, detail });
             }
+        }
+        // What a quick look can't see is known from before.
+        for (root, path) in self.wanted()? {
+            if !problems.iter().any(|p: &Problem| p.root == root && p.path == path) {
+                let detail = "it was found damaged and has not come again from the active yet".into();
+                problems.push(Problem { root, path, kind: ProblemKind::Content, detail });
+            }
+        }
+        if self.store.is_distrusted()? {
+            let detail =
+                "rows of the manifest were damaged; the active has not named everything since, so that nobody knows what is missing";
+            problems.insert(0, Problem { root: RootId(0), path: RelPath::root(), kind: ProblemKind::Store, detail: detail.into() });
         }
         // Read under the lock: the problems are those of this very changeset.
         Ok((problems, self.applied()))
@@ -209,7 +238,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Reads an entry and compares attributes and content.
-    fn compare_content(&self, root: RootId, path: &RelPath, row: &ManifestRow) -> Result<u64, (ProblemKind, String)> {
+    pub(crate) fn compare_content(&self, root: RootId, path: &RelPath, row: &ManifestRow) -> Result<u64, (ProblemKind, String)> {
         let unreadable = |e: std::io::Error| (ProblemKind::Unreadable, e.to_string());
         let disk = &self.disk;
         if matches!(row.entry.body, Body::Symlink { .. }) {
@@ -235,6 +264,20 @@ impl<D: Disk> Standby<D> {
         }
         Ok(bytes)
     }
+}
+
+/// What to say of something that no changeset put there.
+fn extra(path: &RelPath) -> (ProblemKind, String) {
+    let insides = || git_layout::possible_repositories(path).into_iter().filter_map(|base| path.below(&base)).filter(|i| !i.is_empty());
+    if insides().any(git_layout::never_carried) && git_layout::looks_transient(path.name()) {
+        return (
+            ProblemKind::Leftover,
+            "a lock or a temporary file of git's, which no changeset put there: the next push would fail".into(),
+        );
+    }
+    let is_reference = git_layout::part(path) == git_layout::Part::LooseRef;
+    let more = if is_reference { "; git takes it before packed-refs" } else { "" };
+    (ProblemKind::Extra, format!("on disk, but no changeset put it there{more}"))
 }
 
 impl<'a, D: Disk> Check<'a, D> {

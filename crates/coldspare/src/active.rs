@@ -513,7 +513,7 @@ impl Active {
                 }
                 self.input(Input::Checkpoint { id });
             }
-            Request::Verify { .. } => {
+            Request::Verify(_) => {
                 let failure = Failure::usage("this host is the active; `coldspare verify` runs on the standby");
                 let _ = call.reply.send(Reply::failed(&failure)).await;
             }

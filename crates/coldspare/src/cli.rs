@@ -81,6 +81,12 @@ pub(crate) enum Command {
         /// Extended attributes and every byte too
         #[arg(long)]
         deep: bool,
+        /// Repositories too: references, alternates, and by git itself that no object is missing
+        #[arg(long)]
+        git: bool,
+        /// Put right what differs: what doesn't belong there is moved to quarantine, content comes from the active again
+        #[arg(long)]
+        repair: bool,
         /// Print a JSON object
         #[arg(long)]
         json: bool,

@@ -65,7 +65,9 @@ fn run(command: Command) -> Outcome {
         Command::Receive { config } => standby::run(&config.path),
         Command::Checkpoint { config, timeout, json } => status::checkpoint(&config.path, timeout, json),
         Command::Status { config, json, watch } => status::status(&config.path, json, watch),
-        Command::Verify { config, quick: _, deep, json } => verify::run(&config.path, verify::Options { deep, json }),
+        Command::Verify { config, quick: _, deep, git, repair, json } => {
+            verify::run(&config.path, verify::Options { deep, git, repair, json })
+        }
         Command::Check { config, json } => check::run(&config.path, json),
         Command::WatchHelper { roots } => active::run_helper(&roots),
         Command::Man { dir } => write_man_pages(&dir),

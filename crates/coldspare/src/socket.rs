@@ -27,10 +27,20 @@ pub(crate) enum Request {
         timeout_ms: u64,
     },
     /// Compare the tree with the manifest.
-    Verify {
-        /// Every byte, not only metadata.
-        deep: bool,
-    },
+    Verify(Asked),
+}
+
+/// How closely to look at the standby, and what to do about what is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Asked {
+    /// Every byte, not only metadata.
+    pub(crate) deep: bool,
+    /// Repositories too.
+    #[serde(default)]
+    pub(crate) git: bool,
+    /// Put right what differs.
+    #[serde(default)]
+    pub(crate) repair: bool,
 }
 
 /// A line of the answer.

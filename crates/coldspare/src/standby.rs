@@ -15,7 +15,7 @@ use coldspare_core::control::{Admission, ControlRecord, Refusal, Role};
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
 use coldspare_os::RealDisk;
-use coldspare_standby::{Depth, OpenError, Progress, RootSetup, Standby, StandbyError, Store};
+use coldspare_standby::{OpenError, Progress, RootSetup, Standby, StandbyError, Store};
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
     ControlReceiver, ControlSender, Failure as PeerFailure, Incoming, Invitation, Link, LinkError, Listener, Open, PROTOCOL_VERSION,
@@ -27,11 +27,12 @@ use tokio::sync::mpsc;
 use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
 use crate::roots;
-use crate::socket::{self, Call, Reply, Request};
+use crate::socket::{self, Asked, Call, Reply, Request};
 use crate::state::State;
+use crate::verify::Fetch;
 use intake::Intake;
 
-type Copy = Standby<RealDisk>;
+pub(crate) type Copy = Standby<RealDisk>;
 
 /// From the first packet to the end of the greeting.
 const GREETING_LIMIT: Duration = Duration::from_secs(10);
@@ -39,6 +40,12 @@ const GREETING_LIMIT: Duration = Duration::from_secs(10);
 const GREETINGS_MAX: usize = 16;
 /// How long a verification waits for a standby that is being opened.
 const OPENED_LIMIT: Duration = Duration::from_secs(10);
+/// How long the active may take to send the next of what is wanted.
+const FETCH_LIMIT: Duration = Duration::from_secs(60);
+/// Until it is asked once more.
+const ASK_AGAIN_EVERY: Duration = Duration::from_secs(10);
+/// LIMIT: damaged files that the active is told of at once; the rest later.
+const WANTED_MAX: usize = 10_000;
 /// Between tries to open the standby after trouble.
 const REOPEN_EVERY: Duration = Duration::from_secs(2);
 
@@ -57,6 +64,8 @@ struct Shared {
     heard_at: Mutex<Option<Instant>>,
     trouble: Mutex<Option<String>>,
     broken: AtomicBool,
+    /// Somebody wants content from the active that the standby's copy lost.
+    wants: tokio::sync::Notify,
     reopen: tokio::sync::Notify,
     serving: tokio::sync::Mutex<()>,
     greetings: tokio::sync::Semaphore,
@@ -117,6 +126,7 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
         heard_at: Mutex::new(None),
         trouble: Mutex::new(None),
         broken: AtomicBool::new(false),
+        wants: tokio::sync::Notify::new(),
         reopen: tokio::sync::Notify::new(),
         serving: tokio::sync::Mutex::new(()),
         greetings: tokio::sync::Semaphore::new(GREETINGS_MAX),
@@ -267,13 +277,15 @@ impl Shared {
             return link.close(&reason);
         };
         let record = lock(&self.record).clone();
+        let is_distrusted = copy.is_distrusted().unwrap_or(true);
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
             build: crate::BUILD.into(),
             node: record.node,
             promised: record.promised,
-            applied: copy.applied(),
-            staged_files: copy.staged_files().unwrap_or_default(),
+            // A manifest that lost rows knows nothing for certain: the active names everything, and asks before it sends.
+            applied: copy.applied().filter(|_| !is_distrusted),
+            staged_files: copy.staged_files().unwrap_or_default().max(u64::from(is_distrusted)),
         };
         tracing::info!(active = %link.remote_addr(), seq = welcome.applied.map_or(0, |a| a.seq.0), "connected");
         *lock(&self.peer_build) = Some(open.build);
@@ -300,7 +312,8 @@ impl Shared {
     async fn converse(&self, intake: &Arc<Intake>, mut sender: ControlSender<ToActive>, receiver: ControlReceiver<ToStandby>) -> LinkError {
         // The active may have missed it, or forgotten; it begins nothing before it has the whole list.
         let copy = lock(&self.copy).clone();
-        let incomplete = copy.as_ref().and_then(|copy| copy.incomplete().ok()).unwrap_or_default();
+        let mut incomplete = copy.as_ref().and_then(|copy| copy.incomplete().ok()).unwrap_or_default();
+        incomplete.extend(copy.as_ref().map(|copy| wanted(copy)).unwrap_or_default());
         let seq = copy.and_then(|copy| copy.applied()).map_or(Seq(0), |applied| applied.seq);
         let mut told = tell_incomplete(&mut sender, seq, &incomplete).await;
         if told.is_ok() && incomplete.len().is_multiple_of(REPOSITORIES_MAX) {
@@ -321,6 +334,15 @@ impl Shared {
                     Some(Err(e)) => return e,
                     None => return LinkError::Closed { reason: "the control stream ended".into() },
                 },
+                () = self.wants.notified() => {
+                    let copy = lock(&self.copy).clone();
+                    let seq = copy.as_ref().and_then(|copy| copy.applied()).map_or(Seq(0), |applied| applied.seq);
+                    let wanted = copy.map(|copy| wanted(&copy)).unwrap_or_default();
+                    match tell_incomplete(&mut sender, seq, &wanted).await {
+                        Ok(()) => None,
+                        Err(e) => return e,
+                    }
+                }
                 ended = intake.finished() => {
                     Some(match ended {
                         Ok(applied) => {
@@ -462,28 +484,34 @@ impl Shared {
                     Request::Checkpoint { .. } => {
                         Reply::failed(&Failure::usage("this host is the standby; `coldspare checkpoint` runs on the active"))
                     }
-                    Request::Verify { deep } => shared.verify(deep, &reply).await,
+                    Request::Verify(asked) => shared.verify(asked, &reply).await,
                 };
                 let _ = reply.send(last).await;
             });
         }
     }
 
-    async fn verify(&self, deep: bool, reply: &mpsc::Sender<Reply>) -> Reply {
+    async fn verify(self: &Arc<Self>, asked: Asked, reply: &mpsc::Sender<Reply>) -> Reply {
         let Some(copy) = self.opened().await else {
             let why = lock(&self.trouble).clone().unwrap_or_default();
             return Reply::failed(&Failure::damage(format!("the standby isn't open: {why}")));
         };
+        if asked.repair
+            && let Err(e) = self.mend_control()
+        {
+            return Reply::failed(&e);
+        }
         let progress = Arc::new(Progress::default());
-        let depth = if deep { Depth::Deep } else { Depth::Quick };
-        let (theirs, names) = (progress.clone(), self.root_names());
-        let held = copy.held_back().unwrap_or_default();
-        let mut work = tokio::task::spawn_blocking(move || copy.verify(depth, &theirs));
+        let (theirs, names, shared) = (progress.clone(), self.root_names(), self.clone());
+        let mut work = tokio::task::spawn_blocking(move || {
+            let healed = crate::verify::heal(&copy, asked, &theirs, |copy| shared.fetch_wanted(copy))?;
+            crate::verify::to_json(&copy, &healed, &names)
+        });
         loop {
             tokio::select! {
                 done = &mut work => return match done {
-                    Ok(Ok(found)) => Reply::Done(crate::verify::to_json(&found, &held, &names)),
-                    Ok(Err(e)) => Reply::failed(&Failure::damage(e)),
+                    Ok(Ok(found)) => Reply::Done(found),
+                    Ok(Err(e)) => Reply::failed(&e),
                     Err(e) => Reply::failed(&Failure::damage(e)),
                 },
                 () = tokio::time::sleep(Duration::from_millis(250)) => {
@@ -491,6 +519,57 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Waits, on a blocking thread, until what the standby wants came from the active.
+    fn fetch_wanted(&self, copy: &Copy) -> Fetch {
+        let is_distrusted = || copy.is_distrusted().unwrap_or(true);
+        if is_distrusted() {
+            let link = lock(&self.link).take();
+            let Some(link) = link else { return Fetch::Unreachable };
+            link.close("the manifest was damaged: everything has to be compared");
+            let since = Instant::now();
+            while is_distrusted() {
+                if since.elapsed() > FETCH_LIMIT {
+                    return if lock(&self.link).is_none() { Fetch::Unreachable } else { Fetch::Late };
+                }
+                std::thread::sleep(Duration::from_millis(50));
+            }
+        }
+        let count = || copy.wanted().map_or(usize::MAX, |wanted| wanted.len());
+        let (mut left, mut since, mut told) = (count(), Instant::now(), None::<Instant>);
+        while left > 0 {
+            if lock(&self.link).is_none() {
+                return Fetch::Unreachable;
+            }
+            if since.elapsed() > FETCH_LIMIT {
+                return Fetch::Late;
+            }
+            if told.is_none_or(|at| at.elapsed() > ASK_AGAIN_EVERY) {
+                self.wants.notify_one();
+                told = Some(Instant::now());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            let now = count();
+            if now < left {
+                (left, since) = (now, Instant::now());
+            }
+        }
+        Fetch::Done
+    }
+
+    /// Writes the control record anew where a part of it is damaged: while the active is connected, its session vouches for
+    /// what this daemon knows.
+    fn mend_control(&self) -> Result<(), Failure> {
+        if self.state.control_damage()?.is_none() || lock(&self.link).is_none() {
+            return Ok(());
+        }
+        let record = lock(&self.record).clone();
+        // Each write takes the other slot.
+        self.state.set_control(&record)?;
+        self.state.set_control(&record)?;
+        tracing::warn!("the control record was damaged in one of its slots; both are written anew");
+        Ok(())
     }
 
     /// The copy; after trouble it takes a moment until it is open again.
@@ -544,6 +623,13 @@ impl Shared {
             "build": crate::BUILD,
         })
     }
+}
+
+/// What the active is to send again since the copy of it here is damaged, as much as is told at once.
+fn wanted(copy: &Copy) -> Vec<Repository> {
+    let mut wanted = copy.wanted().unwrap_or_default();
+    wanted.truncate(WANTED_MAX);
+    wanted
 }
 
 /// Says which repositories have to be sent again, in parts.

@@ -133,6 +133,26 @@ impl State {
         })
     }
 
+    /// What is wrong with the control record, when one of its two slots can't be read: the other may be the older one.
+    ///
+    /// # Errors
+    /// `Usage`, naming the file.
+    pub(crate) fn control_damage(&self) -> Result<Option<String>, Failure> {
+        let path = self.control_path();
+        let bytes = std::fs::read(&path).map_err(|e| self.fail(&path, "can't be read", e))?;
+        let is_bad = |slot: &[u8]| slot.iter().any(|byte| *byte != 0) && ControlRecord::decode_slot(slot).is_none();
+        let bad: Vec<String> = bytes.chunks(SLOT_BYTES).enumerate().filter(|(_, slot)| is_bad(slot)).map(|(n, _)| n.to_string()).collect();
+        if bad.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(format!(
+            "slot {} of the control record is damaged, and the other one may be older: which epoch this node promised is not certain. \
+             With the active connected, `coldspare verify --repair` writes it anew; without it, compare the epoch in `coldspare \
+             status` with the other host's before you promote",
+            bad.join(" and ")
+        )))
+    }
+
     /// Stores the control record, durably.
     ///
     /// # Errors
@@ -232,7 +252,8 @@ impl State {
         self.dir.join("key")
     }
 
-    fn control_path(&self) -> PathBuf {
+    /// Where the control record is.
+    pub(crate) fn control_path(&self) -> PathBuf {
         self.dir.join("control")
     }
 
