@@ -293,3 +293,75 @@ fn state_of(home: &Path) -> BTreeMap<PathBuf, (u64, i64, i64, i64, i64)> {
     };
     entries.map(state).collect()
 }
+
+#[test]
+fn a_damaged_manifest_is_told_and_made_good_without_sending_everything() {
+    let mut s = Setting::new();
+    s.pair.active.write("shared/data/large", crate::seed::Seed::new(7).noise(3_000_000));
+    s.pair.checkpoint();
+    s.pair.standby.kill();
+    s.pair.standby.run(&["verify"]).expect_code(0); // closes the store in good order
+    let manifest = s.pair.standby.state().join("manifest.redb");
+    let (content, wanted) = (fs::read(&manifest).unwrap(), b"\0shared/data\0file");
+    let places: Vec<usize> = content.windows(wanted.len()).enumerate().filter(|(_, w)| w == wanted).map(|(at, _)| at).collect();
+    assert!(!places.is_empty(), "the manifest names no such file");
+    places.iter().for_each(|at| flip_byte(&manifest, (at + wanted.len() - 1) as u64));
+    s.pair.standby.run(&["verify"]).expect(5, "is damaged");
+    s.pair.standby.start();
+    s.pair.standby.run(&["verify"]).expect(5, "shared/data/fild");
+    until("the active is back", || s.pair.standby.status()["connected"] == true);
+    let sent = || s.pair.active.status()["bytes_sent"].as_u64().unwrap();
+    let before = sent();
+    s.verify(&["--repair"], 0);
+    s.pair.checkpoint();
+    s.pair.assert_equal();
+    let took = sent() - before;
+    assert!(took < 500_000, "{took} bytes were sent");
+    // Without the active it stays said.
+    s.pair.active.kill();
+    s.pair.standby.kill();
+    s.pair.standby.run(&["verify"]).expect_code(0);
+    let content = fs::read(&manifest).unwrap();
+    let places = content.windows(wanted.len()).enumerate().filter(|(_, w)| w == wanted).map(|(at, _)| at);
+    places.for_each(|at| flip_byte(&manifest, (at + wanted.len() - 1) as u64));
+    s.pair.standby.run(&["verify", "--repair"]).expect_code(3);
+    let left = s.pair.standby.run(&["verify", "--json"]).expect_code(1).json();
+    assert!(names(&left, ".", "store"), "{left:#}");
+    assert!(s.there("shared/data/file").exists(), "what the manifest may have lost was moved");
+}
+
+#[test]
+fn the_scrub_goes_over_everything_and_says_what_it_found() {
+    let mut s = Setting::new();
+    let last = |s: &Setting| s.pair.standby.status()["scrub"]["last"].clone();
+    until("the scrub went over all", || last(&s).is_object());
+    assert_eq!(s.pair.standby.status()["scrub"]["days"], 7);
+    s.pair.standby.kill();
+    flip_byte(&s.there("shared/data/file"), 100);
+    // One that is not due is not repeated.
+    s.pair.standby.start();
+    assert!(last(&s).is_object(), "the last result is forgotten");
+    s.pair.standby.kill();
+    fs::remove_file(s.pair.standby.state().join("scrub")).unwrap();
+    s.pair.standby.start();
+    until("the scrub went over all", || last(&s).is_object());
+    let problems = last(&s)["problems"].clone();
+    let problems = problems.as_array().unwrap();
+    assert!(problems.len() == 1 && problems[0].as_str().unwrap().starts_with("shared/data/file: content"), "{problems:?}");
+    assert!(s.pair.standby.run(&["status"]).out.contains("scrub         1 problems"));
+    assert!(last(&s)["age_seconds"].as_u64().unwrap() < 60);
+}
+
+#[test]
+fn a_deep_verification_reads_no_faster_than_it_may() {
+    let mut s = Setting::new();
+    s.pair.active.write("shared/data/large", crate::seed::Seed::new(7).noise(2_000_000));
+    s.pair.checkpoint();
+    s.pair.standby.kill();
+    let config = s.pair.standby.config();
+    let text = fs::read_to_string(&config).unwrap();
+    let (without, _) = text.split_once("[verify]").unwrap_or((&text, ""));
+    fs::write(&config, format!("{without}[verify]\nbytes_per_second = 1000000\n")).unwrap();
+    let found = s.pair.standby.run(&["verify", "--deep", "--json"]).expect_code(0).json();
+    assert!(found["seconds"].as_f64().unwrap() >= 1.9, "{found:#}");
+}

@@ -428,3 +428,34 @@ fn staged_content_survives_a_kill_and_is_not_sent_twice() {
     assert!(before.differences(&pair.standby_tree()).is_empty());
     assert_equal(&pair);
 }
+
+#[test]
+fn a_scrub_goes_on_where_it_stood_and_meets_everything_once() {
+    let mut pair = small_pair(Setup::Unwatched);
+    let pass = |pair: &mut Pair, is_restarted: bool| {
+        let (mut after, mut entries, mut found) = (None::<Vec<u8>>, 0, Vec::new());
+        loop {
+            let step = pair.standby().scrub_step(after.as_deref(), 2, &coldspare_standby::Pace::default()).unwrap();
+            entries += step.entries;
+            found.extend(step.problems.into_iter().map(|p| (p.path.to_string(), p.kind)));
+            after = step.next;
+            if after.is_none() {
+                assert_eq!(entries, pair.standby().entries().unwrap());
+                return found;
+            }
+            if is_restarted {
+                pair.restart_standby();
+            }
+        }
+    };
+    assert_eq!(pass(&mut pair, true), []);
+    let inner = pair.standby_root().join("d/e/inner");
+    let modified = fs::metadata(&inner).unwrap().modified().unwrap();
+    fs::write(&inner, b"INNER content").unwrap();
+    fs::File::options().write(true).open(&inner).unwrap().set_modified(modified).unwrap();
+    fs::remove_file(pair.standby_root().join("symlink")).unwrap();
+    let found = [(".", ProblemKind::Time), ("symlink", ProblemKind::Missing), ("d/e/inner", ProblemKind::Content)];
+    let expected = found.map(|(path, kind)| (path.to_string(), kind));
+    assert_eq!(pass(&mut pair, true), expected);
+    assert_eq!(pass(&mut pair, false), expected);
+}

@@ -34,4 +34,4 @@ pub use error::{OpenError, StandbyError};
 pub use row::{ManifestRow, PendingRow};
 pub use standby::{RootSetup, Standby};
 pub use store::Store;
-pub use verify::{Depth, Git, GitFindings, Progress, Repair, Verdict, Verification};
+pub use verify::{Depth, Git, GitFindings, Pace, Progress, Repair, Step, Verdict, Verification};

@@ -395,6 +395,11 @@ fn write_content<D: Disk>(disk: &D, file: &D::File, content: &[u8], sparse: bool
 
 /// BLAKE3 of a file and its length, as they are now.
 pub(crate) fn digest_file<D: Disk>(disk: &D, file: &D::File) -> std::io::Result<(Digest, u64)> {
+    digest_file_at(disk, file, |_| ())
+}
+
+/// As [`digest_file`]; `read_some` is called with the bytes of each piece that was read.
+pub(crate) fn digest_file_at<D: Disk>(disk: &D, file: &D::File, read_some: impl Fn(u64)) -> std::io::Result<(Digest, u64)> {
     let mut hasher = coldspare_delta::Hasher::new();
     let mut window = vec![0; 256 << 10];
     let mut offset = 0;
@@ -402,6 +407,7 @@ pub(crate) fn digest_file<D: Disk>(disk: &D, file: &D::File) -> std::io::Result<
         let read = disk.read_at(file, offset, &mut window)?;
         hasher.update(&window[..read]);
         offset += read as u64;
+        read_some(read as u64);
         if read < window.len() {
             return Ok((Digest(hasher.finish()), offset));
         }

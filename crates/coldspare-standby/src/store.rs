@@ -269,6 +269,23 @@ impl View {
         Ok(())
     }
 
+    /// As [`View::for_each_raw`], behind a key, until `each` says `false`.
+    pub(crate) fn for_each_raw_after(
+        &self,
+        after: Option<&[u8]>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StandbyError>,
+    ) -> Result<(), StandbyError> {
+        use std::ops::Bound::{Excluded, Unbounded};
+        let range = (after.map_or(Unbounded, Excluded), Unbounded);
+        for row in self.rows.range::<&[u8]>(range).map_err(fail(&self.path))? {
+            let (k, v) = row.map_err(fail(&self.path))?;
+            if !each(k.value(), v.value())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `each` with the rows of a range, until it says `false`.
     pub(crate) fn for_each_in<T: Record>(
         &self,

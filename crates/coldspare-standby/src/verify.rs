@@ -4,7 +4,9 @@
 //! reported, so that a changing home gives no false alarm (G7).
 
 mod git;
+mod pace;
 mod repair;
+mod scrub;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,12 +19,14 @@ use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::error::StandbyError;
 use crate::row::ManifestRow;
-use crate::stage::digest_file;
+use crate::stage::digest_file_at;
 use crate::standby::{Standby, lock};
 use crate::store::{MANIFEST, View};
 
 pub use git::{Git, GitFindings};
+pub use pace::Pace;
 pub use repair::Repair;
+pub use scrub::Step;
 
 /// How closely to look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,9 +76,11 @@ pub struct Verification {
     pub problems: Vec<Problem>,
 }
 
-/// How far a verification is; read by whoever shows it.
+/// How far a verification is, which is read by whoever shows it; and how fast it may go.
 #[derive(Debug, Default)]
 pub struct Progress {
+    /// How fast it may read.
+    pub pace: Pace,
     /// Entries in the manifest.
     pub entries_total: AtomicU64,
     /// Entries that were compared.
@@ -150,6 +156,25 @@ impl<D: Disk> Standby<D> {
     /// Looks at each suspect again while no changeset is being applied.
     fn examine_suspects(&self, depth: Depth, suspects: Vec<(RootId, RelPath)>) -> Result<(Vec<Problem>, Option<Applied>), StandbyError> {
         let _between_changesets = self.tree_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut problems = self.judge_suspects(depth, suspects)?;
+        // What a quick look can't see is known from before.
+        for (root, path) in self.wanted()? {
+            if !problems.iter().any(|p: &Problem| p.root == root && p.path == path) {
+                let detail = "it was found damaged and has not come again from the active yet".into();
+                problems.push(Problem { root, path, kind: ProblemKind::Content, detail });
+            }
+        }
+        if self.store.is_distrusted()? {
+            let detail =
+                "rows of the manifest were damaged; the active has not named everything since, so that nobody knows what is missing";
+            problems.insert(0, Problem { root: RootId(0), path: RelPath::root(), kind: ProblemKind::Store, detail: detail.into() });
+        }
+        // Read under the lock: the problems are those of this very changeset.
+        Ok((problems, self.applied()))
+    }
+
+    /// What of the suspects differs; the lock of the tree is held.
+    fn judge_suspects(&self, depth: Depth, suspects: Vec<(RootId, RelPath)>) -> Result<Vec<Problem>, StandbyError> {
         let manifest = self.store.view(MANIFEST)?;
         let mut problems = Vec::new();
         for (root, path) in suspects {
@@ -166,27 +191,16 @@ impl<D: Disk> Standby<D> {
                 (Some(_), None) => Some((ProblemKind::Missing, "not on disk".to_string())),
                 (Some(row), Some(stat)) => {
                     let quick = self.compare_metadata(root, &path, &row, &stat);
-                    quick.or_else(|| (depth == Depth::Deep).then(|| self.compare_content(root, &path, &row).err()).flatten())
+                    quick.or_else(|| {
+                        (depth == Depth::Deep).then(|| self.compare_content(root, &path, &row, &Pace::default()).err()).flatten()
+                    })
                 }
             };
             if let Some((kind, detail)) = problem {
                 problems.push(Problem { root, path, kind, detail });
             }
         }
-        // What a quick look can't see is known from before.
-        for (root, path) in self.wanted()? {
-            if !problems.iter().any(|p: &Problem| p.root == root && p.path == path) {
-                let detail = "it was found damaged and has not come again from the active yet".into();
-                problems.push(Problem { root, path, kind: ProblemKind::Content, detail });
-            }
-        }
-        if self.store.is_distrusted()? {
-            let detail =
-                "rows of the manifest were damaged; the active has not named everything since, so that nobody knows what is missing";
-            problems.insert(0, Problem { root: RootId(0), path: RelPath::root(), kind: ProblemKind::Store, detail: detail.into() });
-        }
-        // Read under the lock: the problems are those of this very changeset.
-        Ok((problems, self.applied()))
+        Ok(problems)
     }
 
     /// What differs between a row and what `stat` says; `None` when nothing does.
@@ -238,7 +252,13 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Reads an entry and compares attributes and content.
-    pub(crate) fn compare_content(&self, root: RootId, path: &RelPath, row: &ManifestRow) -> Result<u64, (ProblemKind, String)> {
+    pub(crate) fn compare_content(
+        &self,
+        root: RootId,
+        path: &RelPath,
+        row: &ManifestRow,
+        pace: &Pace,
+    ) -> Result<u64, (ProblemKind, String)> {
         let unreadable = |e: std::io::Error| (ProblemKind::Unreadable, e.to_string());
         let disk = &self.disk;
         if matches!(row.entry.body, Body::Symlink { .. }) {
@@ -258,7 +278,7 @@ impl<D: Disk> Standby<D> {
         let Some(digest) = row.entry.digest() else { return Ok(0) };
         let dir = disk.open_dir(&self.root(root).dir, path.parent_bytes()).map_err(unreadable)?;
         let file = disk.open_file(&dir, path.name()).map_err(unreadable)?;
-        let (found, bytes) = digest_file(disk, &file).map_err(unreadable)?;
+        let (found, bytes) = digest_file_at(disk, &file, |bytes| pace.read(bytes)).map_err(unreadable)?;
         if found != digest {
             return Err((ProblemKind::Content, format!("expected BLAKE3 {digest}, found {found}")));
         }
@@ -345,7 +365,7 @@ impl<'a, D: Disk> Check<'a, D> {
     }
 
     fn compare_content(&self, root: RootId, path: RelPath, row: &ManifestRow) {
-        match self.standby.compare_content(root, &path, row) {
+        match self.standby.compare_content(root, &path, row, &self.progress.pace) {
             Ok(bytes) => drop(self.progress.bytes.fetch_add(bytes, Ordering::Relaxed)),
             Err(_) => self.suspect(root, path),
         }

@@ -33,6 +33,9 @@ pub struct Config {
     /// The link.
     #[serde(default)]
     pub link: LinkSettings,
+    /// How the standby is verified.
+    #[serde(default)]
+    pub verify: Verify,
 }
 
 /// The other host.
@@ -137,6 +140,24 @@ impl Default for LinkSettings {
     }
 }
 
+/// How the standby is verified.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Verify {
+    /// Days in which the scrub reads every byte once; 0: there is no scrub.
+    pub scrub_days: u32,
+    /// Bytes a second that a deep verification and the scrub read at most; 0: as many as there are.
+    pub bytes_per_second: u64,
+}
+
+impl Default for Verify {
+    fn default() -> Verify {
+        Verify { scrub_days: 7, bytes_per_second: 0 }
+    }
+}
+
+/// LIMIT: days of a scrub.
+const SCRUB_DAYS_MAX: u32 = 3650;
 /// Where `receive` listens by default.
 pub const DEFAULT_PORT: u16 = 7420;
 /// LIMIT: replicated folders.
@@ -204,6 +225,9 @@ impl Config {
         if self.send.full_scan_seconds == 0 || self.send.uncovered_scan_seconds == 0 {
             return Err("send: seconds between scans must be above 0".into());
         }
+        if self.verify.scrub_days > SCRUB_DAYS_MAX {
+            return Err(format!("verify.scrub_days = {} is above {SCRUB_DAYS_MAX}", self.verify.scrub_days));
+        }
         self.tuning().check().map_err(|e| format!("link.{e}"))
     }
 
@@ -266,6 +290,7 @@ mod tests {
         check(&format!("{BASE}exclude = [\"/abs\"]\n"), "leading");
         check(&format!("{BASE}include = [\"log/\"]\n"), "not a pattern of the profile");
         check(&format!("{BASE}[link]\nstreams = 99\n"), "streams");
+        check(&format!("{BASE}[verify]\nscrub_days = 9999\n"), "scrub_days");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use coldspare_core::control::{ControlRecord, Role, Session};
 use coldspare_core::{ClusterId, Epoch, NodeId, SessionId};
 use coldspare_transport::{Invitation, Secret};
 
-use crate::config::{Config, DEFAULT_PORT, LinkSettings, Peer, Profile, Root, Send};
+use crate::config::{Config, DEFAULT_PORT, LinkSettings, Peer, Profile, Root, Send, Verify};
 use crate::exit::{Code, Failure, Outcome};
 use crate::roots;
 use crate::state::State;
@@ -146,7 +146,15 @@ fn new_config(init: &Init, listen: SocketAddr, peer: Option<String>) -> Result<C
         Some(state) => absolute(state)?,
         None => absolute(&init.config.with_extension("state"))?,
     };
-    let config = Config { state, listen, peer: Peer { address: peer }, roots, send: Send::default(), link: LinkSettings::default() };
+    let config = Config {
+        state,
+        listen,
+        peer: Peer { address: peer },
+        roots,
+        send: Send::default(),
+        link: LinkSettings::default(),
+        verify: Verify::default(),
+    };
     let text = toml::to_string(&config).map_err(Failure::usage)?;
     Config::parse(&text).map_err(Failure::usage)
 }

@@ -4,6 +4,7 @@
 //! disk ends the connection and opens the standby anew, which finishes what was committed.
 
 mod intake;
+mod scrub;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +16,7 @@ use coldspare_core::control::{Admission, ControlRecord, Refusal, Role};
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
 use coldspare_os::RealDisk;
-use coldspare_standby::{OpenError, Progress, RootSetup, Standby, StandbyError, Store};
+use coldspare_standby::{OpenError, Pace, Progress, RootSetup, Standby, StandbyError, Store};
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
     ControlReceiver, ControlSender, Failure as PeerFailure, Incoming, Invitation, Link, LinkError, Listener, Open, PROTOCOL_VERSION,
@@ -66,6 +67,7 @@ struct Shared {
     broken: AtomicBool,
     /// Somebody wants content from the active that the standby's copy lost.
     wants: tokio::sync::Notify,
+    scrub: Arc<Mutex<scrub::Scrub>>,
     reopen: tokio::sync::Notify,
     serving: tokio::sync::Mutex<()>,
     greetings: tokio::sync::Semaphore,
@@ -127,12 +129,14 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
         trouble: Mutex::new(None),
         broken: AtomicBool::new(false),
         wants: tokio::sync::Notify::new(),
+        scrub: Arc::default(),
         reopen: tokio::sync::Notify::new(),
         serving: tokio::sync::Mutex::new(()),
         greetings: tokio::sync::Semaphore::new(GREETINGS_MAX),
     });
     tokio::spawn(shared.clone().answer_calls(calls));
     tokio::spawn(shared.clone().keep_open());
+    shared.start_scrub()?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
     tracing::info!(address = %listener.local_addr(), "listening");
     eprintln!("ready");
@@ -501,7 +505,8 @@ impl Shared {
         {
             return Reply::failed(&e);
         }
-        let progress = Arc::new(Progress::default());
+        let pace = Pace::new(self.config.verify.bytes_per_second);
+        let progress = Arc::new(Progress { pace, ..Progress::default() });
         let (theirs, names, shared) = (progress.clone(), self.root_names(), self.clone());
         let mut work = tokio::task::spawn_blocking(move || {
             let healed = crate::verify::heal(&copy, asked, &theirs, |copy| shared.fetch_wanted(copy))?;
@@ -519,6 +524,18 @@ impl Shared {
                 }
             }
         }
+    }
+
+    fn start_scrub(self: &Arc<Self>) -> Result<(), Failure> {
+        let (settings, shared) = (&self.config.verify, self.clone());
+        let scrubber = scrub::Scrubber {
+            state: self.state.clone(),
+            days: settings.scrub_days,
+            bytes_per_second: settings.bytes_per_second,
+            scrub: self.scrub.clone(),
+            copy: Box::new(move || lock(&shared.copy).clone()),
+        };
+        scrubber.start().map_err(|e| Failure::damage(format!("the scrub can't be started: {e}")))
     }
 
     /// Waits, on a blocking thread, until what the standby wants came from the active.
@@ -613,6 +630,8 @@ impl Shared {
             "held_back": copy.as_ref().and_then(|c| c.held_back().ok()).unwrap_or_default().iter().map(crate::active::problem).collect::<Vec<_>>(),
             "incomplete": incomplete,
             "quarantine": copy.as_ref().map(|c| c.quarantined()),
+            "scrub": scrub::to_json(&lock(&self.scrub), self.config.verify.scrub_days),
+            "wanted": copy.as_ref().and_then(|c| c.wanted().ok()).map(|wanted| wanted.len()),
             "waiting_for_decision": null,
             "trouble": *lock(&self.trouble),
             "entries": copy.as_ref().and_then(|c| c.entries().ok()),

@@ -131,6 +131,17 @@ fn page(value: &Value) -> String {
     for p in value["held_back"].as_array().into_iter().flatten().take(20) {
         line("", format!("{}: {} ({})", text(&p["path"]), text(&p["kind"]), text(&p["detail"])));
     }
+    let scrub = &value["scrub"];
+    if scrub["days"].as_u64().is_some_and(|days| days > 0) {
+        let last = &scrub["last"];
+        let count = |pass: &Value| pass["problems"].as_array().map_or(0, Vec::len) as u64 + pass["problems_unlisted"].as_u64().unwrap_or(0);
+        let found =
+            if last.is_null() { "not yet over".into() } else { format!("{} problems, as of {}", count(last), text(&last["ended"])) };
+        line("scrub", format!("{found}; every {} days", scrub["days"]));
+        for pass in [last, &scrub["now"]] {
+            pass["problems"].as_array().into_iter().flatten().take(20).for_each(|p| line("", text(p)));
+        }
+    }
     if value["trouble"].is_string() {
         line("trouble", text(&value["trouble"]));
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use coldspare_core::control::Role;
-use coldspare_standby::{Progress, Verdict};
+use coldspare_standby::{Pace, Progress, Verdict};
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -77,7 +77,7 @@ pub(crate) fn run(config_path: &Path, options: Options) -> Outcome {
 fn verify_here(config: &Config, state: &State, asked: Asked, bar: &Bar) -> Result<Value, Failure> {
     let _lock = state.lock()?;
     let copy = open_copy(config, state, &state.control()?)?;
-    let progress = Arc::new(Progress::default());
+    let progress = Arc::new(Progress { pace: Pace::new(config.verify.bytes_per_second), ..Progress::default() });
     let found = std::thread::scope(|scope| {
         let work = scope.spawn(|| heal(&copy, asked, &progress, |_| Fetch::Unreachable));
         while !work.is_finished() {

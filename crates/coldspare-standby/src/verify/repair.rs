@@ -13,6 +13,7 @@ use std::io::ErrorKind;
 use coldspare_core::{Body, Entry, Problem, ProblemKind, RelPath, RootId, key};
 use coldspare_os::{Disk, FileKind};
 
+use super::Pace;
 use crate::apply::is_no_folder;
 use crate::error::{StandbyError, io};
 use crate::row::{ManifestRow, Record};
@@ -319,7 +320,7 @@ impl<D: Disk> Work<'_, D> {
         let mut damaged = Vec::new();
         let standby = self.standby;
         self.manifest.for_each_below(root, path, &mut |root, path, row: ManifestRow| {
-            if row.entry.digest().is_some() && standby.compare_content(root, &path, &row).is_err() {
+            if row.entry.digest().is_some() && standby.compare_content(root, &path, &row, &Pace::default()).is_err() {
                 damaged.push((root, path));
             }
             Ok(true)
