@@ -22,7 +22,7 @@ fuzz_target!(|bytes: &[u8]| {
                 assert!(from.checked_add(u64::from(len)).is_some());
                 (to, u64::from(len))
             }
-            Write::Zeros { offset, len } => (offset, u64::from(len)),
+            Write::Zeros { offset, len } | Write::Held { offset, len } => (offset, u64::from(len)),
         };
         assert!(offset == at && len > 0);
         at += len;
