@@ -3,7 +3,7 @@
 //! Both ends cut a file at the same multiples of [`block_bytes`]; the standby tells the digests of what it holds, the
 //! active compares. A block that was never written, or was lost with the power, is another or a block of zeros.
 
-use crate::digest::digest;
+use crate::digest::Hasher;
 
 /// LIMIT: blocks of one file.
 pub const BLOCKS_MAX: usize = 16_384;
@@ -12,17 +12,54 @@ pub const BLOCKS_MAX: usize = 16_384;
 pub type BlockDigest = [u8; 16];
 
 /// Bytes of the blocks of a file of `size` bytes: up to 1 GiB as small as a sixteenth of a segment.
-pub fn block_bytes(size: u64) -> usize {
-    let least = size.div_ceil(BLOCKS_MAX as u64).next_power_of_two();
-    usize::try_from(least).unwrap_or(usize::MAX).max(BLOCK_BYTES_MIN)
+pub fn block_bytes(size: u64) -> u64 {
+    size.div_ceil(BLOCKS_MAX as u64).next_power_of_two().max(BLOCK_BYTES_MIN)
 }
 
-/// Digests of the blocks in `bytes`, of which all but the last are whole.
-///
-/// Cost: the hash of `bytes`, on the threads of the caller's rayon pool.
-pub fn block_digests(bytes: &[u8], block_bytes: usize) -> Vec<BlockDigest> {
-    use rayon::prelude::*;
-    bytes.par_chunks(block_bytes).map(|block| *digest(block).first_chunk().expect("a digest is longer")).collect()
+/// Digests of the blocks of a file that comes in parts; holds no content, whatever size the peer says that a file has.
+#[derive(Debug)]
+pub struct BlockHasher {
+    block_bytes: u64,
+    /// Bytes of the block that isn't whole yet.
+    filled: u64,
+    hasher: Hasher,
+    digests: Vec<BlockDigest>,
+}
+
+impl BlockHasher {
+    /// Nothing hashed yet of a file that is to have `size` bytes.
+    pub fn new(size: u64) -> BlockHasher {
+        BlockHasher { block_bytes: block_bytes(size), filled: 0, hasher: Hasher::new(), digests: Vec::new() }
+    }
+
+    /// Adds the next bytes, on the calling thread.
+    pub fn update(&mut self, bytes: &[u8]) {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let missing = usize::try_from(self.block_bytes - self.filled).unwrap_or(usize::MAX);
+            let (mine, others) = rest.split_at(missing.min(rest.len()));
+            self.hasher.update(mine);
+            self.filled += mine.len() as u64;
+            if self.filled == self.block_bytes {
+                self.end_block();
+            }
+            rest = others;
+        }
+    }
+
+    /// The digests of all blocks, of which the last may be shorter.
+    pub fn finish(mut self) -> Vec<BlockDigest> {
+        if self.filled > 0 {
+            self.end_block();
+        }
+        self.digests
+    }
+
+    fn end_block(&mut self) {
+        let digest = std::mem::take(&mut self.hasher).finish();
+        self.digests.push(*digest.first_chunk().expect("a digest is longer"));
+        self.filled = 0;
+    }
 }
 
 /// The blocks of a file that the standby holds as they are here.
@@ -37,7 +74,7 @@ impl HeldBlocks {
     /// Those of a file of `size` bytes whose digests are the same on both sides.
     pub fn new(size: u64, here: &[BlockDigest], there: &[BlockDigest]) -> HeldBlocks {
         let are_held = here.iter().zip(there).map(|(here, there)| here == there).collect();
-        HeldBlocks { size, block_bytes: block_bytes(size) as u64, are_held }
+        HeldBlocks { size, block_bytes: block_bytes(size), are_held }
     }
 
     /// Whether the standby holds all of the `len` bytes at `offset`.
@@ -54,7 +91,7 @@ impl HeldBlocks {
     }
 }
 
-const BLOCK_BYTES_MIN: usize = 64 << 10;
+const BLOCK_BYTES_MIN: u64 = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -63,9 +100,11 @@ mod tests {
 
     #[test]
     fn a_file_has_few_blocks_of_a_round_size() {
-        for (size, expected) in [(0, 64 << 10), (1 << 30, 64 << 10), ((1 << 30) + 1, 128 << 10), (10 << 30, 1 << 20), (1 << 44, 1 << 30)] {
+        for (size, expected) in
+            [(0, 64 << 10), (1 << 30, 64 << 10), ((1 << 30) + 1, 128 << 10), (10 << 30, 1 << 20), (1 << 44, 1 << 30), (u64::MAX, 1 << 50)]
+        {
             assert_eq!(block_bytes(size), expected, "{size}");
-            assert!(size.div_ceil(expected as u64) <= BLOCKS_MAX as u64);
+            assert!(size.div_ceil(expected) <= BLOCKS_MAX as u64);
         }
     }
 
@@ -74,7 +113,16 @@ mod tests {
         let here = noise(1, (256 << 10) + 100);
         let mut there = here.clone();
         there[70_000] ^= 1; // in the second of five blocks
-        let digests = |bytes: &[u8]| block_digests(bytes, block_bytes(here.len() as u64));
+        let size = here.len() as u64;
+        let digests = |bytes: &[u8]| {
+            let hashed_in = |step: usize| {
+                let mut hasher = BlockHasher::new(size);
+                bytes.chunks(step).for_each(|part| hasher.update(part));
+                hasher.finish()
+            };
+            assert_eq!(hashed_in(bytes.len()), hashed_in(999), "parts show");
+            hashed_in(70_001)
+        };
         let held = HeldBlocks::new(here.len() as u64, &digests(&here), &digests(&there));
         let block = 64 << 10;
         for (offset, len, expected) in [

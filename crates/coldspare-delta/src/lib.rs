@@ -39,7 +39,7 @@ mod piece;
 mod rebuild;
 mod varint;
 
-pub use block::{BLOCKS_MAX, BlockDigest, HeldBlocks, block_bytes, block_digests};
+pub use block::{BLOCKS_MAX, BlockDigest, BlockHasher, HeldBlocks, block_bytes};
 pub use chunk::{Base, CHUNKING_VERSION, CHUNKS_MAX, Chunk, ChunkClass, ChunkList, ChunkListError, ChunkSizes, Follows, UnknownClass};
 pub use compress::{Packed, UNPACKED_BYTES_MAX, UnpackError, pack, unpack};
 pub use digest::{Hasher, digest, is_zero};

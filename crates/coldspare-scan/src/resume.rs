@@ -4,7 +4,7 @@
 //! between this comparison and its reading costs nothing but time: the whole has a digest.
 
 use coldspare_core::{RelPath, RootId};
-use coldspare_delta::{BlockDigest, Follows, HeldBlocks, Piece, block_bytes, block_digests, encode_pieces};
+use coldspare_delta::{BlockDigest, BlockHasher, HeldBlocks, Piece, encode_pieces};
 use coldspare_os::Disk;
 
 use crate::capture::CaptureError;
@@ -17,17 +17,12 @@ impl<D: Disk> Run<'_, D> {
     ///
     /// Cost: all of the file is read and hashed.
     pub(crate) fn held_blocks(&self, file: &Opened<'_, D>, there: &[BlockDigest]) -> std::io::Result<HeldBlocks> {
-        let block = block_bytes(file.before.size);
-        let mut here = Vec::with_capacity(there.len());
-        let mut rest: Vec<u8> = Vec::new();
-        self.windows(file, &mut Inspect::Nothing.begin(), |window, follows| {
-            rest.extend_from_slice(window);
-            let whole = if follows == Follows::Nothing { rest.len() } else { rest.len() / block * block };
-            here.extend(block_digests(&rest[..whole], block));
-            rest.drain(..whole);
+        let mut hasher = BlockHasher::new(file.before.size);
+        self.windows(file, &mut Inspect::Nothing.begin(), |window, _| {
+            hasher.update(window);
             window.len()
         })?;
-        let held = HeldBlocks::new(file.before.size, &here, there);
+        let held = HeldBlocks::new(file.before.size, &hasher.finish(), there);
         tracing::info!(path = %file.path, bytes = held.bytes(), of = file.before.size, "the standby has a part of a file");
         Ok(held)
     }

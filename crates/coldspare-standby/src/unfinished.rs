@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use coldspare_core::changeset::Ask;
 use coldspare_core::{RelPath, RootId, key};
-use coldspare_delta::{BLOCKS_MAX, BlockDigest, block_bytes, block_digests};
+use coldspare_delta::{BLOCKS_MAX, BlockDigest, BlockHasher, block_bytes};
 use coldspare_os::Disk;
 
 use crate::error::{StandbyError, io};
@@ -22,8 +22,8 @@ const PREFIX: &[u8] = b"u-";
 /// LIMIT: digests in one answer; they fit into one message.
 pub(crate) const DIGESTS_MAX: usize = 2 * BLOCKS_MAX;
 
-/// Bytes that are read at once, at least.
-const WINDOW_BYTES: usize = 4 << 20;
+/// Bytes that are read at once.
+const WINDOW_BYTES: usize = 1 << 20;
 
 /// The name of what is assembled for a path.
 pub(crate) fn name(root: RootId, path: &RelPath) -> Vec<u8> {
@@ -50,26 +50,26 @@ impl<D: Disk> Standby<D> {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io("opening the unfinished", bytes)(e)),
         };
-        let block = block_bytes(ask.size);
         let there = disk.stat_file(&file).map_err(io("examining the unfinished", bytes))?.size.min(ask.size);
-        let count = usize::try_from(there.div_ceil(block as u64)).unwrap_or(usize::MAX);
+        let count = usize::try_from(there.div_ceil(block_bytes(ask.size))).unwrap_or(usize::MAX);
         if count == 0 || count > *budget {
             return Ok(None);
         }
         self.synced(disk.sync_file(&file).map_err(io("syncing the unfinished", bytes)))?;
         disk.forget_cached(&file);
-        let mut digests = Vec::with_capacity(count);
-        let mut window = vec![0; block.max(WINDOW_BYTES)];
+        let mut hasher = BlockHasher::new(ask.size);
+        let mut window = vec![0; WINDOW_BYTES];
         let mut offset = 0;
         while offset < there {
             let wanted = usize::try_from(there - offset).unwrap_or(usize::MAX).min(window.len());
             let read = disk.read_at(&file, offset, &mut window[..wanted]).map_err(io("reading the unfinished", bytes))?;
-            digests.extend(block_digests(&window[..read], block));
+            hasher.update(&window[..read]);
             offset += read as u64;
             if read < wanted {
                 break;
             }
         }
+        let digests = hasher.finish();
         *budget -= digests.len();
         tracing::info!(path = %ask.path, bytes = offset, "an unfinished file is gone on with");
         Ok(Some(digests))
