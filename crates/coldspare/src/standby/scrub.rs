@@ -3,7 +3,7 @@
 //! Where it stands is a note in the state folder: a restart goes on there.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coldspare_scan::watch::now_ms;
 use coldspare_standby::Pace;
@@ -24,7 +24,7 @@ const PACE_MIN: u64 = 200;
 /// How long the thread sleeps when there is nothing to do.
 const NAP: Duration = Duration::from_millis(500);
 /// Between two notes of the position.
-const NOTE_EVERY_MS: u64 = 30_000;
+const NOTE_EVERY: Duration = Duration::from_secs(30);
 const DAY_MS: u64 = 86_400_000;
 
 /// One time through all of the manifest.
@@ -93,7 +93,7 @@ impl Scrubber {
             tracing::info!(error = %e, "the scrub has the usual I/O priority");
         }
         let pace = Pace::new(self.bytes_per_second);
-        let mut noted_ms = 0;
+        let mut noted = None::<Instant>;
         // How fast this run of the program goes: what was done before it counts for the position alone.
         let mut clock = None;
         loop {
@@ -108,15 +108,11 @@ impl Scrubber {
             let total = copy.entries().unwrap_or_default();
             let step = copy.scrub_step(pass.position.as_deref(), STEP_ENTRIES, &pace);
             drop(copy);
-            let step = match step {
-                Ok(step) => step,
-                Err(e) => {
-                    tracing::error!(error = %e, "the scrub can't read the manifest");
-                    pass.note(e.to_string());
-                    std::thread::sleep(NAP);
-                    coldspare_standby::Step::default()
-                }
-            };
+            let step = step.unwrap_or_else(|e| {
+                tracing::error!(error = %e, "the scrub can't read the manifest and ends here; `coldspare verify --repair` mends it");
+                pass.note(format!("what comes behind {} entries was not looked at: {e}", pass.entries));
+                coldspare_standby::Step::default()
+            });
             pass.entries += step.entries;
             pass.bytes += step.bytes;
             for problem in step.problems {
@@ -129,24 +125,24 @@ impl Scrubber {
             let mut scrub = lock(&self.scrub);
             if is_over {
                 pass.ended_ms = Some(now_ms());
-                tracing::info!(entries = pass.entries, bytes = pass.bytes, problems = pass.problems.len(), "the scrub went over all");
+                tracing::info!(entries = pass.entries, bytes = pass.bytes, problems = pass.problems.len(), "the scrub is over");
                 *scrub = Scrub { now: None, last: Some(pass) };
             } else {
                 scrub.now = Some(pass);
             }
-            let text = serde_json::to_vec(&*scrub).unwrap_or_default();
+            let is_to_be_noted = is_over || noted.is_none_or(|at| at.elapsed() > NOTE_EVERY);
+            let text = is_to_be_noted.then(|| serde_json::to_vec(&*scrub).unwrap_or_default());
             drop(scrub);
-            if is_over || now_ms() > noted_ms + NOTE_EVERY_MS {
-                noted_ms = now_ms();
+            if let Some(text) = text {
+                noted = Some(Instant::now());
                 if let Err(e) = self.state.replace(NOTE, &text) {
                     tracing::warn!(error = %e, "where the scrub stands can't be noted");
                 }
             }
             let per_second = (total / (u64::from(self.days) * DAY_MS / 1000)).max(PACE_MIN);
-            let (since_ms, done) = clock.get_or_insert((now_ms(), 0_u64));
+            let (since, done) = clock.get_or_insert_with(|| (Instant::now(), 0_u64));
             *done += step.entries;
-            let early_ms = (*since_ms + *done * 1000 / per_second).saturating_sub(now_ms());
-            std::thread::sleep(Duration::from_millis(early_ms));
+            std::thread::sleep(Duration::from_millis(*done * 1000 / per_second).saturating_sub(since.elapsed()));
         }
     }
 
@@ -154,7 +150,8 @@ impl Scrubber {
     fn next_pass(&self) -> Option<Pass> {
         let scrub = lock(&self.scrub);
         let last_began_ms = scrub.last.as_ref().map_or(0, |last| last.began_ms);
-        let is_due = now_ms() >= last_began_ms.saturating_add(u64::from(self.days) * DAY_MS);
+        // A clock that was set back must not put it off.
+        let is_due = now_ms().checked_sub(last_began_ms).is_none_or(|age_ms| age_ms >= u64::from(self.days) * DAY_MS);
         scrub.now.clone().or_else(|| is_due.then(|| Pass { began_ms: now_ms(), ..Pass::default() }))
     }
 }
