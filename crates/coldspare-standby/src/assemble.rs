@@ -196,13 +196,16 @@ impl<D: Disk> Standby<D> {
 
     /// Leaves the files that are not whole to the next try.
     pub(crate) fn leave_unfinished(&self, changeset: &Changeset<D>) {
-        for (_, assembly) in std::mem::take(&mut *lock(&changeset.assemblies.0)) {
-            if unfinished::is_name(&assembly.name) {
-                self.unfinished.fetch_add(1, Ordering::Relaxed);
-            } else if let Err(e) = self.disk.remove_file(&self.root(assembly.root).files, &assembly.name) {
+        let assemblies = std::mem::take(&mut *lock(&changeset.assemblies.0));
+        if assemblies.is_empty() && self.unfinished.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        for assembly in assemblies.values().filter(|assembly| !unfinished::is_name(&assembly.name)) {
+            if let Err(e) = self.disk.remove_file(&self.root(assembly.root).files, &assembly.name) {
                 tracing::warn!(path = %assembly.path, error = %e, "an unfinished file can't be removed");
             }
         }
+        self.unfinished.store(self.count_unfinished(), Ordering::Relaxed);
     }
 
     fn assembly(&self, changeset: &Changeset<D>, number: u32, root: RootId, path: &RelPath) -> Result<Arc<Assembly<D>>, StandbyError> {
