@@ -248,6 +248,7 @@ impl<D: Disk> Capture<D> {
 
     fn passes(&self, run: &Run<'_, D>, work: Work, taken: &mut Hints) -> Result<(), CaptureError> {
         match work {
+            Work::Everything if matches!(run.cycle.baseline, Baseline::Delta(_)) => run.survey_everything()?,
             Work::Everything => {
                 self.pool.scope(|scope| {
                     for number in 0..self.roots.len() {
@@ -404,7 +405,7 @@ impl<D: Disk> Capture<D> {
     }
 }
 
-fn root_id(number: usize) -> RootId {
+pub(crate) fn root_id(number: usize) -> RootId {
     RootId(u8::try_from(number).expect("roots are few"))
 }
 

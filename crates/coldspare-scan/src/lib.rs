@@ -28,6 +28,7 @@ mod rename;
 mod resume;
 mod run;
 mod settle;
+mod survey;
 mod unit;
 mod visit;
 pub mod waiting;

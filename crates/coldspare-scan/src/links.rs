@@ -157,16 +157,16 @@ impl<D: Disk> Run<'_, D> {
             self.again(root, &path); // it comes with its folder
             return Ok(None);
         }
+        let row = self.snapshot.row(root, &path)?;
+        // What a look at everything doesn't leave to the end it hands over by itself.
+        if self.cycle.work == Work::Everything && !is_linked(&stat, row.as_ref()) {
+            return Ok(None);
+        }
         if !self.meet(root, &path, Met::NoDirectory) {
             self.again(root, &path); // it was a directory when it was met in this cycle
             return Ok(None);
         }
         if self.claim(root, &path, &Seen::from(&stat), &mut Builder::default()) != Claim::Mine {
-            return Ok(None);
-        }
-        let row = self.snapshot.row(root, &path)?;
-        // A look at everything has no claims: what it doesn't leave to the end it hands over by itself.
-        if self.cycle.work == Work::Everything && !is_linked(&stat, row.as_ref()) {
             return Ok(None);
         }
         Ok(Some(Candidate { root, path, stat, at_ms, row }))

@@ -46,6 +46,9 @@ pub(crate) struct Run<'a, D: Disk> {
     /// What directories were met as, while hints are followed: one of which something was handed over can't be gone in
     /// the same changeset, nor the reverse.
     met: Mutex<BTreeMap<(RootId, RelPath), Met>>,
+    /// Whether what is outside of repositories is visited by its names although everything is looked at: a path may be met
+    /// more than once then.
+    pub(crate) by_name: AtomicBool,
     stopped: AtomicBool,
     /// Whether something was left to the next cycle.
     pub(crate) is_left: AtomicBool,
@@ -138,6 +141,7 @@ impl<'a, D: Disk> Run<'a, D> {
             builders: Mutex::default(),
             claims: Mutex::default(),
             met: Mutex::default(),
+            by_name: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             is_left: AtomicBool::new(false),
             failure: Mutex::default(),
@@ -219,9 +223,9 @@ impl<'a, D: Disk> Run<'a, D> {
         lock(&self.claims).contains(&hash_of(&(root, path)))
     }
 
-    /// As [`Run::claim`], for what isn't a directory: when everything is looked at, each entry is met once.
+    /// As [`Run::claim`], for what isn't a directory: where each entry is met once, nothing is kept of that.
     pub(crate) fn claim_entry(&self, root: RootId, path: &RelPath, seen: &Seen, builder: &mut Builder) -> Claim {
-        if self.cycle.work == Work::Everything { Claim::Mine } else { self.claim(root, path, seen, builder) }
+        if self.is_met_once(root, path) { Claim::Mine } else { self.claim(root, path, seen, builder) }
     }
 
     /// Leaves `path` to the next cycle, which belongs to this one: a checkpoint waits for it.
@@ -275,9 +279,9 @@ impl<'a, D: Disk> Run<'a, D> {
 
     /// Notes what a path is met as; `false` when that contradicts what it, or one above or below it, was met as before.
     ///
-    /// When everything is looked at, a directory is met once.
+    /// Where everything is looked at, a directory is met once.
     pub(crate) fn meet(&self, root: RootId, path: &RelPath, as_what: Met) -> bool {
-        if self.cycle.work == Work::Everything {
+        if self.is_met_once(root, path) {
             return true;
         }
         let mut met = lock(&self.met);
@@ -300,6 +304,12 @@ impl<'a, D: Disk> Run<'a, D> {
             Met::There | Met::Gone => drop(met.insert((root, path.clone()), as_what)),
         }
         !contradicts
+    }
+
+    /// Whether `path` is met on one way only.
+    fn is_met_once(&self, root: RootId, path: &RelPath) -> bool {
+        let is_visited_by_name = || self.by_name.load(Ordering::Relaxed) && self.units.of(root, path).is_none();
+        self.cycle.work == Work::Everything && !is_visited_by_name()
     }
 
     pub(crate) fn root(&self, root: RootId) -> &crate::capture::Root<D> {

@@ -16,7 +16,7 @@ use coldspare_core::{Baseline, Body, Op, PathError, Problem, ProblemKind, RelPat
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::batch::Builder;
-use crate::capture::CaptureError;
+use crate::capture::{CaptureError, Work};
 use crate::dirty::{Hint, Names};
 use crate::discover::{join, kind_of};
 use crate::index::{Row, State, Witness};
@@ -138,12 +138,7 @@ impl<D: Disk> Run<'_, D> {
         let Visit { root, path, what } = visit;
         tracing::trace!(?pass, %path, ?what, "look");
         let disk = &self.capture.disk;
-        if let Some(watch) = &self.capture.watch {
-            watch.cover(root, &path);
-            if self.opened.fetch_add(1, Ordering::Relaxed) % PACE == PACE - 1 {
-                watch.catch_up();
-            }
-        }
+        self.cover(root, &path);
         let at_ms = disk.now_ms();
         let dir = match disk.open_dir(&self.root(root).dir, path.as_bytes()) {
             Ok(dir) => dir,
@@ -174,7 +169,12 @@ impl<D: Disk> Run<'_, D> {
             }
         };
         let unit = self.units.of(root, &path);
-        if unit.is_none() && git::is_repository(listed.iter().map(|(name, stat)| (&name[..], kind_of(stat.kind)))) {
+        let is_repository = || match &what {
+            What::Deep => git::is_repository(listed.iter().map(|(name, stat)| (&name[..], kind_of(stat.kind)))),
+            // Whoever hinted it looked for one around it; who found it by looking did that before references were read.
+            What::Names(_) => self.cycle.work == Work::Everything && self.is_repository(root, &path),
+        };
+        if unit.is_none() && is_repository() {
             // RACE: a repository that appeared since they were looked for; its references were not read before its
             // objects. Worst case: it comes with the next changeset.
             self.keep(root, &path);
@@ -208,6 +208,15 @@ impl<D: Disk> Run<'_, D> {
                 let known = self.snapshot.children(root, &path)?.into_iter().collect();
                 self.look_at_entries(&place, listed, known, None, builder, more)
             }
+        }
+    }
+
+    /// Has a directory watched that is about to be opened.
+    pub(crate) fn cover(&self, root: RootId, path: &RelPath) {
+        let Some(watch) = &self.capture.watch else { return };
+        watch.cover(root, path);
+        if self.opened.fetch_add(1, Ordering::Relaxed) % PACE == PACE - 1 {
+            watch.catch_up();
         }
     }
 
@@ -501,11 +510,7 @@ impl<D: Disk> Run<'_, D> {
         let derived_from =
             unit.filter(|unit| CapturePass::of(candidate.path.below(&unit.at.1).unwrap_or_default()) == CapturePass::Derived);
         let must_look = derived_from.is_some_and(|unit| unit.has_removed());
-        if let Some(row) = &candidate.row
-            && (row.version <= self.acked || seeded_bug!(UnacknowledgedCountsAsSent))
-            && is_unchanged(row, &candidate.stat)
-            && !must_look
-        {
+        if !must_look && candidate.row.as_ref().is_some_and(|row| self.has(row, &candidate.stat)) {
             return Ok(None);
         }
         let Candidate { root, path, stat, .. } = &candidate;

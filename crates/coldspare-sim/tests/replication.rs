@@ -82,6 +82,26 @@ fn looking_at_hints_makes_the_trees_equal() {
     });
 }
 
+#[test]
+fn more_may_differ_than_is_looked_at_by_name() {
+    let mut pair = Pair::new(Setup::Unwatched, &place(0));
+    let root = pair.active_root();
+    let folders: Vec<_> = (0..15).map(|no| root.join(format!("folder/{no}"))).collect();
+    let write =
+        |name: &str| folders.iter().for_each(|folder| (0..300).for_each(|no| std::fs::write(folder.join(no.to_string()), name).unwrap()));
+    folders.iter().for_each(|folder| std::fs::create_dir_all(folder).unwrap());
+    write("old");
+    pair.follow(Work::Everything).unwrap();
+    write("newer");
+    std::fs::remove_dir_all(&folders[0]).unwrap();
+    let report = pair.follow(Work::Everything).unwrap();
+    assert_eq!(report.totals.files_read, 14 * 300);
+    assert_in_sync(&pair, "after 4,200 files changed");
+    std::fs::write(folders[1].join("0"), "newest").unwrap();
+    assert_eq!(pair.follow(Work::Everything).unwrap().totals.files_read, 1);
+    assert_in_sync(&pair, "after one file changed");
+}
+
 /// One try that may end at any point; afterwards the standby has the old tree or, acknowledged, the new one.
 fn try_once(pair: &mut Pair, chance: &mut Chance, committed: &mut Tree, baseline: Baseline, certainty: Certainty, work: Work) -> bool {
     match chance.below(4) {
