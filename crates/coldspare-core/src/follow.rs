@@ -64,6 +64,11 @@ pub enum Input {
         /// The changeset.
         seq: Seq,
     },
+    /// The standby waits for a person to decide about the changeset.
+    Held {
+        /// The changeset.
+        seq: Seq,
+    },
     /// Somebody waits until all that was written before now is durable on the standby.
     Checkpoint {
         /// The caller's number for it.
@@ -148,6 +153,10 @@ pub struct FollowConfig {
 
 /// LIMIT: cycles under way: one that is captured while the others travel, or are applied.
 pub const IN_FLIGHT_MAX: usize = 4;
+
+/// Before a changeset is captured anew of which the standby waits for a decision; a decision ends the link, and with it the
+/// pause.
+pub const HELD_PAUSE: Duration = Duration::from_secs(60);
 
 /// The state machine; time is a `Duration` since any fixed moment.
 #[derive(Debug)]
@@ -240,6 +249,12 @@ impl Follow {
                     self.abandon_from(at);
                 }
             }
+            Input::Held { seq } => {
+                if let Some(at) = self.cycles.iter().position(|c| c.seq == seq) {
+                    self.pause_until = now + HELD_PAUSE;
+                    self.abandon_from(at);
+                }
+            }
             Input::Checkpoint { id } => {
                 let joined = self.cycles.back_mut().filter(|_| seeded_bug!(CheckpointsJoinTheCycle));
                 joined.map_or(&mut self.asked, |cycle| &mut cycle.covers).push(id);
@@ -329,6 +344,7 @@ impl Follow {
 
     fn lost(&mut self, now: Duration) {
         self.abandon_from(0);
+        self.pause_until = now; // connecting anew has a pause of its own
         self.link = Link::Down { retry_at: now + self.retry_after };
         self.retry_after = (self.retry_after * 2).min(self.config.retry_max);
     }

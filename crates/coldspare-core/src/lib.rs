@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod brakes;
 pub mod changeset;
 pub mod codec;
 pub mod control;

@@ -86,6 +86,8 @@ mod switch {
         SequenceIsNotChecked,
         /// After a failed sync the standby goes on and syncs once more.
         FailedSyncsAreRepeated,
+        /// Whatever a changeset takes from the standby, nobody is asked.
+        BrakesAreOff,
         /// A standby without room takes changesets.
         SpaceIsNotChecked,
         /// A restarted standby gives names of staged content that are in use.

@@ -101,7 +101,7 @@ pub struct Snapshot {
 }
 
 /// LIMIT: bytes of store pages held in memory.
-const CACHE_BYTES: usize = 24 << 20;
+const CACHE_BYTES: usize = 16 << 20;
 /// By then the kernel has written back what was written before (`vm.dirty_expire_centisecs`, the journal's interval), with
 /// room to spare.
 const WRITE_BACK_SECONDS: i64 = 300;

@@ -55,10 +55,12 @@ impl<D: Disk> Standby<D> {
         if !seeded_bug!(FoldersAreNotChecked) {
             self.check_folders(&changeset)?;
         }
+        let committed = Applied { session: changeset.session, seq, as_of_ms };
+        // What the first changeset of a session takes away is kept in quarantine.
+        let passed = if self.is_first_of_session(committed) { None } else { Some(self.check_brakes(&changeset)?) };
         self.make_links(&changeset, &mut sync)?;
         self.finish_trees(&mut sync)?;
         self.order_forks(&changeset)?;
-        let committed = Applied { session: changeset.session, seq, as_of_ms };
         self.list_divergence(&changeset, committed)?;
         self.sync_staged(&sync)?;
         if seeded_bug!(AppliedBeforeCommit) {
@@ -80,6 +82,9 @@ impl<D: Disk> Standby<D> {
             }
             if changeset.baseline == Baseline::Full {
                 Store::set_distrusted(txn, false)?;
+            }
+            if let Some(passed) = &passed {
+                passed.record(txn)?;
             }
             Store::set_standing(txn, &standing)
         })?;

@@ -80,10 +80,21 @@ pub enum StandbyError {
         /// That changeset.
         seq: Seq,
     },
+    /// The changeset takes more than goes without a question.
+    #[error("{reason}: {}", if *.is_rejected { REJECTED } else { ASKED })]
+    Held {
+        /// What it would take, by root.
+        reason: String,
+        /// Whether a person said no.
+        is_rejected: bool,
+    },
     /// The active broke the rules of the protocol.
     #[error("the active sent nonsense: {0}")]
     Protocol(String),
 }
+
+const ASKED: &str = "nothing is taken until somebody decides; `coldspare accept` or `coldspare reject` on the standby";
+const REJECTED: &str = "rejected; the standby stays as it is until the active has it again, or `coldspare accept`";
 
 /// The standby can't be opened.
 #[derive(Debug, thiserror::Error)]

@@ -13,6 +13,7 @@
 
 mod apply;
 mod assemble;
+mod brakes;
 mod commit;
 mod complete;
 mod divergence;
@@ -29,6 +30,7 @@ mod tree;
 mod unfinished;
 mod verify;
 
+pub use brakes::{Answer, Question};
 pub use commit::Finished;
 pub use error::{OpenError, StandbyError};
 pub use row::{ManifestRow, PendingRow};

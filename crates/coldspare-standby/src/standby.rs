@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use coldspare_core::brakes::Limits;
 use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::control::Applied;
 use coldspare_core::exclude::Exclude;
@@ -40,6 +41,8 @@ pub struct Standby<D: Disk> {
     pub(crate) unfinished: AtomicU64,
     /// Set for good when a sync failed.
     sync_failed: AtomicBool,
+    /// From how much on a person is asked.
+    pub(crate) limits: Option<Limits>,
     /// Held while the tree changes, and shared by those who must see it between two changesets.
     pub(crate) tree_lock: RwLock<()>,
 }
@@ -139,6 +142,7 @@ impl<D: Disk> Standby<D> {
             left_out: AtomicU64::new(0),
             unfinished: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
+            limits: None,
             tree_lock: RwLock::new(()),
         };
         standby.unfinished.store(standby.count_unfinished(), Ordering::Relaxed);

@@ -15,7 +15,7 @@ use crate::error::{OpenError, StandbyError};
 use crate::row::{ManifestRow, PendingRow, Record, Standing};
 
 /// LIMIT: bytes of store pages held in memory.
-const CACHE_BYTES: usize = 16 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 const FORMAT: u64 = 3;
 /// In the table of numbers: rows of the manifest were damaged, so that the active has to name everything.
 const DISTRUSTED: &str = "distrusted";
@@ -37,6 +37,8 @@ pub(crate) const UNSETTLED: TableDefinition<'static, Bytes, ()> = TableDefinitio
 pub(crate) const INCOMPLETE: TableDefinition<'static, Bytes, ()> = TableDefinition::new("incomplete");
 /// Files whose content is damaged or missing, and which the active has to send again.
 pub(crate) const WANTED: TableDefinition<'static, Bytes, ()> = TableDefinition::new("wanted");
+/// What a person is asked, and what was taken from the roots lately.
+pub(crate) const BRAKES: TableDefinition<'static, &str, Bytes> = TableDefinition::new("brakes");
 /// What the active holds back.
 pub(crate) const HELD: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("held");
 const STANDING: TableDefinition<'static, &str, Bytes> = TableDefinition::new("standing");
@@ -100,6 +102,7 @@ impl Store {
                 txn.open_table(table)?;
             }
             txn.open_table(STANDING)?;
+            txn.open_table(BRAKES)?;
             let mut meta = txn.open_table(META)?;
             let found = meta.get("format")?.map(|v| v.value());
             if found.is_none() {

@@ -251,6 +251,9 @@ pub enum Failure {
         /// What the standby has applied last.
         applied: Seq,
     },
+    /// It takes more than goes without a question.
+    #[error("the standby waits for a decision: {}", escape(.0.as_bytes()))]
+    Held(String),
 }
 
 /// What the active sends on data streams, with content beside it.
@@ -358,7 +361,10 @@ impl Control for ToActive {
             ToActive::Welcome(welcome) => check_text(&welcome.build),
             ToActive::Refused(Refusal::Role(text) | Refusal::Roots(text) | Refusal::Unable(text)) => check_text(text),
             ToActive::Answer { have, .. } => check_count("answers", have.len(), ASK_ITEMS_MAX),
-            ToActive::Failed { failure: Failure::OutOfSpace(text) | Failure::Io(text) | Failure::Protocol(text), .. } => check_text(text),
+            ToActive::Failed {
+                failure: Failure::OutOfSpace(text) | Failure::Io(text) | Failure::Protocol(text) | Failure::Held(text),
+                ..
+            } => check_text(text),
             ToActive::Incomplete { repositories, .. } => check_count("repositories", repositories.len(), REPOSITORIES_MAX),
             ToActive::Waiting { reason } => check_text(reason),
             ToActive::Refused(_) | ToActive::Acked { .. } | ToActive::Failed { .. } => Ok(()),

@@ -111,6 +111,8 @@ struct Active {
     last_trouble: Option<String>,
     /// Why the standby refused the last changeset, until it takes one.
     refused: Option<String>,
+    /// What the standby waits for a person to decide about.
+    undecided: Option<String>,
     /// Where the standby's tree is consistent as of, on this host's clock.
     as_of_ms: Option<u64>,
     events: mpsc::Sender<Event>,
@@ -337,6 +339,7 @@ impl Active {
                 self.refusals = 0;
                 self.last_trouble = None;
                 self.refused = None;
+                self.undecided = None;
                 self.as_of_ms = Some(as_of_ms).filter(|ms| *ms > 0);
                 if !std::mem::take(&mut self.must_ask) {
                     self.certainty = Certainty::Sure;
@@ -386,6 +389,9 @@ impl Active {
             return Ok(None); // it went with one before it
         }
         let text = failure.to_string();
+        if let PeerFailure::Held(reason) = failure {
+            return self.held_for_decision(seq, reason);
+        }
         // At first that is no trouble: the standby left something out of the one before.
         let is_trouble = !matches!(failure, PeerFailure::Sequence { .. }) || self.refusals > OUT_OF_ORDER_MAX;
         if is_trouble && self.refused.as_deref() != Some(&text) {
@@ -410,6 +416,21 @@ impl Active {
         Ok(None)
     }
 
+    /// The standby applies nothing of it before a person has decided.
+    fn held_for_decision(&mut self, seq: Seq, reason: String) -> Result<Option<Code>, Failure> {
+        if self.undecided.as_ref() != Some(&reason) {
+            tracing::warn!(seq = seq.0, reason, "the standby waits for a decision");
+        }
+        if let Mode::Once { .. } = self.mode {
+            return Err(Failure::refused(format!("the standby waits for a decision: {reason}")));
+        }
+        self.undecided = Some(reason);
+        self.give_up.store(true, Ordering::Relaxed);
+        self.certainty = Certainty::Ask;
+        self.input(Input::Held { seq });
+        Ok(None)
+    }
+
     fn captured(
         &mut self,
         cycle: Cycle,
@@ -429,6 +450,7 @@ impl Active {
                 self.tally.add(cycle.work, &report);
                 // With others under way the standby isn't as new as this.
                 if !has_begun && !report.is_left && self.follow.is_alone() {
+                    self.undecided = None;
                     self.refused = None; // what the standby did not take is gone
                     self.as_of_ms = Some(report.as_of_ms);
                     if let Some(sending) = self.sending.clone() {
@@ -512,6 +534,10 @@ impl Active {
                     self.input(Input::Uncovered);
                 }
                 self.input(Input::Checkpoint { id });
+            }
+            Request::Decide { .. } => {
+                let failure = Failure::usage("this host is the active; decisions are taken on the standby");
+                let _ = call.reply.send(Reply::failed(&failure)).await;
             }
             Request::Verify(_) => {
                 let failure = Failure::usage("this host is the active; `coldspare verify` runs on the standby");

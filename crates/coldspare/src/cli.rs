@@ -91,6 +91,22 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Apply what waits for a decision, whatever it takes from the standby (on the standby)
+    Accept {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Keep the standby as it is, until the active has again what is missing (on the standby)
+    Reject {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Check configuration, paths, owners, space and privileges of this host
     Check {
         #[command(flatten)]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use coldspare_core::brakes::Limits;
 use coldspare_core::exclude::{BITBUCKET, Exclude};
 use coldspare_transport::{Congestion, Tuning};
 use serde::{Deserialize, Serialize};
@@ -36,6 +37,9 @@ pub struct Config {
     /// How the standby is verified.
     #[serde(default)]
     pub verify: Verify,
+    /// From how much on a person is asked before the standby loses something.
+    #[serde(default)]
+    pub brakes: Brakes,
 }
 
 /// The other host.
@@ -156,6 +160,51 @@ impl Default for Verify {
     }
 }
 
+/// From how much on, in one root and within a while, a person is asked before the standby loses something.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Brakes {
+    /// Whether anybody is asked.
+    pub enabled: bool,
+    /// Files outside of repositories that may go.
+    pub removed_files: u64,
+    /// Of a small root, the share of its entries that may go, in percent.
+    pub removed_percent: u64,
+    /// Repositories that may go.
+    pub removed_repositories: u64,
+    /// Files outside of repositories that may get content that looks encrypted.
+    pub scrambled_files: u64,
+    /// The while, in minutes.
+    pub window_minutes: u64,
+}
+
+impl Default for Brakes {
+    fn default() -> Brakes {
+        let Limits { removed_files, removed_percent, removed_repositories, scrambled_files, window_minutes } = Limits::default();
+        Brakes { enabled: true, removed_files, removed_percent, removed_repositories, scrambled_files, window_minutes }
+    }
+}
+
+impl Brakes {
+    /// As the standby takes them; `None` when nobody is asked.
+    pub fn limits(&self) -> Option<Limits> {
+        let Brakes { removed_files, removed_percent, removed_repositories, scrambled_files, window_minutes, .. } = *self;
+        self.enabled.then_some(Limits { removed_files, removed_percent, removed_repositories, scrambled_files, window_minutes })
+    }
+
+    fn check(&self) -> Result<(), String> {
+        if !(1..=100).contains(&self.removed_percent) {
+            return Err(format!("removed_percent = {} is not between 1 and 100", self.removed_percent));
+        }
+        if !(1..=WINDOW_MINUTES_MAX).contains(&self.window_minutes) {
+            return Err(format!("window_minutes = {} is not between 1 and {WINDOW_MINUTES_MAX}", self.window_minutes));
+        }
+        Ok(())
+    }
+}
+
+/// LIMIT: minutes within which counts what was taken: the ledger has an entry for each.
+const WINDOW_MINUTES_MAX: u64 = 1440;
 /// LIMIT: days of a scrub.
 const SCRUB_DAYS_MAX: u32 = 3650;
 /// Where `receive` listens by default.
@@ -228,6 +277,7 @@ impl Config {
         if self.verify.scrub_days > SCRUB_DAYS_MAX {
             return Err(format!("verify.scrub_days = {} is above {SCRUB_DAYS_MAX}", self.verify.scrub_days));
         }
+        self.brakes.check().map_err(|e| format!("brakes.{e}"))?;
         self.tuning().check().map_err(|e| format!("link.{e}"))
     }
 
@@ -291,6 +341,8 @@ mod tests {
         check(&format!("{BASE}include = [\"log/\"]\n"), "not a pattern of the profile");
         check(&format!("{BASE}[link]\nstreams = 99\n"), "streams");
         check(&format!("{BASE}[verify]\nscrub_days = 9999\n"), "scrub_days");
+        check(&format!("{BASE}[brakes]\nremoved_percent = 0\n"), "removed_percent");
+        check(&format!("{BASE}[brakes]\nwindow_minutes = 100000\n"), "window_minutes");
     }
 
     #[test]

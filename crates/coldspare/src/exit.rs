@@ -47,6 +47,11 @@ impl Failure {
         Failure { code: Code::Fenced, message: message.to_string(), passes: false }
     }
 
+    /// A safety rule refuses.
+    pub fn refused(message: impl fmt::Display) -> Failure {
+        Failure { code: Code::Differs, message: message.to_string(), passes: false }
+    }
+
     /// A shortage that may pass, such as a full disk.
     pub fn shortage(message: impl fmt::Display) -> Failure {
         Failure { passes: true, ..Failure::damage(message) }

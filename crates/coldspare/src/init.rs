@@ -7,7 +7,7 @@ use coldspare_core::control::{ControlRecord, Role, Session};
 use coldspare_core::{ClusterId, Epoch, NodeId, SessionId};
 use coldspare_transport::{Invitation, Secret};
 
-use crate::config::{Config, DEFAULT_PORT, LinkSettings, Peer, Profile, Root, Send, Verify};
+use crate::config::{Brakes, Config, DEFAULT_PORT, LinkSettings, Peer, Profile, Root, Send, Verify};
 use crate::exit::{Code, Failure, Outcome};
 use crate::roots;
 use crate::state::State;
@@ -154,6 +154,7 @@ fn new_config(init: &Init, listen: SocketAddr, peer: Option<String>) -> Result<C
         send: Send::default(),
         link: LinkSettings::default(),
         verify: Verify::default(),
+        brakes: Brakes::default(),
     };
     let text = toml::to_string(&config).map_err(Failure::usage)?;
     Config::parse(&text).map_err(Failure::usage)

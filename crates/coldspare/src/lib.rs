@@ -68,6 +68,8 @@ fn run(command: Command) -> Outcome {
         Command::Verify { config, quick: _, deep, git, repair, json } => {
             verify::run(&config.path, verify::Options { deep, git, repair, json })
         }
+        Command::Accept { config, json } => standby::decide::run(&config.path, true, json),
+        Command::Reject { config, json } => standby::decide::run(&config.path, false, json),
         Command::Check { config, json } => check::run(&config.path, json),
         Command::WatchHelper { roots } => active::run_helper(&roots),
         Command::Man { dir } => write_man_pages(&dir),

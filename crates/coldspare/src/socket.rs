@@ -1,4 +1,4 @@
-//! The daemon's socket: one JSON object a line, for `status`, `checkpoint` and `verify`.
+//! The daemon's socket: one JSON object a line, for `status`, `checkpoint`, `verify`, `accept` and `reject`.
 //!
 //! A request is one line; the answer is any number of progress lines and one last line.
 
@@ -28,6 +28,11 @@ pub(crate) enum Request {
     },
     /// Compare the tree with the manifest.
     Verify(Asked),
+    /// Decide about what waits for a person.
+    Decide {
+        /// Whether it is applied.
+        accept: bool,
+    },
 }
 
 /// How closely to look at the standby, and what to do about what is found.

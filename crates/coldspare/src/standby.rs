@@ -3,6 +3,7 @@
 //! One connection is served at a time; a new one of the paired active replaces the old. Trouble with the store or the
 //! disk ends the connection and opens the standby anew, which finishes what was committed.
 
+pub(crate) mod decide;
 mod intake;
 mod scrub;
 
@@ -65,6 +66,8 @@ struct Shared {
     heard_at: Mutex<Option<Instant>>,
     trouble: Mutex<Option<String>>,
     broken: AtomicBool,
+    /// The question that somebody was told of last.
+    told_question: Mutex<Option<u64>>,
     /// Somebody wants content from the active that the standby's copy lost.
     wants: tokio::sync::Notify,
     scrub: Arc<Mutex<scrub::Scrub>>,
@@ -109,7 +112,11 @@ pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord) 
         e => Failure::usage(e),
     };
     let store = Store::open(&state.manifest_path()).map_err(failure)?;
-    Standby::open(RealDisk::staying(), store, setups).map_err(failure)
+    let copy = Standby::open(RealDisk::staying(), store, setups).map_err(failure)?;
+    Ok(match config.brakes.limits() {
+        Some(limits) => copy.with_brakes(limits),
+        None => copy,
+    })
 }
 
 async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
@@ -128,6 +135,7 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
         heard_at: Mutex::new(None),
         trouble: Mutex::new(None),
         broken: AtomicBool::new(false),
+        told_question: Mutex::default(),
         wants: tokio::sync::Notify::new(),
         scrub: Arc::default(),
         reopen: tokio::sync::Notify::new(),
@@ -359,6 +367,8 @@ impl Shared {
                             if let StandbyError::Sequence { .. } | StandbyError::LeftOut { .. } = e {
                                 // The active sent it before it knew what became of the one before.
                                 tracing::debug!(seq = seq.0, error = %e, "a changeset was not applied");
+                            } else if let StandbyError::Held { reason, is_rejected } = &e {
+                                self.note_question(seq, reason, *is_rejected);
                             } else {
                                 tracing::warn!(seq = seq.0, error = %e, "a changeset was not applied");
                                 self.note_trouble(&e);
@@ -489,6 +499,7 @@ impl Shared {
                         Reply::failed(&Failure::usage("this host is the standby; `coldspare checkpoint` runs on the active"))
                     }
                     Request::Verify(asked) => shared.verify(asked, &reply).await,
+                    Request::Decide { accept } => shared.decide(accept).await,
                 };
                 let _ = reply.send(last).await;
             });
@@ -632,7 +643,7 @@ impl Shared {
             "quarantine": copy.as_ref().map(|c| c.quarantined()),
             "scrub": scrub::to_json(&lock(&self.scrub), self.config.verify.scrub_days),
             "wanted": copy.as_ref().and_then(|c| c.wanted().ok()).map(|wanted| wanted.len()),
-            "waiting_for_decision": null,
+            "waiting_for_decision": copy.as_ref().and_then(|c| c.question().ok().flatten()).map(|q| decide::to_json(&q)),
             "trouble": *lock(&self.trouble),
             "entries": copy.as_ref().and_then(|c| c.entries().ok()),
             "staged_files": copy.as_ref().and_then(|c| c.staged_files().ok()),
@@ -683,6 +694,7 @@ fn failure_for_peer(e: StandbyError) -> PeerFailure {
         StandbyError::OutOfSpace { detail } => PeerFailure::OutOfSpace(detail),
         StandbyError::Sequence { applied } | StandbyError::LeftOut { seq: applied } => PeerFailure::Sequence { applied },
         StandbyError::Protocol(detail) => PeerFailure::Protocol(detail),
+        e @ StandbyError::Held { .. } => PeerFailure::Held(e.to_string()),
         e @ (StandbyError::Io { .. } | StandbyError::Store { .. } | StandbyError::Damaged { .. } | StandbyError::SyncFailed) => {
             PeerFailure::Io(e.to_string())
         }

@@ -126,6 +126,10 @@ fn page(value: &Value) -> String {
             line("", text(&watch["why"]));
         }
     }
+    if let Some(reason) = value["waiting_for_decision"]["reason"].as_str() {
+        let answer = value["waiting_for_decision"]["answer"].as_str().map(|answer| format!(" ({answer})")).unwrap_or_default();
+        line("waits", format!("for a decision{answer}: {reason}"));
+    }
     let held = value["held_back"].as_array().map_or(0, Vec::len);
     line("held back", held.to_string());
     for p in value["held_back"].as_array().into_iter().flatten().take(20) {

@@ -155,6 +155,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(ChangedPacksTravel, "G2", Scenario(scenarios::a_changed_pack_does_not_replace_the_good_one)),
     code!(RecentTimesAreTrusted, "G2", Scenario(scenarios::what_changed_within_a_clock_tick_is_read_again)),
     code!(UnmountedRootsAreCaptured, "G5", Scenario(scenarios::an_unmounted_root_is_no_deletion)),
+    code!(BrakesAreOff, "G5", Scenario(scenarios::a_root_is_not_emptied_unasked)),
     code!(UnreadableIsGone, "G5", Scenario(scenarios::what_cannot_be_read_is_not_gone)),
     // What is due, and what is confirmed.
     code!(UnacknowledgedCountsAsSent, "G3", World),

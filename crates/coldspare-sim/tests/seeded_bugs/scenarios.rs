@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use coldspare_core::brakes::Limits;
 use coldspare_core::changeset::{Ask, Have, Totals};
 use coldspare_core::control::{ControlRecord, Role, Session};
 use coldspare_core::exclude::Exclude;
@@ -20,7 +21,7 @@ use coldspare_scan::dirty::Hint;
 use coldspare_scan::index::Index;
 use coldspare_scan::watch::Watch;
 use coldspare_sim::model::{CallKind, Fault, ModelDisk, ModelStore, Order, StoreImage};
-use coldspare_standby::{RootSetup, Standby, StandbyError, Store};
+use coldspare_standby::{Answer, RootSetup, Standby, StandbyError, Store};
 
 const HOME: &str = "/home";
 const CLUSTER: ClusterId = ClusterId([1; 16]);
@@ -544,6 +545,20 @@ pub(crate) fn an_unmounted_root_is_no_deletion() -> Result<(), String> {
     both.active.remove(Both::at(".coldspare")).unwrap();
     let _refused = both.follow();
     holds(both.there().contains_key("precious"), "G5: a root without its marker was captured")
+}
+
+pub(crate) fn a_root_is_not_emptied_unasked() -> Result<(), String> {
+    let mut both = Both::with(&[("precious", b"content")]);
+    both.standby = both.standby.with_brakes(Limits::default());
+    both.active.remove(Both::at("precious")).unwrap();
+    let held = both.follow();
+    holds(held.is_err() && both.there().contains_key("precious"), "G5: a root was emptied and nobody asked")?;
+    both.standby.answer(Answer::Rejected).unwrap().expect("a question");
+    let held = both.follow();
+    holds(held.is_err() && both.there().contains_key("precious"), "G5: a root was emptied that was not to be")?;
+    both.standby.answer(Answer::Accepted).unwrap().expect("a question");
+    both.follow()?;
+    holds(both.there() == both.here() && both.standby.question().unwrap().is_none(), "G5: what was accepted did not come")
 }
 
 pub(crate) fn what_cannot_be_read_is_not_gone() -> Result<(), String> {

@@ -125,6 +125,7 @@ fn golden_failures() {
     golden(failed(Failure::Io("why".into())), "04050503776879");
     golden(failed(Failure::Protocol("why".into())), "04050603776879");
     golden(failed(Failure::Sequence { applied: Seq(4) }), "04050704");
+    golden(failed(Failure::Held("why".into())), "04050803776879");
 }
 
 #[test]

@@ -143,6 +143,7 @@ async fn follow(
         refusals: 0,
         last_trouble: None,
         refused: None,
+        undecided: None,
         as_of_ms: None,
         events,
         wake,

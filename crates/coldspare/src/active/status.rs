@@ -67,7 +67,7 @@ impl Active {
             },
             "held_back": held.iter().map(problem).collect::<Vec<_>>(),
             "held_back_unlisted": unlisted,
-            "waiting_for_decision": null,
+            "waiting_for_decision": self.undecided.as_ref().map(|reason| json!({"reason": reason})),
             "trouble": self.trouble(),
             "files_read": self.tally.files_read,
             "bytes_read": self.tally.bytes_read,

@@ -1,0 +1,186 @@
+//! What takes too much from the standby waits for a person: deletions, what looks encrypted, a root that is empty.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::git::{self, commit, git_ok};
+use crate::pair::{Pair, until};
+
+/// Files of a home; a fifth of it may go at once without a question.
+const FILES: usize = 1_500;
+
+fn attachment(number: usize) -> String {
+    format!("shared/data/attachments/{}/{number}", number % 30)
+}
+
+/// A pair that follows a home of many attachments and some repositories.
+fn pair_with(repositories: usize) -> Pair {
+    let pair = Pair::following();
+    for number in 0..FILES {
+        pair.active.write(&attachment(number), format!("attachment {number}\n").repeat(40));
+    }
+    let clone = pair.dir.path().join("clone");
+    for number in 0..repositories {
+        let bare = pair.active.home.join(format!("shared/data/repositories/{number}"));
+        git::init_bare(&bare);
+        if number == 0 {
+            git::clone(&bare, &clone);
+            commit(&clone, "file", "content");
+        }
+        git_ok(&clone, &["push", "-q", bare.to_str().unwrap(), "HEAD:main"]);
+    }
+    pair.checkpoint();
+    pair.assert_equal();
+    pair
+}
+
+fn count(dir: &Path) -> usize {
+    walkdir::WalkDir::new(dir).into_iter().filter(|entry| entry.as_ref().is_ok_and(|e| e.file_type().is_file())).count()
+}
+
+fn waiting(pair: &Pair) -> Value {
+    pair.standby.status()["waiting_for_decision"].clone()
+}
+
+fn until_it_waits(pair: &Pair) -> String {
+    until("the standby waits for a decision", || !waiting(pair).is_null());
+    until("the active knows", || pair.active.status()["waiting_for_decision"]["reason"].is_string());
+    waiting(pair)["reason"].as_str().unwrap().to_string()
+}
+
+#[test]
+fn a_mass_deletion_waits_and_is_rejected_or_accepted() {
+    let pair = pair_with(1);
+    let (here, there) = (pair.active.home.join("shared/data/attachments"), pair.standby.home.join("shared/data/attachments"));
+    let before = count(&there);
+    fs::remove_dir_all(&here).unwrap();
+    let reason = until_it_waits(&pair);
+    assert!(reason.contains("files would go"), "{reason}");
+    // At most what goes without a question went before the brakes took hold.
+    let kept = count(&there);
+    assert!(kept >= before - 160, "{kept} of {before}");
+
+    let rejected = pair.standby.run(&["reject", "--json"]).expect_code(0).json();
+    assert_eq!(rejected["answer"], "rejected");
+    // Other changes wait behind it, and nothing is taken.
+    pair.active.write("shared/data/later", "later");
+    pair.active.run(&["checkpoint", "--timeout", "3s"]).expect_code(3);
+    assert_eq!((count(&there), pair.standby.home.join("shared/data/later").exists()), (kept, false));
+    assert_eq!(waiting(&pair)["answer"], "rejected");
+    pair.standby.run(&["verify", "--deep", "--git"]).expect_code(0);
+
+    pair.standby.run(&["accept"]).expect_code(0);
+    pair.checkpoint();
+    pair.assert_equal();
+    assert_eq!(count(&there), 0);
+    assert!(waiting(&pair).is_null() && pair.active.status()["waiting_for_decision"].is_null());
+    pair.standby.run(&["accept"]).expect(1, "nothing waits");
+    // What was accepted counts no more: as few as ever go without a question.
+    (0..50).for_each(|number| drop(pair.active.write(&attachment(number), "new")));
+    pair.checkpoint();
+    fs::remove_dir_all(&here).unwrap();
+    pair.checkpoint();
+    pair.assert_equal();
+}
+
+#[test]
+fn what_comes_back_goes_through_by_itself() {
+    let mut pair = pair_with(1);
+    let (here, aside) = (pair.active.home.join("shared"), pair.dir.path().join("aside"));
+    fs::rename(&here, &aside).unwrap();
+    let reason = until_it_waits(&pair);
+    assert!(reason.contains("nothing would be left of it") || reason.contains("files would go"), "{reason}");
+    // The question survives both daemons.
+    pair.standby.kill();
+    pair.active.kill();
+    pair.standby.start();
+    assert!(!waiting(&pair).is_null());
+    fs::rename(&aside, &here).unwrap();
+    pair.active.start();
+    pair.checkpoint();
+    pair.assert_equal();
+    assert!(waiting(&pair).is_null());
+}
+
+#[test]
+fn repositories_that_go_in_great_number_wait() {
+    let pair = pair_with(14);
+    let home = |number: usize| pair.active.home.join(format!("shared/data/repositories/{number}"));
+    (0..10).for_each(|number| {
+        fs::remove_dir_all(home(number)).unwrap();
+        pair.checkpoint();
+    });
+    pair.assert_equal();
+    fs::remove_dir_all(home(10)).unwrap();
+    let reason = until_it_waits(&pair);
+    assert!(reason.contains("1 repositories would go, after 10 in the last 60 minutes"), "{reason}");
+    assert!(pair.standby.home.join("shared/data/repositories/10/HEAD").exists());
+    // What git itself removes is no loss, however much it is.
+    pair.standby.run(&["accept"]).expect_code(0);
+    pair.checkpoint();
+    pair.assert_equal();
+}
+
+#[test]
+fn housekeeping_of_git_is_no_loss() {
+    let pair = pair_with(2);
+    let (bare, clone) = (pair.active.home.join("shared/data/repositories/1"), pair.dir.path().join("clone"));
+    for number in 0..40 {
+        let files: Vec<String> = (0..30).map(|file| format!("{number}/{file}")).collect();
+        for file in &files {
+            fs::create_dir_all(clone.join(file).parent().unwrap()).unwrap();
+            fs::write(clone.join(file), file).unwrap();
+        }
+        git_ok(&clone, &["add", "."]);
+        commit(&clone, "file", &number.to_string());
+        git_ok(&clone, &["push", "-q", bare.to_str().unwrap(), &format!("HEAD:branch-{number}")]);
+    }
+    pair.checkpoint();
+    assert!(count(&bare.join("objects")) > 1_000);
+    git_ok(&bare, &["pack-refs", "--all"]);
+    git_ok(&bare, &["repack", "-q", "-ad"]);
+    git_ok(&bare, &["prune-packed"]);
+    pair.checkpoint();
+    assert!(waiting(&pair).is_null());
+    pair.assert_equal();
+}
+
+#[test]
+fn files_that_become_noise_wait() {
+    let pair = pair_with(1);
+    let there = pair.standby.home.join(attachment(FILES - 1));
+    let good = fs::read(&there).unwrap();
+    let mut state = 7u64;
+    for number in 0..FILES {
+        let noise: Vec<u8> = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 56) as u8
+        })
+        .take(900)
+        .collect();
+        pair.active.write(&attachment(number), noise);
+    }
+    let reason = until_it_waits(&pair);
+    assert!(reason.contains("content that looks encrypted"), "{reason}");
+    let scrambled = (0..FILES).filter(|n| fs::read(pair.standby.home.join(attachment(*n))).unwrap().starts_with(b"attachment")).count();
+    assert!(scrambled >= FILES - 100, "{scrambled} are as they were");
+    assert_eq!(fs::read(&there).unwrap(), good);
+    pair.standby.run(&["accept"]).expect_code(0);
+    pair.checkpoint();
+    pair.assert_equal();
+}
+
+#[test]
+fn without_brakes_nobody_is_asked() {
+    let mut pair = pair_with(1);
+    pair.standby.kill();
+    let config = fs::read_to_string(pair.standby.config()).unwrap();
+    fs::write(pair.standby.config(), format!("{config}\n[brakes]\nenabled = false\n")).unwrap();
+    pair.standby.start();
+    fs::remove_dir_all(pair.active.home.join("shared")).unwrap();
+    pair.checkpoint();
+    pair.assert_equal();
+    assert!(waiting(&pair).is_null());
+}
