@@ -17,6 +17,7 @@ mod commit;
 mod complete;
 mod divergence;
 mod error;
+mod inherit;
 mod keep;
 mod place;
 mod purge;
@@ -31,6 +32,7 @@ mod verify;
 
 pub use commit::Finished;
 pub use error::{OpenError, StandbyError};
+pub use inherit::Found;
 pub use row::{ManifestRow, PendingRow};
 pub use standby::{RootSetup, Standby};
 pub use store::Store;
