@@ -1,16 +1,21 @@
 //! The node's control record: which cluster, which role, which epoch, whom it follows.
 //!
-//! Decides whether a session may be served (R2, R3). It knows nothing of connections or of where the record is kept.
+//! How it changes is decided by [`step`]. It knows nothing of connections or of where the record is kept.
 //!
-//! Invariants: `promised` never falls.
+//! Invariants: `promised` never falls; the last session of the lineage is of no higher epoch.
+
+mod step;
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec;
+use crate::entry::Digest;
 use crate::id::{ClusterId, Epoch, NodeId, Seq, SessionId};
 
+pub use step::{Effect, Event, Fresh, Proof, Taking, step};
+
 /// What a node is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Role {
     /// Holds the copy; obeys the active it follows.
     Standby,
@@ -35,7 +40,7 @@ impl Role {
 }
 
 /// One opening of an epoch (R1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Session {
     /// The epoch that it opens or continues.
     pub epoch: Epoch,
@@ -46,7 +51,7 @@ pub struct Session {
 }
 
 /// What a standby has applied last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Applied {
     /// The session that the changeset belongs to.
     pub session: SessionId,
@@ -56,8 +61,71 @@ pub struct Applied {
     pub as_of_ms: u64,
 }
 
+/// A tree in the order of all trees of a pair: the changeset of a session that it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// The session that the changeset belongs to.
+    pub session: SessionId,
+    /// The changeset.
+    pub seq: Seq,
+}
+
+impl From<Applied> for Place {
+    fn from(applied: Applied) -> Place {
+        Place { session: applied.session, seq: applied.seq }
+    }
+}
+
+/// Why a session was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Reason {
+    /// By the first active of a pair, or one that was invited later.
+    Invited,
+    /// The active's host went down and may have lost durable state (R1).
+    Restarted,
+    /// The active before handed over (R7).
+    HandedOver,
+    /// A person, or who acts for one, promoted the node without a handover (R8).
+    Forced,
+    /// By the other node; this one follows it and wasn't told why.
+    Followed,
+}
+
+impl Reason {
+    /// The word for status output.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reason::Invited => "invited",
+            Reason::Restarted => "restarted",
+            Reason::HandedOver => "handed-over",
+            Reason::Forced => "forced",
+            Reason::Followed => "followed",
+        }
+    }
+}
+
+/// A session in a node's lineage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Opening {
+    /// The session.
+    pub session: Session,
+    /// The tree that it began with, as far as it is known here.
+    pub parent: Option<Place>,
+    /// Why it was opened.
+    pub reason: Reason,
+}
+
+/// The tree that an active gives over, once it has written its last changeset (R7).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Handover {
+    /// The last changeset.
+    pub place: Place,
+    /// Digest of all its entries.
+    pub digest: Digest,
+}
+
 /// All that a node must not forget.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ControlRecord {
     /// The pair that it belongs to.
     pub cluster: ClusterId,
@@ -67,8 +135,11 @@ pub struct ControlRecord {
     pub role: Role,
     /// The highest epoch that it ever saw.
     pub promised: Epoch,
-    /// The session that it is in; for a standby that never met its active, `None`.
-    pub session: Option<Session>,
+    /// The sessions that its tree came about in, the one that it is in last; at most [`LINEAGE_MAX`].
+    #[serde(deserialize_with = "codec::capped::<_, _, LINEAGE_MAX>")]
+    pub lineage: Vec<Opening>,
+    /// On a standby: what its active offers. On one that was active: what it gave over.
+    pub handover: Option<Handover>,
     /// The run of the host's kernel in which the session was opened or last continued; an active that finds another
     /// one after an unclean stop may have lost what was not synced (R1).
     pub boot: [u8; 16],
@@ -77,7 +148,7 @@ pub struct ControlRecord {
 }
 
 /// Why a session is not served.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
     /// The key is not the pinned one.
     #[error("this host's key isn't the one the standby is paired with; pair anew with `coldspare init standby` if that is meant")]
@@ -124,52 +195,37 @@ pub enum Refusal {
     /// The standby can't serve now.
     #[error("the standby can't take changes: {0}")]
     Unable(String),
-}
-
-/// What a standby does with a session that it accepts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// It is the session that the standby follows already.
-    Known,
-    /// The standby follows this session from now on; the record has to be stored before the answer.
-    Adopt,
+    /// A session that the standby has left for a later one.
+    #[error("session {0} is over: the standby follows a later one of the same host; was its state folder restored from a copy?")]
+    Superseded(SessionId),
+    /// The tree isn't the one that is handed over.
+    #[error("the standby isn't at the last changeset of the handover: {0}")]
+    Handover(String),
 }
 
 impl ControlRecord {
-    /// Decides whether a standby serves `session` of `cluster` (R2, R3, R5).
-    ///
-    /// # Errors
-    /// [`Refusal`]: another cluster, wrong role, lower epoch, conflict.
-    pub fn admit(&self, cluster: ClusterId, session: &Session) -> Result<Admission, Refusal> {
-        if cluster != self.cluster {
-            return Err(Refusal::Cluster { standby: self.cluster, active: cluster });
-        }
-        if session.epoch < self.promised && !crate::seeded_bug!(LowerEpochsAreServed) {
-            return Err(Refusal::Epoch { promised: self.promised, offered: session.epoch });
-        }
-        if self.role != Role::Standby {
-            return Err(Refusal::Role(self.role.word().into()));
-        }
-        match &self.session {
-            Some(mine) if mine.id == session.id => Ok(Admission::Known),
-            Some(mine) if mine.epoch == session.epoch && mine.opened_by != session.opened_by => Err(Refusal::Conflict(session.epoch)),
-            _ => Ok(Admission::Adopt),
-        }
+    /// The record of a node that is set up as standby of `cluster`.
+    pub fn standby(cluster: ClusterId, node: NodeId) -> ControlRecord {
+        let role = Role::Standby;
+        ControlRecord { cluster, node, role, promised: Epoch(0), lineage: Vec::new(), handover: None, boot: [0; 16], clean: true }
     }
 
-    /// The record after `session` was adopted.
-    pub fn adopt(mut self, session: Session) -> ControlRecord {
-        self.promised = self.promised.max(session.epoch);
-        self.session = Some(session);
-        self
+    /// The record of a node that is set up as active of `cluster`, and opens `epoch` in kernel run `boot`.
+    pub fn active(cluster: ClusterId, node: NodeId, epoch: Epoch, id: SessionId, boot: [u8; 16]) -> ControlRecord {
+        let session = Session { epoch, id, opened_by: node };
+        let lineage = vec![Opening { session, parent: None, reason: Reason::Invited }];
+        ControlRecord { cluster, node, role: Role::Active, promised: epoch, lineage, handover: None, boot, clean: true }
     }
 
-    /// Whether an active that starts in kernel run `boot` continues its session; if not it opens a new one (R1).
-    ///
-    /// A daemon that was killed loses nothing that the home holds; a host that went down may, whether or not the daemon
-    /// had stopped well before.
-    pub fn continues(&self, boot: [u8; 16]) -> bool {
-        self.session.is_some() && (self.boot == boot || crate::seeded_bug!(SessionsSurviveThePowerLoss))
+    /// The session that the node is in; `None` for a standby that never met its active.
+    pub fn session(&self) -> Option<Session> {
+        self.lineage.last().map(|opening| opening.session)
+    }
+
+    /// Whether a changeset of `session` may be applied (R5).
+    pub fn obeys(&self, session: SessionId) -> bool {
+        let is_current = self.session().is_some_and(|mine| mine.id == session && mine.epoch >= self.promised);
+        self.role == Role::Standby && is_current
     }
 
     /// The record as a slot of the control file: magic, sequence, value, BLAKE3 of all before it.
@@ -207,71 +263,42 @@ impl ControlRecord {
 /// Bytes of one slot of the control file; the file is two of them.
 pub const SLOT_BYTES: usize = 4096;
 
-const MAGIC: [u8; 8] = *b"csctrl\0\x01";
+/// LIMIT: sessions of a lineage; the oldest is forgotten.
+pub const LINEAGE_MAX: usize = 32;
+
+const MAGIC: [u8; 8] = *b"csctrl\0\x02";
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const MINE: ClusterId = ClusterId([1; 16]);
-
-    fn session(epoch: u64, id: u8, by: u8) -> Session {
-        Session { epoch: Epoch(epoch), id: SessionId([id; 16]), opened_by: NodeId([by; 16]) }
-    }
-
-    fn standby(promised: u64, follows: Option<Session>) -> ControlRecord {
-        ControlRecord {
-            cluster: MINE,
-            node: NodeId([9; 16]),
-            role: Role::Standby,
-            promised: Epoch(promised),
-            session: follows,
-            boot: [0; 16],
-            clean: false,
-        }
-    }
-
-    fn check(record: ControlRecord, offered: Session, expected: Result<Admission, Refusal>) {
-        assert_eq!(record.admit(MINE, &offered), expected);
+    fn record() -> ControlRecord {
+        let mut record = ControlRecord::active(ClusterId([1; 16]), NodeId([2; 16]), Epoch(3), SessionId([4; 16]), [5; 16]);
+        record.handover = Some(Handover { place: Place { session: SessionId([4; 16]), seq: Seq(6) }, digest: Digest([7; 32]) });
+        record
     }
 
     #[test]
-    fn a_standby_obeys_the_highest_epoch_it_promised() {
-        check(standby(0, None), session(1, 1, 1), Ok(Admission::Adopt));
-        check(standby(1, Some(session(1, 1, 1))), session(1, 1, 1), Ok(Admission::Known));
-        check(standby(1, Some(session(1, 1, 1))), session(1, 2, 1), Ok(Admission::Adopt));
-        check(standby(1, Some(session(1, 1, 1))), session(2, 2, 2), Ok(Admission::Adopt));
-        check(standby(1, Some(session(1, 1, 1))), session(1, 2, 2), Err(Refusal::Conflict(Epoch(1))));
-        let lower = Refusal::Epoch { promised: Epoch(3), offered: Epoch(2) };
-        check(standby(3, Some(session(2, 1, 1))), session(2, 1, 1), Err(lower));
-        let active = ControlRecord { role: Role::Active, ..standby(1, None) };
-        check(active, session(1, 1, 1), Err(Refusal::Role("active".into())));
-        let other = ClusterId([2; 16]);
-        assert_eq!(standby(1, None).admit(other, &session(1, 1, 1)), Err(Refusal::Cluster { standby: MINE, active: other }));
+    fn a_slot_keeps_its_bytes() {
+        let slot = record().encode_slot(11);
+        let hex = data_encoding::HEXLOWER.encode(&slot[8..157]);
+        assert_eq!(hex, SLOT);
+        assert_eq!(ControlRecord::decode_slot(&slot), Some((11, record())));
     }
 
     #[test]
-    fn adopting_keeps_the_highest_promise() {
-        assert_eq!(standby(1, None).adopt(session(4, 1, 1)).promised, Epoch(4));
-        assert_eq!(standby(7, None).adopt(session(7, 1, 1)).promised, Epoch(7));
-    }
-
-    #[test]
-    fn a_session_survives_a_killed_daemon_but_not_a_power_cut() {
-        let mut record = ControlRecord { role: Role::Active, boot: [5; 16], ..standby(1, Some(session(1, 1, 1))) };
-        assert!(record.continues([5; 16]));
-        assert!(!record.continues([6; 16]));
-        record.clean = true;
-        assert!(!record.continues([6; 16]));
-        record.session = None;
-        assert!(!record.continues([5; 16]));
+    fn the_longest_lineage_fits_its_slot() {
+        let mut record = record();
+        let place = Place { session: SessionId([9; 16]), seq: Seq(u64::MAX) };
+        let session = Session { epoch: Epoch(u64::MAX), id: SessionId([8; 16]), opened_by: NodeId([7; 16]) };
+        record.lineage = vec![Opening { session, parent: Some(place), reason: Reason::Forced }; LINEAGE_MAX];
+        record.promised = Epoch(u64::MAX);
+        assert_eq!(ControlRecord::decode_slot(&record.encode_slot(u64::MAX)), Some((u64::MAX, record)));
     }
 
     #[test]
     fn any_flipped_bit_in_a_slot_is_noticed() {
-        let record = standby(2, Some(session(2, 3, 4)));
-        let slot = record.encode_slot(11);
-        assert_eq!(ControlRecord::decode_slot(&slot), Some((11, record)));
+        let slot = record().encode_slot(11);
         let used = 20 + u32::from_le_bytes(slot[16..20].try_into().unwrap()) as usize + 32;
         for at in 0..used {
             for bit in 0..8 {
@@ -282,4 +309,10 @@ mod tests {
         }
         assert_eq!(ControlRecord::decode_slot(&slot[..40]), None);
     }
+
+    const SLOT: &str = concat!(
+        "0b000000000000008900000001010101010101010101010101010101020202020202020202020202020202020103010304040404040404",
+        "04040404040404040402020202020202020202020202020202000001040404040404040404040404040404040607070707070707070707",
+        "070707070707070707070707070707070707070707070505050505050505050505050505050501",
+    );
 }

@@ -14,6 +14,7 @@ pub mod codec;
 pub mod control;
 pub mod entry;
 pub mod exclude;
+pub mod fingerprint;
 pub mod follow;
 pub mod git;
 pub mod id;

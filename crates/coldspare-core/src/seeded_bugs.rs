@@ -158,11 +158,23 @@ mod switch {
         RenamesLeaveWhatIsOwed,
         /// A number of a changeset is used twice.
         NumbersAreUsedTwice,
+        /// An active that opened the same epoch as another is served.
+        ConflictsAreServed,
+        /// A session that was left for a later one is served.
+        EarlierSessionsAreServed,
+        /// What the other node may rely on is answered before it is stored.
+        AnswersComeBeforeTheyAreStored,
+        /// A handover is sent before it is stored.
+        HandoversAreSentBeforeTheyAreStored,
+        /// A handover is taken whatever the tree is.
+        HandoversAreTakenAnywhere,
+        /// A promotion opens the epoch that is open already.
+        PromotionsKeepTheEpoch,
     }
 
     impl SeededBug {
         /// How many there are.
-        pub const COUNT: u32 = SeededBug::NumbersAreUsedTwice as u32;
+        pub const COUNT: u32 = SeededBug::PromotionsKeepTheEpoch as u32;
     }
 
     static ON: AtomicU32 = AtomicU32::new(0);

@@ -76,7 +76,7 @@ impl HeldBack {
     }
 
     /// Whether a path is held back, or something that it is in or that is in it.
-    pub(crate) fn covers(&self, root: RootId, path: &RelPath) -> bool {
+    pub fn covers(&self, root: RootId, path: &RelPath) -> bool {
         let is_it = |(r, at): &(RootId, RelPath)| *r == root && (path.is_within(at) || at.is_within(path));
         self.lock().keys().any(is_it) || self.repositories().iter().any(is_it) || self.tied().iter().any(is_it)
     }

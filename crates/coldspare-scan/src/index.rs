@@ -94,10 +94,10 @@ pub enum IndexError {
 
 /// A consistent view for one cycle.
 pub struct Snapshot {
-    rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub(crate) rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
     chunks: ReadOnlyTable<&'static [u8], &'static [u8]>,
     links: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    path: PathBuf,
+    pub(crate) path: PathBuf,
 }
 
 /// LIMIT: bytes of store pages held in memory.
@@ -113,7 +113,7 @@ pub(crate) const CHUNKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinitio
 pub(crate) const LINKS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("links");
 pub(crate) const GONE: TableDefinition<'static, &[u8], u64> = TableDefinition::new("gone");
 const STANDBYS: TableDefinition<'static, &[u8], u64> = TableDefinition::new("standbys");
-const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+pub(crate) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
 impl Index {
     /// Opens the index at `path`, making it when there is none.

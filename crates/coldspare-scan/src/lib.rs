@@ -4,6 +4,7 @@
 //! - [`watch`]: hints from the kernel of what may have changed.
 //! - [`dirty`]: those hints, collected until a cycle takes them.
 //! - [`capture`]: one cycle: looks, compares with the index, reads what changed, hands it over.
+//! - [`inherit`]: the index of a home that came about by replication.
 //! - [`proof`]: a look beside the cycles for what the watch missed.
 //!
 //! Architecture invariant: events are hints, scans are truth. Nothing here is correct only because an event came.
@@ -18,6 +19,7 @@ pub mod dirty;
 mod discover;
 mod held;
 pub mod index;
+pub mod inherit;
 mod inspect;
 mod links;
 mod pack;

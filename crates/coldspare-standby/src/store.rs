@@ -66,16 +66,22 @@ impl Store {
         if path.exists() { Store::of(open_or_create(path)?, path) } else { Store::make(path) }
     }
 
-    /// Makes the store under another name: one that a crash left half made can't be opened, and here it is made anew.
     fn make(path: &Path) -> Result<Store, OpenError> {
+        Store::make_with(path, |_| Ok(()))
+    }
+
+    /// Makes the store under another name, with what `fill` writes durably: one that a crash left half made can't be opened,
+    /// and here it is made anew.
+    pub(crate) fn make_with<E: From<OpenError>>(path: &Path, fill: impl FnOnce(&Store) -> Result<(), E>) -> Result<Store, E> {
         let mut new = path.as_os_str().to_owned();
         new.push(".new");
         let io = |e: std::io::Error| OpenError::Recovery(fail(path)(e));
         match std::fs::remove_file(&new) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(io(e).into()),
             _ => {}
         }
         let store = Store::of(open_or_create(Path::new(&new))?, path)?;
+        fill(&store)?;
         std::fs::rename(&new, path).map_err(io)?;
         let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         std::fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(io)?;

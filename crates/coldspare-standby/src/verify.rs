@@ -204,7 +204,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// What differs between a row and what `stat` says; `None` when nothing does.
-    fn compare_metadata(&self, root: RootId, path: &RelPath, row: &ManifestRow, stat: &Stat) -> Option<(ProblemKind, String)> {
+    pub(crate) fn compare_metadata(&self, root: RootId, path: &RelPath, row: &ManifestRow, stat: &Stat) -> Option<(ProblemKind, String)> {
         let differs = |kind, expected: String, found: String| Some((kind, format!("expected {expected}, found {found}")));
         let meta = &row.entry.meta;
         let expected_kind = match row.entry.body {

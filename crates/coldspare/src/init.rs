@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use coldspare_core::control::{ControlRecord, Role, Session};
+use coldspare_core::control::{ControlRecord, Role};
 use coldspare_core::{ClusterId, Epoch, NodeId, SessionId};
 use coldspare_transport::{Invitation, Secret};
 
@@ -51,16 +51,7 @@ pub(crate) fn standby(init: Init, listen: Option<&str>, advertise: Option<&str>)
         state.create()?;
         let cluster = ClusterId(random()?);
         roots::mark(&config.roots, cluster)?;
-        let record = ControlRecord {
-            cluster,
-            node: NodeId(random()?),
-            role: Role::Standby,
-            promised: Epoch(0),
-            session: None,
-            boot: [0; 16],
-            clean: true,
-        };
-        state.set_control(&record)?;
+        state.set_control(&ControlRecord::standby(cluster, NodeId(random()?)))?;
         (config, state)
     };
     let record = state.control()?;
@@ -97,17 +88,8 @@ pub(crate) fn active(init: Init, invite: &str) -> Outcome {
     state.create()?;
     roots::mark(&config.roots, invitation.cluster)?;
     let node = NodeId(random()?);
-    let session = Session { epoch: invitation.epoch, id: SessionId(random()?), opened_by: node };
     let boot = coldspare_os::boot_id().map_err(|e| Failure::usage(format!("the boot id can't be read: {e}")))?;
-    let record = ControlRecord {
-        cluster: invitation.cluster,
-        node,
-        role: Role::Active,
-        promised: invitation.epoch,
-        session: Some(session),
-        boot,
-        clean: true,
-    };
+    let record = ControlRecord::active(invitation.cluster, node, invitation.epoch, SessionId(random()?), boot);
     state.set_pin(invitation.standby)?;
     state.set_invitation(&invitation.to_string())?;
     state.identity_or_new()?;

@@ -14,6 +14,7 @@ pub mod exit;
 mod init;
 mod memory;
 mod progress;
+mod role;
 mod roots;
 mod socket;
 mod standby;

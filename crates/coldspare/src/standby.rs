@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use coldspare_core::Seq;
-use coldspare_core::control::{Admission, ControlRecord, Refusal, Role};
+use coldspare_core::control::{ControlRecord, Effect, Event, Refusal, Role, step};
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
 use coldspare_os::RealDisk;
@@ -28,6 +28,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
+use crate::role::{self, NotTaken};
 use crate::roots;
 use crate::socket::{self, Asked, Call, Reply, Request};
 use crate::state::State;
@@ -224,14 +225,21 @@ impl Shared {
         {
             return Err(Refusal::Version { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION });
         }
-        let mut record = lock(&self.record).clone();
-        let admission = record.admit(open.cluster, &open.session)?;
+        let mut record = lock(&self.record);
+        let hello = Event::Hello { cluster: open.cluster, session: open.session };
+        // What the rules refuse is refused before what can be corrected.
+        step(&record, hello.clone())?;
         self.compare_roots(open)?;
-        if admission == Admission::Adopt {
+        let (next, answers) = role::take(&self.state, &record, hello).map_err(NotTaken::into_refusal)?;
+        if next.session() != record.session() {
             tracing::info!(session = %open.session.id, epoch = open.session.epoch.0, "following a new session");
-            record = record.adopt(open.session);
-            self.state.set_control(&record).map_err(unable)?;
-            *lock(&self.record) = record;
+        }
+        *record = next;
+        drop(record);
+        if let Some(refusal) =
+            answers.into_iter().find_map(|answer| if let Effect::Refuse(refusal) = answer { Some(refusal) } else { None })
+        {
+            return Err(refusal);
         }
         if !is_pinned {
             // The pin first: a crash between the two leaves an invitation that the pinned active no longer needs.
@@ -628,7 +636,7 @@ impl Shared {
         json!({
             "role": record.role.word(),
             "epoch": record.promised.0,
-            "session": record.session.map(|s| s.id.to_string()),
+            "session": record.session().map(|s| s.id.to_string()),
             "seq": applied.map_or(0, |a| a.seq.0),
             "as_of": (as_of > 0).then(|| crate::active::rfc3339(as_of)),
             "as_of_ms": (as_of > 0).then_some(as_of),

@@ -124,6 +124,10 @@ impl State {
             }
             Err(e) => return Err(self.fail(&path, "can't be read", e)),
         };
+        if bytes.starts_with(b"csctrl\0\x01") || bytes.get(SLOT_BYTES..).is_some_and(|slot| slot.starts_with(b"csctrl\0\x01")) {
+            let path = path.display();
+            return Err(Failure::usage(format!("the control record {path} has format 1, this coldspare needs 2: set both hosts up anew")));
+        }
         newest_slot(&bytes).map(|(_, record)| record).ok_or_else(|| {
             Failure::damage(format!(
                 "the control record {} is damaged in both slots; which epoch this node promised is lost: compare with the other host \
@@ -268,7 +272,6 @@ fn newest_slot(bytes: &[u8]) -> Option<(u64, ControlRecord)> {
 
 #[cfg(test)]
 mod tests {
-    use coldspare_core::control::Role;
     use coldspare_core::{ClusterId, Epoch, NodeId};
 
     use super::*;
@@ -277,15 +280,7 @@ mod tests {
     fn a_torn_control_record_leaves_the_older_one() {
         let dir = tempfile::tempdir().unwrap();
         let state = State::at(dir.path());
-        let mut record = ControlRecord {
-            cluster: ClusterId([1; 16]),
-            node: NodeId([2; 16]),
-            role: Role::Standby,
-            promised: Epoch(1),
-            session: None,
-            boot: [0; 16],
-            clean: false,
-        };
+        let mut record = ControlRecord::standby(ClusterId([1; 16]), NodeId([2; 16]));
         for epoch in 1..=3 {
             record.promised = Epoch(epoch);
             state.set_control(&record).unwrap();

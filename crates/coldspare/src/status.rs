@@ -71,7 +71,7 @@ pub(crate) fn stopped(state: &State) -> Result<Value, Failure> {
     Ok(json!({
         "role": record.role.word(),
         "epoch": record.promised.0,
-        "session": record.session.map(|s| s.id.to_string()),
+        "session": record.session().map(|s| s.id.to_string()),
         "seq": null,
         "as_of": null,
         "lag_ms": null,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
-use coldspare_core::control::{Admission, ControlRecord, Role, Session};
+use coldspare_core::control::{self, ControlRecord, Session, step};
 use coldspare_core::exclude::Exclude;
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::{Effect, End, FrameKind, Input, Intake, StreamNo};
@@ -59,15 +59,7 @@ impl Host {
         let disk = ModelDisk::new();
         disk.make_dirs(format!("{HOME}/.coldspare"));
         disk.settle();
-        let record = ControlRecord {
-            cluster: CLUSTER,
-            node: NodeId([3; 16]),
-            role: Role::Standby,
-            promised: Epoch(1),
-            session: None,
-            boot: [0; 16],
-            clean: false,
-        };
+        let record = ControlRecord { promised: Epoch(1), ..ControlRecord::standby(CLUSTER, NodeId([3; 16])) };
         Host {
             disk,
             fuse: Fuse::default(),
@@ -193,9 +185,8 @@ impl World {
     }
 
     fn greet(&mut self, link: u64, session: Session) {
-        match self.host.record.admit(CLUSTER, &session) {
-            Ok(Admission::Known) => {}
-            Ok(Admission::Adopt) => self.host.record = self.host.record.clone().adopt(session),
+        match step(&self.host.record, control::Event::Hello { cluster: CLUSTER, session }) {
+            Ok((record, _)) => self.host.record = record,
             Err(refusal) => return self.refuse(link, refusal.to_string()),
         }
         let promised = self.oracle.promised(self.host.record.promised);

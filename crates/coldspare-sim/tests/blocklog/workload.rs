@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use coldspare_core::control::{ControlRecord, Role, SLOT_BYTES};
+use coldspare_core::control::{ControlRecord, SLOT_BYTES};
 use coldspare_core::{ClusterId, Epoch, NodeId};
 use coldspare_scan::capture::Work;
 use coldspare_sim::blocklog::{Disk, Filesystem, Op};
@@ -256,7 +256,7 @@ pub(crate) fn control_path(at: &Path) -> PathBuf {
 fn promise(at: &Path, epoch: u64) {
     let path = control_path(at);
     let (cluster, node) = (ClusterId([1; 16]), NodeId([2; 16]));
-    let record = ControlRecord { cluster, node, role: Role::Standby, promised: Epoch(epoch), session: None, boot: [0; 16], clean: false };
+    let record = ControlRecord { promised: Epoch(epoch), ..ControlRecord::standby(cluster, node) };
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(&path).unwrap();
     let next = epoch + 1;
     file.write_all_at(&record.encode_slot(next), (next % 2) * SLOT_BYTES as u64).unwrap();

@@ -1,6 +1,7 @@
 //! The table: each bug, the promise that it breaks, and the harness that notices it.
 
 use coldspare_core::seeded_bugs::SeededBug;
+use coldspare_sim::failover::Bounds;
 use coldspare_sim::model::Defect::{self, StoreSyncs, Syncs};
 use coldspare_sim::world;
 
@@ -35,6 +36,8 @@ pub(crate) enum Harness {
     Readers,
     /// One situation.
     Scenario(fn() -> Result<(), String>),
+    /// Every order of events within these bounds.
+    Model(Bounds),
 }
 
 impl Harness {
@@ -44,6 +47,7 @@ impl Harness {
             CrashStates(_) => "crash states",
             Readers => "readers",
             Scenario(_) => "scenario",
+            Model(_) => "model checker",
         }
     }
 }
@@ -69,7 +73,11 @@ const fn world(name: &'static str, breaks: &'static str, defect: world::Defect) 
     Bug { name, breaks, switch: Switch::World(defect), harness: World }
 }
 
-use Harness::{CrashStates, Readers, Scenario, World};
+use Harness::{CrashStates, Model, Readers, Scenario, World};
+
+const QUIET: Bounds = Bounds { writes: 1, forced: 0, power_cuts: 0, kills: 0, planned: 0, messages: 7, offers: false };
+const SWITCHOVER: Harness = Model(Bounds { planned: 1, power_cuts: 1, ..QUIET });
+const RESTARTS: Harness = Model(Bounds { writes: 2, power_cuts: 2, ..QUIET });
 
 const WORK: &[u8] = b"/home/.coldspare";
 const STAGE: &[u8] = b"/home/.coldspare/stage";
@@ -166,4 +174,11 @@ pub(crate) const BUGS: &[Bug] = &[
     world("hints of a failed cycle are dropped", "G3", world::Defect::HintsAreDropped),
     world("hints that come during a capture are lost", "G3", world::Defect::LateHintsAreLost),
     code!(SessionsSurviveThePowerLoss, "G5", Scenario(scenarios::what_a_power_loss_took_is_kept)),
+    // Roles.
+    code!(ConflictsAreServed, "R3", Scenario(scenarios::two_openers_of_one_epoch_stop_each_other)),
+    code!(EarlierSessionsAreServed, "R3", RESTARTS),
+    code!(AnswersComeBeforeTheyAreStored, "R4", SWITCHOVER),
+    code!(HandoversAreSentBeforeTheyAreStored, "R7", SWITCHOVER),
+    code!(HandoversAreTakenAnywhere, "R7", SWITCHOVER),
+    code!(PromotionsKeepTheEpoch, "R8", SWITCHOVER),
 ];

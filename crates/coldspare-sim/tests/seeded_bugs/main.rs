@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use bugs::{BUGS, Bug, Harness, Switch};
 use coldspare_core::seeded_bugs::{SeededBug, reached, switch};
+use coldspare_sim::failover;
 use coldspare_sim::model::{Limits, explore};
 use coldspare_sim::world::{self, Options, run};
 
@@ -28,6 +29,9 @@ const SEEDS: u64 = 1_000;
 const THREADS: usize = 2;
 /// States of the files at each crash point: a bug shows in many of them.
 const STATES_MAX: usize = 100;
+
+/// States that the model checker looks at.
+const MODEL_STATES_MAX: usize = 400_000;
 
 /// Whether the bug is on in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +61,7 @@ impl Bug {
             Harness::CrashStates(workloads) => workloads.iter().find_map(|name| self.notice_once(|is| self.explore(name, is))),
             Harness::Readers => self.notice_once(|_| readers::meet_whole_repositories()),
             Harness::Scenario(scenario) => self.notice_once(|_| scenario()),
+            Harness::Model(bounds) => self.notice_once(|_| check_model(bounds)),
         }
     }
 
@@ -115,6 +120,11 @@ impl Bug {
         }
         None
     }
+}
+
+fn check_model(bounds: failover::Bounds) -> Result<(), String> {
+    let found = failover::explore(bounds, failover::Defect::None, MODEL_STATES_MAX);
+    found.broken.first().map_or(Ok(()), |broken| Err(format!("{} ({} states)", broken.name, found.states)))
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use coldspare_core::brakes::Limits;
 use coldspare_core::changeset::{Ask, Have, Totals};
-use coldspare_core::control::{ControlRecord, Role, Session};
+use coldspare_core::control::{ControlRecord, Event, Fresh, Session, step};
 use coldspare_core::exclude::Exclude;
 use coldspare_core::follow::{Effect as FollowEffect, Extent, Follow, FollowConfig, Input as Following, Sent};
 use coldspare_core::intake::{Effect, End, Input, Intake};
@@ -643,7 +643,10 @@ pub(crate) fn what_a_power_loss_took_is_kept() -> Result<(), String> {
     let mut both = Both::with(&[("file", b"content"), ("lost", b"pushed, not synced")]);
     both.active.remove(Both::at("lost")).unwrap();
     let session = Session { epoch: Epoch(1), id: both.session, opened_by: NODE };
-    if record().adopt(session).continues([2; 16]) {
+    let active = ControlRecord::active(CLUSTER, NODE, session.epoch, session.id, [1; 16]);
+    let fresh = Fresh { id: SessionId([2; 16]), boot: [2; 16] };
+    let (started, _) = step(&active, Event::Started(fresh)).map_err(|e| e.to_string())?;
+    if started.session() == Some(session) {
         both.follow()?;
     } else {
         both.begin_a_session();
@@ -838,12 +841,21 @@ pub(crate) fn what_a_failed_sync_was_to_write_is_never_acknowledged() -> Result<
     )
 }
 
-fn record() -> ControlRecord {
-    let (cluster, node, role, promised) = (CLUSTER, STANDBY, Role::Standby, Epoch(1));
-    ControlRecord { cluster, node, role, promised, session: None, boot: [1; 16], clean: false }
-}
-
 pub(crate) fn a_lower_epoch_is_refused() -> Result<(), String> {
     let session = |epoch| Session { epoch: Epoch(epoch), id: SessionId([epoch as u8; 16]), opened_by: NODE };
-    holds(record().adopt(session(3)).admit(CLUSTER, &session(2)).is_err(), "G4: an active of a lower epoch is served")
+    let hello = |epoch| Event::Hello { cluster: CLUSTER, session: session(epoch) };
+    let (record, _) = step(&ControlRecord::standby(CLUSTER, STANDBY), hello(3)).map_err(|e| e.to_string())?;
+    holds(step(&record, hello(2)).is_err(), "G4: an active of a lower epoch is served")
+}
+
+/// Both hosts opened an epoch: neither is served, and an active that meets the other stops.
+pub(crate) fn two_openers_of_one_epoch_stop_each_other() -> Result<(), String> {
+    let session = |opened_by, id| Session { epoch: Epoch(2), id: SessionId([id; 16]), opened_by };
+    let active = ControlRecord::active(CLUSTER, NODE, Epoch(2), SessionId([1; 16]), [1; 16]);
+    let rival = Event::Hello { cluster: CLUSTER, session: session(STANDBY, 2) };
+    let met = step(&active, rival.clone()).map_err(|e| e.to_string());
+    let is_stopped = met.is_ok_and(|(record, _)| record.role == coldspare_core::control::Role::Fenced);
+    let hello = Event::Hello { cluster: CLUSTER, session: session(NODE, 1) };
+    let (follower, _) = step(&ControlRecord::standby(CLUSTER, NodeId([9; 16])), hello).map_err(|e| e.to_string())?;
+    holds(is_stopped && step(&follower, rival).is_err(), "R3: two openers of one epoch are both served")
 }

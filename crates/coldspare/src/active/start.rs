@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coldspare_core::control::{ControlRecord, Role, Session};
+use coldspare_core::control::{ControlRecord, Event, Role, Session};
 use coldspare_core::follow::{Follow, FollowConfig};
 use coldspare_core::{NodeId, SessionId};
 use coldspare_os::{Disk, RealDisk};
@@ -21,6 +21,7 @@ use super::{Active, Mode, NEVER_SECONDS, QUEUE};
 use crate::config::{Config, WatchMode};
 use crate::exit::{Failure, Outcome};
 use crate::progress::Bar;
+use crate::role::{self, NotTaken};
 use crate::roots;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
@@ -40,7 +41,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
         return Err(Failure::fenced(format!("this host is {}, not the active; only the active sends", record.role.word())));
     }
     let _lock = state.lock()?;
-    let (record, session) = open_session(&state, record)?;
+    let (record, session) = open_session(&state, &record)?;
     let Some(address) = config.peer.address.clone() else {
         return Err(Failure::usage("[peer] address is missing in the configuration: the standby's host:port"));
     };
@@ -65,9 +66,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
     };
     runtime.shutdown_timeout(Duration::from_secs(5));
     if outcome.is_ok() {
-        let mut record = state.control()?;
-        record.clean = true;
-        state.set_control(&record)?;
+        role::take(&state, &state.control()?, Event::Stopped).map_err(NotTaken::into_failure)?;
     }
     outcome
 }
@@ -160,37 +159,10 @@ async fn follow(
 }
 
 /// Continues the session, or opens a new one when something durable may be lost (R1).
-fn open_session(state: &State, mut record: ControlRecord) -> Result<(ControlRecord, Session), Failure> {
-    let boot = boot_id()?;
-    let session = match record.session {
-        Some(session) if record.continues(boot) => session,
-        _ => {
-            let session = Session { epoch: record.promised, id: SessionId(crate::init::random()?), opened_by: record.node };
-            tracing::warn!(session = %session.id, "the host was restarted: a new session begins, everything is compared");
-            if state.index_path().exists() {
-                Index::open(&state.index_path())
-                    .and_then(|index| index.distrust_recent(coldspare_scan::watch::now_ms()))
-                    .map_err(super::index_failure)?;
-            }
-            session
-        }
-    };
-    record.session = Some(session);
-    record.boot = boot;
-    record.clean = false;
-    state.set_control(&record)?;
+fn open_session(state: &State, record: &ControlRecord) -> Result<(ControlRecord, Session), Failure> {
+    let (record, _) = role::take(state, record, Event::Started(role::fresh()?)).map_err(NotTaken::into_failure)?;
+    let session = record.session().ok_or_else(|| Failure::damage("the control record of an active has no session"))?;
     Ok((record, session))
-}
-
-/// The id of the kernel's run; `COLDSPARE_BOOT_ID`, for tests, stands for a restart of the host.
-fn boot_id() -> Result<[u8; 16], Failure> {
-    match std::env::var("COLDSPARE_BOOT_ID") {
-        Ok(text) => {
-            let id = SessionId::parse(&text);
-            id.map(|id| id.0).ok_or_else(|| Failure::usage("COLDSPARE_BOOT_ID isn't 32 hexadecimal digits; unset it"))
-        }
-        Err(_) => coldspare_os::boot_id().map_err(|e| Failure::usage(format!("the boot id can't be read: {e}"))),
-    }
 }
 
 fn open_capture(
