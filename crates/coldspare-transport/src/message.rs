@@ -173,11 +173,6 @@ pub enum ToActive {
         /// Why.
         failure: Failure,
     },
-    /// The standby holds a changeset back until a person decides.
-    Waiting {
-        /// For what.
-        reason: String,
-    },
     /// Repositories that a changeset left as they were, since a reference named an object that was neither sent nor
     /// there; said before its `Acked`, and again at each connection until they are taken.
     Incomplete {
@@ -366,7 +361,6 @@ impl Control for ToActive {
                 ..
             } => check_text(text),
             ToActive::Incomplete { repositories, .. } => check_count("repositories", repositories.len(), REPOSITORIES_MAX),
-            ToActive::Waiting { reason } => check_text(reason),
             ToActive::Refused(_) | ToActive::Acked { .. } | ToActive::Failed { .. } => Ok(()),
         }
     }

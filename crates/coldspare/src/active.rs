@@ -313,7 +313,7 @@ impl Active {
     /// and so does what the standby says next.
     fn heard(&mut self, message: ToActive) -> Result<Option<Code>, Failure> {
         let is_of_index = matches!(&message, ToActive::Incomplete { repositories, .. } if !repositories.is_empty());
-        let is_answer = matches!(message, ToActive::Answer { .. } | ToActive::Waiting { .. });
+        let is_answer = matches!(message, ToActive::Answer { .. });
         if self.is_capturing && !is_answer && (is_of_index || !self.unheard.is_empty()) {
             self.unheard.push_back(message);
             return Ok(None);
@@ -351,10 +351,6 @@ impl Active {
             ToActive::Incomplete { seq, repositories } => {
                 self.incomplete(seq, &repositories)?;
                 self.hinted();
-            }
-            ToActive::Waiting { reason } => {
-                tracing::warn!(reason, "the standby waits");
-                self.last_trouble = Some(reason);
             }
             ToActive::Welcome(_) | ToActive::Refused(_) => self.link_lost("the standby repeats its greeting"),
         }

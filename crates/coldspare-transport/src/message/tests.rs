@@ -95,8 +95,7 @@ fn golden_to_active() {
     golden(ToActive::Welcome(Welcome { applied: None, ..welcome }), "000105302e312e30666666666666666666666666666666660200fbfb00");
     golden(ToActive::Answer { no: 7, have: vec![Have::Missing, Have::AtPath, Have::Staged] }, "020703000102");
     golden(ToActive::Acked { seq: Seq(5), as_of_ms: 1_700_000_000_000 }, "0305fd0068e5cf8b010000");
-    golden(ToActive::Waiting { reason: "why".into() }, "0503776879");
-    golden(ToActive::Incomplete { seq: Seq(5), repositories: vec![(RootId(1), path("a"))] }, "060501010161");
+    golden(ToActive::Incomplete { seq: Seq(5), repositories: vec![(RootId(1), path("a"))] }, "050501010161");
 }
 
 #[test]
@@ -214,7 +213,6 @@ fn lists_stop_at_their_limit() {
 fn texts_stop_at_their_limit() {
     let long = || "x".repeat(TEXT_BYTES_MAX + 1);
     for message in [
-        ToActive::Waiting { reason: long() },
         ToActive::Failed { seq: Seq(1), failure: Failure::Io(long()) },
         ToActive::Refused(Refusal::Unable(long())),
     ] {
