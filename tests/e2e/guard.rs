@@ -172,6 +172,20 @@ fn by_hand_it_is_stopped_for_certain_and_started_once() {
 }
 
 #[test]
+fn nothing_is_started_where_the_home_isnt_mounted() {
+    let g = Guarded::new("", "");
+    g.say("RUNNING");
+    let (home, away) = (&g.pair.active.home, g.dir.join("away"));
+    std::fs::rename(home, &away).unwrap();
+    std::fs::create_dir(home).unwrap();
+    g.run(&["application", "start"]).expect(5, "is the right filesystem mounted?");
+    assert_eq!(g.ran(), Vec::<String>::new());
+    std::fs::remove_dir(home).unwrap();
+    std::fs::rename(&away, home).unwrap();
+    g.start_application();
+}
+
+#[test]
 fn load_balancers_are_sent_to_the_healthy_active_only() {
     let mut g = Guarded::new("", "");
     let health = |g: &Guarded, host: &Host| {

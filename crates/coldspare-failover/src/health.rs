@@ -336,6 +336,19 @@ mod tests {
         assert_eq!(ask(&url, Duration::from_secs(20)), Health::Running);
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_answer_panics(head in "(HTTP/1.1 200 OK\r\n(Transfer-Encoding: chunked|Content-Length: [0-9]{1,20})\r\n\r\n)?", body: Vec<u8>) {
+            let bytes = [head.as_bytes(), &body].concat();
+            for stage in [Stage::Open, Stage::Over] {
+                if let Ok(Some(response)) = parse(&bytes, stage) {
+                    proptest::prop_assert!(response.body.len() <= bytes.len());
+                    interpret(Some(response.status), &response.body);
+                }
+            }
+        }
+    }
+
     #[test]
     fn urls_are_checked() {
         let shown = |text: &str| text.parse::<Url>().map(|u| u.to_string());

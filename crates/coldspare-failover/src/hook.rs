@@ -91,17 +91,15 @@ pub fn run(hook: &Hook, variables: &[(String, String)]) -> io::Result<Ran> {
         command.env_remove(name);
     }
     command.envs(hook.environment.iter().cloned()).envs(variables.iter().cloned()).env(MARK, &mark);
-    let file = match &hook.leftovers {
+    match &hook.leftovers {
         Leftovers::Killed => {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
-            None
         }
         Leftovers::Kept { output } => {
-            let file = File::options().create(true).truncate(true).write(true).read(true).open(output)?;
-            command.stdout(file.try_clone()?).stderr(file.try_clone()?);
-            Some(file)
+            let file = File::create(output)?;
+            command.stdout(file.try_clone()?).stderr(file);
         }
-    };
+    }
     let mut leader = GroupLeader::spawn(&mut command)?;
     let mut output = Tail::default();
     let mut streams: Vec<Box<dyn Stream>> = Vec::new();
@@ -122,8 +120,9 @@ pub fn run(hook: &Hook, variables: &[(String, String)]) -> io::Result<Ran> {
         kill_marked(&mark);
     }
     drain(&mut streams, &leader, &mut output)?;
-    if let Some(file) = file {
-        read_tail(file, &mut output)?;
+    if let Leftovers::Kept { output: path } = &hook.leftovers {
+        // Opened anew: a place in the file that were shared with who goes on writing would be moved.
+        read_tail(&File::open(path)?, &mut output)?;
     }
     let end = match has_ended {
         false => End::Stuck,
@@ -283,7 +282,7 @@ impl Tail {
     }
 }
 
-fn read_tail(mut file: File, output: &mut Tail) -> io::Result<()> {
+fn read_tail(mut file: &File, output: &mut Tail) -> io::Result<()> {
     let len = file.metadata()?.len();
     file.seek(SeekFrom::Start(len.saturating_sub(OUTPUT_BYTES_MAX as u64)))?;
     let mut bytes = Vec::new();

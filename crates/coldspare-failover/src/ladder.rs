@@ -33,8 +33,8 @@ pub struct Ladder {
     verdict: Option<Verdict>,
     /// Looks in a row that found it unhealthy.
     failures: u32,
-    /// Looks in a row that found neither process nor answer.
-    gone: u32,
+    /// Looks in a row that found what waiting doesn't mend: neither process nor answer, or a disk that takes no writes.
+    hopeless: u32,
     /// The process that was last seen to serve.
     ran: Option<u64>,
     young_since: Option<Duration>,
@@ -96,7 +96,7 @@ impl Ladder {
             memory,
             verdict: None,
             failures: 0,
-            gone: 0,
+            hopeless: 0,
             ran: None,
             young_since: None,
             healthy_since: None,
@@ -174,7 +174,7 @@ impl Ladder {
         // A person who resumes has looked; a new term as active is a new beginning. Not so the first word after a restart.
         let is_anew = self.duty == Duty::Paused || duty == Duty::Inactive;
         self.duty = duty;
-        (self.verdict, self.failures, self.gone, self.healthy_since) = (None, 0, 0, None);
+        (self.verdict, self.failures, self.hopeless, self.healthy_since) = (None, 0, 0, None);
         if is_anew {
             self.remember(Memory::default());
         }
@@ -199,7 +199,8 @@ impl Ladder {
             self.ran = Some(incarnation);
         }
         let is_gone = matches!((&observation.health, observation.process), (Health::Failed(_), Process::Gone));
-        self.gone = if is_gone { self.gone.saturating_add(1).min(self.limits.failures) } else { 0 };
+        let is_broken = matches!((&verdict, &observation.disk), (Verdict::Unhealthy(_), DiskState::Failed(_)));
+        self.hopeless = if is_gone || is_broken { self.hopeless.saturating_add(1).min(self.limits.failures) } else { 0 };
         self.failures = match verdict {
             Verdict::Unhealthy(_) => self.failures.saturating_add(1).min(self.limits.failures),
             _ => 0,
@@ -273,7 +274,7 @@ impl Ladder {
         self.tell(News::AttemptFailed { attempt, why });
         let factor = 1u32.checked_shl(attempt - 1).unwrap_or(u32::MAX);
         self.not_before = now + self.limits.backoff.saturating_mul(factor).min(self.limits.backoff_max);
-        (self.failures, self.gone) = (0, 0);
+        (self.failures, self.hopeless) = (0, 0);
         self.phase = Phase::Watching;
         if attempt >= self.limits.attempts && matches!(self.verdict, None | Some(Verdict::Unhealthy(_))) {
             self.phase = Phase::Stop(Goal::HandOver);
@@ -314,7 +315,7 @@ impl Ladder {
                 self.act(Action::Start);
                 self.phase = Phase::Rising { give_up_at: now + self.limits.start_limit };
                 self.looks_from = now;
-                (self.verdict, self.failures, self.gone, self.healthy_since, self.young_since) = (None, 0, 0, None, None);
+                (self.verdict, self.failures, self.hopeless, self.healthy_since, self.young_since) = (None, 0, 0, None, None);
             }
             Phase::Rising { give_up_at } => return self.rise(now, give_up_at),
             Phase::Fence => self.act(Action::FenceSelf),
@@ -334,7 +335,14 @@ impl Ladder {
                 self.tell(News::Corrected);
                 self.phase = Phase::Watching;
             }
-            _ if self.gone >= self.limits.failures => self.attempt_failed(now, "the process ended after its start".into()),
+            _ if self.hopeless >= self.limits.failures => {
+                let why = match &self.verdict {
+                    Some(Verdict::Unhealthy(why)) => why.as_str(),
+                    _ => "it is gone",
+                };
+                let why = format!("not healthy after its start: {why}");
+                self.attempt_failed(now, why);
+            }
             Some(Verdict::HandsOff(HandsOff::Starting)) if now >= give_up_at => {
                 self.tell_once(News::StartSlow);
                 return false;

@@ -85,7 +85,10 @@ impl Application {
         };
         match action {
             Action::Stop => hook(HookName::Stop),
-            Action::Start => hook(HookName::Start),
+            Action::Start => match self.check_roots() {
+                Ok(()) => hook(HookName::Start),
+                Err(failure) => Answer::Failed(failure.message),
+            },
             Action::FenceSelf => hook(HookName::FenceSelf),
             Action::Failover { .. } => hook(HookName::Failover),
             Action::Kill => {
@@ -148,6 +151,11 @@ impl Application {
             tracing::warn!(error = %why, "the application could not be killed");
         }
         self.wait_dead(Instant::now() + limits.kill_wait)
+    }
+
+    /// An application that is started over a folder where its home isn't mounted sets up a new one there.
+    fn check_roots(&self) -> Result<(), Failure> {
+        crate::roots::resolve(&self.config, self.state.control()?.cluster).map(drop)
     }
 
     fn wait_dead(&self, until: Instant) -> Result<Proof, Failure> {

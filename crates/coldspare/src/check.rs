@@ -71,6 +71,11 @@ fn examine_hooks(config: &Config, findings: &mut Vec<Finding>) {
     if !me.is_root() {
         warn("not root: processes of other users can't be examined, so the application can't be proven dead");
     }
+    if guard.pid_file.is_none() && guard.unit().is_none() && guard.search(vec![]).patterns.is_empty() {
+        warn(
+            "nothing tells the application's process, so one that has just begun looks like one that hangs: set guard.pid_file, unit or patterns",
+        );
+    }
     if config.hooks.resolve(HookName::Failover, guard, &config.state).is_none() {
         warn("hooks.failover isn't set: when all attempts failed people are told, and nothing else is done");
     } else if !guard.failover_fences && config.hooks.resolve(HookName::FenceSelf, guard, &config.state).is_none() {

@@ -8,11 +8,12 @@ mod report;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use coldspare_core::control::Role;
 use coldspare_failover::ladder::{Action, Duty, Effect, Input, Ladder, Memory, Outcome as Answer};
-use coldspare_failover::observation::{Health, Observation};
+use coldspare_failover::observation::{DiskState, Health, Observation, Process};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -27,6 +28,10 @@ pub(crate) use report::{ask, pause, refuse_beside_guard, resume, status};
 const QUEUE: usize = 16;
 /// How long a proof of death may take to read `/proc`.
 const PROVE_LIMIT: Duration = Duration::from_secs(20);
+/// What a look may take beyond the limits of its parts; then it counts as one that failed.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// LIMIT: looks that hang in the kernel; with so many nobody looks any more, and each look has failed.
+const HUNG_LOOKS_MAX: usize = 8;
 /// The note in the state folder that pauses the guard.
 const PAUSED_NOTE: &str = "guard-paused";
 /// The note that keeps the ladder's memory.
@@ -44,6 +49,8 @@ struct GuardDaemon {
     herald: Herald,
     events: mpsc::Sender<Event>,
     is_looking: bool,
+    /// Looks that have begun and not ended.
+    hung_looks: Arc<AtomicUsize>,
     look_at: Instant,
     duty: Duty,
     looks: u64,
@@ -79,6 +86,7 @@ async fn guard(application: Arc<Application>) -> Outcome {
         herald: Herald::start(application.clone()),
         events,
         is_looking: false,
+        hung_looks: Arc::default(),
         look_at: Instant::now(),
         duty: Duty::Inactive,
         looks: 0,
@@ -143,8 +151,28 @@ impl GuardDaemon {
         }
         self.is_looking = true;
         let (application, events, began) = (self.application.clone(), self.events.clone(), self.now());
-        tokio::task::spawn_blocking(move || {
-            let _ = events.blocking_send(Event::Looked(Box::new(application.observe(began))));
+        let hung = self.hung_looks.clone();
+        tokio::spawn(async move {
+            let limit =
+                LOOK_LIMIT + Duration::from_secs(2 * application.guard().status_timeout_seconds + application.guard().check_seconds);
+            let failed =
+                |why: &str| Observation { began, health: Health::Failed(why.into()), process: Process::Unknown, disk: DiskState::Good };
+            let observation = if hung.load(Ordering::Relaxed) >= HUNG_LOOKS_MAX {
+                failed("whoever looks hangs")
+            } else {
+                hung.fetch_add(1, Ordering::Relaxed);
+                let work = tokio::task::spawn_blocking(move || {
+                    let observation = application.observe(began);
+                    hung.fetch_sub(1, Ordering::Relaxed);
+                    observation
+                });
+                match tokio::time::timeout(limit, work).await {
+                    Ok(Ok(observation)) => observation,
+                    Ok(Err(e)) => failed(&e.to_string()),
+                    Err(_) => failed("no look came to an end in time"),
+                }
+            };
+            let _ = events.send(Event::Looked(Box::new(observation))).await;
         });
     }
 

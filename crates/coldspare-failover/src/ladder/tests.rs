@@ -181,6 +181,23 @@ fn without_proof_of_death_nothing_starts_and_the_fence_decides() {
 }
 
 #[test]
+fn a_start_without_hope_is_given_up_before_its_limit() {
+    for (health, process, disk) in
+        [(failed(), Process::Gone, DiskState::Good), (Health::Running, Process::Unknown, DiskState::Failed("EIO".into()))]
+    {
+        let mut b = Bench::new(limits());
+        b.fall_ill();
+        (0..3).for_each(|_| b.end(Outcome::Done));
+        for _ in 0..2 {
+            assert_eq!(b.ladder.memory().attempts, 0);
+            let look = Observation { began: b.now, health: health.clone(), process, disk: disk.clone() };
+            b.give(Input::Observed(look));
+        }
+        assert_eq!(b.ladder.memory().attempts, 1);
+    }
+}
+
+#[test]
 fn starting_is_told_of_and_left_alone_however_long_it_takes() {
     let mut b = Bench::new(limits());
     b.fall_ill();

@@ -383,7 +383,8 @@ impl Guard {
         }
     }
 
-    fn unit(&self) -> Option<String> {
+    /// The systemd unit that the application runs as.
+    pub fn unit(&self) -> Option<String> {
         let is_bitbuckets = self.profile == ApplicationProfile::Bitbucket && self.install.is_none();
         self.unit.clone().or(is_bitbuckets.then(|| "atlbitbucket".into()))
     }
