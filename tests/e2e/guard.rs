@@ -1,11 +1,11 @@
 //! The guard, its hooks and the health endpoint, on a real process that stands in for Bitbucket.
 
 use std::net::TcpListener;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::pair::{Host, until};
+use crate::pair::{Host, run, succeeds, until};
 use crate::stand_in::Guarded;
 
 #[test]
@@ -236,6 +236,30 @@ fn check_names_hooks_that_others_could_change() {
     g.run(&["check"]).expect_code(2);
     mode(0o755);
     assert!(!hooks().contains("everybody") && hooks().contains("stop"), "{}", hooks());
+}
+
+#[test]
+fn the_resource_agent_passes_ocf_tester() {
+    if !succeeds("ocf-tester", &["-h"]) || !succeeds("xmllint", &["--version"]) {
+        return println!("skipped: ocf-tester or xmllint is missing");
+    }
+    let g = Guarded::new("", "");
+    g.say("RUNNING");
+    let agent = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/ocf/coldspare");
+    let parameters = [
+        format!("binary={}", g.host().program().get_program().display()),
+        format!("config={}", g.host().config().display()),
+        format!("log={}", g.dir.join("agent.log").display()),
+    ];
+    let mut tester = Command::new("ocf-tester");
+    tester.args(["-n", &format!("test-{}", std::process::id())]).env("HA_RSCTMP", &g.dir);
+    for parameter in &parameters {
+        tester.args(["-o", parameter]);
+    }
+    let ran = run(tester.arg(&agent)).expect_code(0);
+    assert!(ran.out.contains("passed all tests"), "{ran:#?}");
+    let commands = g.ran();
+    assert!(commands.len() >= 4 && commands.iter().step_by(2).all(|c| c == "start"), "{commands:?}");
 }
 
 /// A daemon that is killed with the test.

@@ -366,7 +366,7 @@ mod tests {
         assert!(is_there(&pid), "{ran:?}");
         until(|| std::fs::read_to_string(&output).unwrap().contains("later"));
         ProcessHandle::open(pid.trim().parse().unwrap()).unwrap().unwrap().kill().unwrap();
-        let late = Hook { limit: Duration::from_millis(200), ..kept };
+        let late = Hook { limit: Duration::from_secs(3), ..kept };
         let late = Hook { command: ["/bin/sh", "-c", "sleep 305 & echo $!; wait"].map(String::from).to_vec(), ..late };
         let ran = run(&late, &[]).unwrap();
         assert_eq!(ran.end, End::TimedOut);
