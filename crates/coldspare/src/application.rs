@@ -49,6 +49,20 @@ impl Application {
                 config_path.display()
             )));
         };
+        Application::of(config, guard, config_path)
+    }
+
+    /// As [`Application::load`], for who only runs hooks: they need no section `[guard]`.
+    ///
+    /// # Errors
+    /// `Usage`: the configuration can't be read.
+    pub(crate) fn load_hooks(config_path: &Path) -> Result<Application, Failure> {
+        let config = Config::load(config_path)?;
+        let guard = config.guard.clone().unwrap_or_default();
+        Application::of(config, guard, config_path)
+    }
+
+    fn of(config: Config, guard: Guard, config_path: &Path) -> Result<Application, Failure> {
         // A root that isn't there has nobody who uses it.
         let roots: Vec<PathBuf> = config.roots.iter().map(|r| r.path.canonicalize().unwrap_or_else(|_| r.path.clone())).collect();
         let status_url = guard.status_url().map(|url| url.parse::<Url>()).transpose().map_err(Failure::usage)?;
@@ -283,7 +297,7 @@ pub(crate) fn run(config_path: &Path, verb: Verb, json: bool) -> Outcome {
 /// # Errors
 /// `Usage`: there is no such command, or it can't be started. `Differs`: it failed. `Unreachable`: it was out of time.
 pub(crate) fn run_hook(config_path: &Path, name: HookName) -> Outcome {
-    let application = Application::load(config_path)?;
+    let application = Application::load_hooks(config_path)?;
     let Some(ran) = application.run_hook(name, &[])? else {
         return Err(Failure::usage(format!("hooks.{} isn't configured", name.word().replace('-', "_"))));
     };

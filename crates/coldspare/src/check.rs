@@ -57,16 +57,17 @@ pub(crate) fn run(config_path: &Path, json: bool) -> Outcome {
 
 /// The commands that would be run, and who could change them.
 fn examine_hooks(config: &Config, findings: &mut Vec<Finding>) {
-    let Some(guard) = &config.guard else { return };
     let me = rustix::process::geteuid();
+    let any = config.guard.clone().unwrap_or_default();
     for name in HookName::ALL {
-        let Some(hook) = config.hooks.resolve(name, guard, &config.state) else { continue };
+        let Some(hook) = config.hooks.resolve(name, &any, &config.state) else { continue };
         let Some(program) = hook.command.first() else { continue };
         let wrong = coldspare_failover::hook::examine(Path::new(program), me.as_raw());
         let is_good = wrong.is_empty();
         let detail = if is_good { format!("{}, at most {} s", hook.command.join(" "), hook.limit.as_secs()) } else { wrong.join("; ") };
         findings.push(Finding { what: format!("hook {}", name.word()), grade: if is_good { Grade::Good } else { Grade::Bad }, detail });
     }
+    let Some(guard) = &config.guard else { return };
     let mut warn = |detail: &str| findings.push(Finding { what: "guard".into(), grade: Grade::Warning, detail: detail.into() });
     if !me.is_root() {
         warn("not root: processes of other users can't be examined, so the application can't be proven dead");
