@@ -14,14 +14,17 @@ mod attributes;
 pub mod component;
 mod disk;
 pub mod fanotify;
+mod group;
 mod handle;
 mod listing;
 mod process;
+pub mod processes;
 mod real;
 #[cfg(test)]
 mod scratch;
 
 pub use disk::{Attributes, Disk, FileKind, Listed, Space, Stat};
+pub use group::{GroupLeader, ProcessHandle};
 pub use process::{
     Capability, FileLock, boot_id, give_up_capability, keep_capabilities, network_filesystem, openat2_works, raise_open_files_limit,
     release_free_memory, resident_bytes, set_idle_io_priority, share_one_heap,

@@ -6,7 +6,7 @@ use coldspare_core::control::Role;
 use coldspare_os::{Disk, RealDisk};
 use serde_json::json;
 
-use crate::config::{Config, Profile, WatchMode};
+use crate::config::{Config, HookName, Profile, WatchMode};
 use crate::exit::{Code, Outcome};
 use crate::roots;
 use crate::state::State;
@@ -42,6 +42,7 @@ pub(crate) fn run(config_path: &Path, json: bool) -> Outcome {
     let config = Config::load(config_path)?;
     let mut findings = vec![Finding { what: "configuration".into(), grade: Grade::Good, detail: config_path.display().to_string() }];
     examine(&config, &mut findings);
+    examine_hooks(&config, &mut findings);
     let bad = findings.iter().any(|f| f.grade == Grade::Bad);
     if json {
         let list = findings.iter().map(|f| json!({"what": f.what, "grade": f.grade.word(), "detail": f.detail}));
@@ -52,6 +53,35 @@ pub(crate) fn run(config_path: &Path, json: bool) -> Outcome {
         }
     }
     Ok(if bad { Code::Usage } else { Code::Done })
+}
+
+/// The commands that would be run, and who could change them.
+fn examine_hooks(config: &Config, findings: &mut Vec<Finding>) {
+    let me = rustix::process::geteuid();
+    let any = config.guard.clone().unwrap_or_default();
+    for name in HookName::ALL {
+        let Some(hook) = config.hooks.resolve(name, &any, &config.state) else { continue };
+        let Some(program) = hook.command.first() else { continue };
+        let wrong = coldspare_failover::hook::examine(Path::new(program), me.as_raw());
+        let is_good = wrong.is_empty();
+        let detail = if is_good { format!("{}, at most {} s", hook.command.join(" "), hook.limit.as_secs()) } else { wrong.join("; ") };
+        findings.push(Finding { what: format!("hook {}", name.word()), grade: if is_good { Grade::Good } else { Grade::Bad }, detail });
+    }
+    let Some(guard) = &config.guard else { return };
+    let mut warn = |detail: &str| findings.push(Finding { what: "guard".into(), grade: Grade::Warning, detail: detail.into() });
+    if !me.is_root() {
+        warn("not root: processes of other users can't be examined, so the application can't be proven dead");
+    }
+    if guard.pid_file.is_none() && guard.unit().is_none() && guard.search(vec![]).patterns.is_empty() {
+        warn(
+            "nothing tells the application's process, so one that has just begun looks like one that hangs: set guard.pid_file, unit or patterns",
+        );
+    }
+    if config.hooks.resolve(HookName::Failover, guard, &config.state).is_none() {
+        warn("hooks.failover isn't set: when all attempts failed people are told, and nothing else is done");
+    } else if !guard.failover_fences && config.hooks.resolve(HookName::FenceSelf, guard, &config.state).is_none() {
+        warn("hooks.fence_self isn't set: without proof of death there is no failover");
+    }
 }
 
 fn examine(config: &Config, findings: &mut Vec<Finding>) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Profile;
+use crate::config::{HookName, Profile};
 
 /// Keeps the home directory of a Bitbucket instance ready on a cold standby.
 #[derive(Debug, Parser)]
@@ -107,6 +107,41 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keep the application alive on the active: stop, kill and start it when it fails, hand over when that doesn't help
+    Guard {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Show where the guard that runs stands
+        #[arg(long, group = "instead")]
+        status: bool,
+        /// With --status: print a JSON object
+        #[arg(long, requires = "status")]
+        json: bool,
+        /// Have nothing done to the application until --resume, such as for an upgrade
+        #[arg(long, group = "instead")]
+        pause: bool,
+        /// Guard again, and forget what was tried before
+        #[arg(long, group = "instead")]
+        resume: bool,
+    },
+    /// Start, stop and look at the application of this host
+    #[command(subcommand)]
+    Application(ApplicationCommand),
+    /// Run one of the configuration's commands, as coldspare would
+    Hook {
+        /// start, stop, kill, status, fence, fence-self, route, notify, drain, promote or failover
+        name: HookName,
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Tell load balancers whether requests may be sent here: on the active only
+    Health {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print one answer; exit code 0 if they may, else 1
+        #[arg(long)]
+        once: bool,
+    },
     /// Check configuration, paths, owners, space and privileges of this host
     Check {
         #[command(flatten)]
@@ -135,6 +170,40 @@ pub(crate) struct ConfigArg {
     /// The configuration file
     #[arg(long = "config", value_name = "FILE", default_value = "/etc/coldspare/coldspare.toml")]
     pub(crate) path: PathBuf,
+}
+
+/// What to do to the application.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ApplicationCommand {
+    /// Start it, if it is dead, and wait until it serves (on the active)
+    Start {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Stop it for certain: ask, wait, kill, prove it dead
+    Stop {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Look at it once: exit code 0 if it serves, 3 if it is stopped, else 1
+    Status {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Tell who of it is alive: exit code 0 if nobody is, else 1
+    ProveDead {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Which role to set up.

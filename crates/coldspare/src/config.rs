@@ -2,6 +2,8 @@
 //!
 //! Every default is in `docs/configuration.md`, from the same values.
 
+mod guard;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use coldspare_transport::{Congestion, Tuning};
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Failure;
+pub use guard::{ApplicationProfile, Guard, HealthSettings, HookConfig, HookName, Hooks};
 
 /// All of the configuration; either host can become the active, so both hold what both roles need.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +43,15 @@ pub struct Config {
     /// From how much on a person is asked before the standby loses something.
     #[serde(default)]
     pub brakes: Brakes,
+    /// The application, and how it is kept alive.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<Guard>,
+    /// Commands for what only this host's administrator knows.
+    #[serde(default, skip_serializing_if = "Hooks::is_empty")]
+    pub hooks: Hooks,
+    /// Where load balancers ask.
+    #[serde(default)]
+    pub health: HealthSettings,
 }
 
 /// The other host.
@@ -278,6 +290,10 @@ impl Config {
             return Err(format!("verify.scrub_days = {} is above {SCRUB_DAYS_MAX}", self.verify.scrub_days));
         }
         self.brakes.check().map_err(|e| format!("brakes.{e}"))?;
+        self.hooks.check()?;
+        if let Some(guard) = &self.guard {
+            guard.check(&self.hooks)?;
+        }
         self.tuning().check().map_err(|e| format!("link.{e}"))
     }
 
@@ -343,6 +359,9 @@ mod tests {
         check(&format!("{BASE}[verify]\nscrub_days = 9999\n"), "scrub_days");
         check(&format!("{BASE}[brakes]\nremoved_percent = 0\n"), "removed_percent");
         check(&format!("{BASE}[brakes]\nwindow_minutes = 100000\n"), "window_minutes");
+        check(&format!("{BASE}[guard]\nprofil = \"generic\"\n"), "line 6");
+        check(&format!("{BASE}[hooks.start]\ncommand = \"/bin/true; /bin/false\"\n"), "line 6");
+        check(&format!("{BASE}[hooks]\nstrat = {{ command = [] }}\n"), "line 6");
     }
 
     #[test]

@@ -137,6 +137,9 @@ fn new_config(init: &Init, listen: SocketAddr, peer: Option<String>) -> Result<C
         link: LinkSettings::default(),
         verify: Verify::default(),
         brakes: Brakes::default(),
+        guard: None,
+        hooks: crate::config::Hooks::default(),
+        health: crate::config::HealthSettings::default(),
     };
     let text = toml::to_string(&config).map_err(Failure::usage)?;
     Config::parse(&text).map_err(Failure::usage)

@@ -6,11 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod active;
+mod application;
 mod check;
 mod cli;
 pub mod config;
 mod demo;
 pub mod exit;
+mod guard;
+mod health;
 mod init;
 mod memory;
 mod progress;
@@ -26,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command, InitCommand};
+use cli::{ApplicationCommand, Cli, Command, InitCommand};
 use exit::{Failure, Outcome};
 
 /// The version of this build.
@@ -71,6 +74,23 @@ fn run(command: Command) -> Outcome {
         }
         Command::Accept { config, json } => standby::decide::run(&config.path, true, json),
         Command::Reject { config, json } => standby::decide::run(&config.path, false, json),
+        Command::Guard { config, status, json, pause, resume } => match (status, pause, resume) {
+            (true, ..) => guard::status(&config.path, json),
+            (_, true, _) => guard::pause(&config.path),
+            (.., true) => guard::resume(&config.path),
+            _ => guard::run(&config.path),
+        },
+        Command::Application(command) => {
+            let (verb, config, json) = match command {
+                ApplicationCommand::Start { config } => (application::Verb::Start, config, false),
+                ApplicationCommand::Stop { config, json } => (application::Verb::Stop, config, json),
+                ApplicationCommand::Status { config, json } => (application::Verb::Status, config, json),
+                ApplicationCommand::ProveDead { config, json } => (application::Verb::ProveDead, config, json),
+            };
+            application::run(&config.path, verb, json)
+        }
+        Command::Hook { name, config } => application::run_hook(&config.path, name),
+        Command::Health { config, once } => health::run(&config.path, if once { health::Mode::Once } else { health::Mode::Daemon }),
         Command::Check { config, json } => check::run(&config.path, json),
         Command::WatchHelper { roots } => active::run_helper(&roots),
         Command::Man { dir } => write_man_pages(&dir),

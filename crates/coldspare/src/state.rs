@@ -14,6 +14,15 @@ use coldspare_transport::{Identity, PeerKey};
 
 use crate::exit::Failure;
 
+/// Whether a note was there to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Removed {
+    /// It was.
+    WasThere,
+    /// It wasn't.
+    WasNot,
+}
+
 /// The state folder.
 #[derive(Debug, Clone)]
 pub(crate) struct State {
@@ -79,15 +88,32 @@ impl State {
         self.dir.join("daemon.sock")
     }
 
+    /// Where the guard listens for `guard --status`.
+    pub(crate) fn guard_socket_path(&self) -> PathBuf {
+        self.dir.join("guard.sock")
+    }
+
     /// Takes the right to be the one daemon; held until dropped.
     ///
     /// # Errors
     /// `Usage` when another has it.
     pub(crate) fn lock(&self) -> Result<FileLock, Failure> {
-        let path = self.dir.join("daemon.lock");
+        self.lock_as("daemon.lock", "coldspare daemon")
+    }
+
+    /// Takes the right to be the one guard; held until dropped.
+    ///
+    /// # Errors
+    /// `Usage` when another has it.
+    pub(crate) fn lock_guard(&self) -> Result<FileLock, Failure> {
+        self.lock_as("guard.lock", "guard")
+    }
+
+    fn lock_as(&self, name: &str, whose: &str) -> Result<FileLock, Failure> {
+        let path = self.dir.join(name);
         match FileLock::acquire(&path) {
             Ok(Some(lock)) => Ok(lock),
-            Ok(None) => Err(Failure::usage(format!("another coldspare daemon uses {}; stop it first", self.dir.display()))),
+            Ok(None) => Err(Failure::usage(format!("another {whose} uses {}; stop it first", self.dir.display()))),
             Err(e) => Err(self.fail(&path, "can't be locked", e)),
         }
     }
@@ -245,6 +271,19 @@ impl State {
         };
         write().map_err(|e| Failure::damage(format!("{} can't be written: {e}", path.display())))?;
         self.sync()
+    }
+
+    /// Removes the note `name`, durably.
+    ///
+    /// # Errors
+    /// `Damage`, naming the file.
+    pub(crate) fn remove_note(&self, name: &str) -> Result<Removed, Failure> {
+        let path = self.dir.join(name);
+        match std::fs::remove_file(&path) {
+            Ok(()) => self.sync().map(|()| Removed::WasThere),
+            Err(e) if e.kind() == ErrorKind::NotFound => Ok(Removed::WasNot),
+            Err(e) => Err(Failure::damage(format!("{} can't be removed: {e}", path.display()))),
+        }
     }
 
     fn sync(&self) -> Result<(), Failure> {

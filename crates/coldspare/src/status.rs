@@ -24,10 +24,11 @@ pub(crate) fn status(config_path: &Path, json: bool, watch: bool) -> Outcome {
     let state = State::at(&Config::load(config_path)?.state);
     loop {
         let asked = socket::ask(&state.socket_path(), &Request::Status, Some(STATUS_LIMIT), |_| ())?;
-        let (value, code) = match asked {
+        let (mut value, code) = match asked {
             Some(value) => (value, Code::Done),
             None => (stopped(&state)?, Code::Unreachable),
         };
+        value["guard"] = crate::guard::ask(&state).unwrap_or_default();
         if json {
             println!("{value}");
         } else {
@@ -145,6 +146,9 @@ fn page(value: &Value) -> String {
         for pass in [last, &scrub["now"]] {
             pass["problems"].as_array().into_iter().flatten().take(20).for_each(|p| line("", text(p)));
         }
+    }
+    if value["guard"].is_object() {
+        line("application", format!("{}, {} failed attempts", text(&value["guard"]["state"]), value["guard"]["attempts"]));
     }
     if value["trouble"].is_string() {
         line("trouble", text(&value["trouble"]));

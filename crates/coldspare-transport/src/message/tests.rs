@@ -212,10 +212,7 @@ fn lists_stop_at_their_limit() {
 #[test]
 fn texts_stop_at_their_limit() {
     let long = || "x".repeat(TEXT_BYTES_MAX + 1);
-    for message in [
-        ToActive::Failed { seq: Seq(1), failure: Failure::Io(long()) },
-        ToActive::Refused(Refusal::Unable(long())),
-    ] {
+    for message in [ToActive::Failed { seq: Seq(1), failure: Failure::Io(long()) }, ToActive::Refused(Refusal::Unable(long()))] {
         assert!(matches!(decode_control::<ToActive>(&codec::encode(&message)), Err(MessageError::Text(_))));
     }
 }

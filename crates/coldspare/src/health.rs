@@ -1,0 +1,159 @@
+//! `health`: what load balancers and keepalived are told of this host.
+//!
+//! The role is read from the control record at each question; what the guard says, if one runs, is asked for. Nothing is
+//! remembered: an answer is never older than its question.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use coldspare_failover::answer::Answer;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use crate::config::Config;
+use crate::exit::{Code, Failure, Outcome};
+use crate::guard;
+use crate::state::State;
+
+/// LIMIT: connections at a time; more wait.
+const CONNECTIONS_MAX: usize = 64;
+/// LIMIT: bytes of a request.
+const REQUEST_BYTES_MAX: usize = 8 << 10;
+/// How long a connection may take, from its first byte to its last.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// How `health` runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Until it is stopped.
+    Daemon,
+    /// Prints one answer.
+    Once,
+}
+
+/// Runs `health`; once: exit code 0 if requests may be sent here, else 1.
+///
+/// # Errors
+/// `Usage`: configuration, no node, or a port is taken.
+pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
+    let config = Config::load(config_path)?;
+    let state = State::at(&config.state);
+    state.control()?;
+    if mode == Mode::Once {
+        let answer = answer(&state);
+        println!("{}", if answer == Answer::Up { "up" } else { answer.reason() });
+        return Ok(if answer == Answer::Up { Code::Done } else { Code::Differs });
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
+    let outcome = runtime.block_on(serve(&config, state));
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: &Config, state: State) -> Outcome {
+    let http = bind(config.health.listen).await?;
+    let agent = bind(config.health.agent_listen).await?;
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
+    let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    eprintln!("ready");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        let slot = slots.clone().acquire_owned().await.map_err(Failure::usage)?;
+        let (accepted, is_agent) = tokio::select! {
+            accepted = http.accept() => (accepted, false),
+            accepted = agent.accept() => (accepted, true),
+            _ = terminate.recv() => return Ok(Code::Done),
+            _ = tokio::signal::ctrl_c() => return Ok(Code::Done),
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let state = state.clone();
+                tokio::spawn(async move {
+                    let talk = async { if is_agent { tell_agent(stream, state).await } else { answer_http(stream, state).await } };
+                    // Who hangs up, or is slow, asked in vain.
+                    let _ = tokio::time::timeout(LIMIT, talk).await;
+                    drop(slot);
+                });
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "a connection could not be taken");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| Failure::usage(format!("the health endpoint {address}: {e}; set [health] listen, agent_listen")))
+}
+
+async fn answer_http(mut stream: TcpStream, state: State) -> std::io::Result<()> {
+    let mut bytes = Vec::new();
+    let method = loop {
+        let mut fields = [httparse::EMPTY_HEADER; 64];
+        let mut request = httparse::Request::new(&mut fields);
+        match request.parse(&bytes) {
+            Ok(httparse::Status::Complete(_)) => break request.method.unwrap_or_default().to_string(),
+            Ok(httparse::Status::Partial) if bytes.len() < REQUEST_BYTES_MAX => {}
+            _ => return reply(&mut stream, "400 Bad Request", "", Content::Whole).await,
+        }
+        let mut block = [0; 1024];
+        match stream.read(&mut block).await? {
+            0 => return Ok(()),
+            len => bytes.extend_from_slice(&block[..len]),
+        }
+    };
+    let content = match method.as_str() {
+        "GET" | "OPTIONS" => Content::Whole,
+        "HEAD" => Content::Left,
+        _ => return reply(&mut stream, "405 Method Not Allowed", "", Content::Whole).await,
+    };
+    let answer = look(state).await;
+    let line = if answer.status() == 200 { "200 OK" } else { "503 Service Unavailable" };
+    let body = json!({"up": answer == Answer::Up, "reason": answer.reason()}).to_string() + "\n";
+    reply(&mut stream, line, &body, content).await
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Whole,
+    Left,
+}
+
+async fn reply(stream: &mut TcpStream, line: &str, body: &str, content: Content) -> std::io::Result<()> {
+    let len = body.len();
+    let head = format!(
+        "HTTP/1.1 {line}\r\nContent-Type: application/json\r\nContent-Length: {len}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await?;
+    if content == Content::Whole {
+        stream.write_all(body.as_bytes()).await?;
+    }
+    stream.shutdown().await
+}
+
+async fn tell_agent(mut stream: TcpStream, state: State) -> std::io::Result<()> {
+    stream.write_all(look(state).await.agent_line().as_bytes()).await?;
+    stream.shutdown().await
+}
+
+async fn look(state: State) -> Answer {
+    let looked = tokio::task::spawn_blocking(move || answer(&state)).await;
+    looked.unwrap_or_else(|e| Answer::Down(e.to_string()))
+}
+
+fn answer(state: &State) -> Answer {
+    match state.control() {
+        Ok(record) => {
+            let report = guard::ask(state);
+            Answer::of(record.role, report.as_ref().map(|r| r["state"].as_str().unwrap_or("silent")))
+        }
+        Err(failure) => Answer::Down(failure.message),
+    }
+}
