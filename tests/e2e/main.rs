@@ -11,6 +11,7 @@ mod forks;
 mod git;
 mod image;
 mod kills;
+mod lines;
 mod links;
 mod pair;
 mod power;

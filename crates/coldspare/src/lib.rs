@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod active;
+pub mod bandwidth;
 mod check;
 mod cli;
 pub mod config;
