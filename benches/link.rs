@@ -1,29 +1,30 @@
 //! How much of a long, slow or lossy line is used: coldspare with each of its ways to find the rate, and rsync over TCP.
 //!
 //! The line is emulated packet by packet (`coldspare_sim::line`), a new one for each transfer, with the same seed. A
-//! share is content that is there at the end, by time and rate of the line; all of the transfer counts, from the start of
-//! the command until everything is durable.
+//! share is content by time and rate of the line: of all of the transfer, from the start of the command until everything is
+//! durable, and of the middle of it, from a tenth of the bytes to nine. Of a transfer that is ended because it takes too long,
+//! all that passed the line counts, headers too.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use coldspare_sim::line::{Line, Quality};
+use coldspare_sim::line::{FAR, Line, NEAR, Quality};
 use serde_json::{Value, json};
 
 use crate::Settings;
 use crate::home::{self, SEED};
 use crate::pair::{Pair, RsyncDaemon, check_equal};
-use crate::report::{Result, median, run, spread};
+use crate::report::{Result, run, spread};
 
 /// The section that is this part.
 pub(crate) const SECTION: &str = "link";
 
 /// Content that is sent: half a minute of the line.
 const BYTES: u64 = 400_000_000;
-/// How long a transfer may take before it is ended, and what is there by then counts.
+/// How long a transfer may take before it is ended.
 const GIVE_UP: Duration = Duration::from_secs(60);
 /// Who sends, and how the rate is found.
 const TOOLS: [(&str, &str); 4] = [("coldspare", "cubic"), ("coldspare", "bbr"), ("rsync", "cubic"), ("rsync", "bbr")];
@@ -75,42 +76,62 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
                     "rsync" => by_rsync(&line, congestion, &source, at.path()),
                     _ => by_coldspare(&line, congestion, &source, at.path()),
                 };
-                let share = share? * 8.0 / quality.bits_per_second as f64;
-                eprintln!("{name}: {tool}, {congestion}: {share:.3}; {:?}", line.there());
+                let share = share?.of(quality.bits_per_second);
+                eprintln!("{name}: {tool}, {congestion}: {share:?}; {:?}", line.there());
                 shares.push(share);
             }
         }
-        println!("| {name} | {} |", shares.each_ref().map(|shares| spread(shares)).join(" | "));
-        rows.push(json!({"line": name, "shares": shares, "medians": shares.each_ref().map(|shares| median(shares))}));
+        let cells = shares.each_ref().map(|shares| {
+            let column = |no: usize| spread(&shares.iter().map(|share: &Rate| share.0[no]).collect::<Vec<_>>());
+            if shares.is_empty() { "-".into() } else { format!("{}, {}", column(0), column(1)) }
+        });
+        println!("| {name} | {} |", cells.join(" | "));
+        rows.push(json!({"line": name, "shares": shares.map(|shares| shares.iter().map(|share| share.0).collect::<Vec<_>>())}));
     }
     println!();
     Ok(Some(json!({"home": "link", "bytes": made.bytes, "tools": TOOLS, "rows": rows})))
 }
 
-/// Bytes a second.
-fn by_coldspare(line: &Line, congestion: &str, source: &Path, at: &Path) -> Result<f64> {
+/// Bytes a second, or a share: of all, and of the middle.
+#[derive(Debug, Clone, Copy)]
+struct Rate([f64; 2]);
+
+impl Rate {
+    fn of(self, bits_per_second: u64) -> Rate {
+        Rate(self.0.map(|rate| rate * 8.0 / bits_per_second as f64))
+    }
+}
+
+fn by_coldspare(line: &Line, congestion: &str, source: &Path, at: &Path) -> Result<Rate> {
     let pair = Pair::across(line, source, at)?;
     pair.configure(&format!("[link]\ncongestion = \"{congestion}\"\n"))?;
     let _receiver = pair.receive()?;
-    transfer(&mut pair.send_once(), source, &pair.destination)
+    transfer(&mut pair.send_once(), line, source, &pair.destination)
 }
 
-/// Bytes a second; with `sync -f` of what arrived.
-fn by_rsync(line: &Line, congestion: &str, source: &Path, at: &Path) -> Result<f64> {
-    for end in [line.near(), line.far()] {
-        end.enter(|| fs::write("/proc/sys/net/ipv4/tcp_congestion_control", congestion))?;
+/// With `sync -f` of what arrived.
+fn by_rsync(line: &Line, congestion: &str, source: &Path, at: &Path) -> Result<Rate> {
+    for (end, peer) in [(line.near(), FAR), (line.far(), NEAR)] {
+        // By the route: a namespace may not choose any that the host hasn't made everybody's.
+        end.enter(|| Ok(run(Command::new("ip").args(["route", "show", "to", peer])).map_err(|e| e.to_string())))?.and_then(|route| {
+            let mut command = Command::new("ip");
+            command.args(["route", "replace"]).args(route.split_whitespace()).args(["congctl", congestion]);
+            end.enter(|| Ok(run(&mut command).map_err(|e| e.to_string()))).map_err(|e| e.to_string())?
+        })?;
     }
     let peer = RsyncDaemon::across(line, at)?;
     let wrapper = line.near().wrapper();
     let mut command = Command::new(&wrapper[0]);
     command.args(&wrapper[1..]).args(["rsync", "-aHAX", "--delete", "--exclude=/.coldspare"]);
-    transfer(command.arg(format!("{}/", source.display())).arg(&peer.url), source, &peer.destination)
+    transfer(command.arg(format!("{}/", source.display())).arg(&peer.url), line, source, &peer.destination)
 }
 
-fn transfer(command: &mut Command, source: &Path, destination: &Path) -> Result<f64> {
+fn transfer(command: &mut Command, line: &Line, source: &Path, destination: &Path) -> Result<Rate> {
     let start = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
+    let mut arrived = Vec::new();
     let is_whole = loop {
+        arrived.push((start.elapsed().as_secs_f64(), line.there().arrived_bytes.load(Ordering::Relaxed)));
         if let Some(status) = child.try_wait()? {
             if !status.success() {
                 return Err(format!("{command:?}: {status}").into());
@@ -128,18 +149,20 @@ fn transfer(command: &mut Command, source: &Path, destination: &Path) -> Result<
     let seconds = start.elapsed().as_secs_f64();
     if is_whole {
         check_equal(source, destination)?;
-        return Ok(bytes_below(source)? as f64 / seconds);
     }
-    Ok(bytes_below(destination)? as f64 / seconds)
+    let all = arrived.last().map_or(0, |&(_, bytes)| bytes);
+    let content = if is_whole { bytes_below(source)? } else { all } as f64;
+    let when = |tenths: u64| arrived.iter().find(|(_, bytes)| *bytes >= all * tenths / 10).map_or(0.0, |&(at, _)| at);
+    Ok(Rate([content / seconds, 0.8 * content / (when(9) - when(1))]))
 }
 
-/// Bytes of files that are on the disk.
+/// Bytes of files.
 fn bytes_below(dir: &Path) -> Result<u64> {
     let mut bytes = 0;
     for entry in walkdir::WalkDir::new(dir) {
         let metadata = entry?.metadata()?;
         if metadata.is_file() {
-            bytes += metadata.len().min(metadata.blocks() * 512);
+            bytes += metadata.len();
         }
     }
     Ok(bytes)

@@ -1,7 +1,7 @@
 //! How fast to send: by a model of the path (its rate, its length), in the manner of BBR (draft-ietf-ccwg-bbr).
 //!
 //! What is under way is kept a little above what the path holds. A lost packet alone says nothing of the rate, so that a
-//! line that loses packets stays full; a queue that grows does. quinn has a controller of that name too: it takes the rate
+//! line that loses packets stays full; a queue that grows does, and so do losses that a smaller window cures. quinn has a controller of that name too: it takes the rate
 //! from two acknowledgements in a row, which come in bursts, and so floods the queue (docs/decisions/0016).
 //!
 //! quinn paces by the window: 1.25 windows a smoothed round trip. Pure: time is what quinn says.
@@ -40,6 +40,29 @@ pub(crate) struct Model {
     /// Rounds until losses or a queue are judged again.
     settling: u32,
     gain: Gain,
+    losses: Losses,
+}
+
+/// Whose fault losses are: those that a smaller window doesn't cure are the line's.
+#[derive(Debug, Clone, Default)]
+struct Losses {
+    lost: u64,
+    acked: u64,
+    /// The share that is lost whatever the window is.
+    by_chance: f64,
+    trial: Trial,
+    /// What may be under way without more being lost.
+    cap: Option<u64>,
+}
+
+/// A smaller window, to see whether less is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+enum Trial {
+    #[default]
+    None,
+    /// What is judged now was still sent by the larger one, of which this share was lost.
+    Begun(f64),
+    Judged(f64),
 }
 
 /// What was sent at a moment, as it matters when it is acknowledged.
@@ -70,8 +93,6 @@ enum Phase {
 /// How much more than the path holds is under way.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Gain {
-    /// No more: much is lost.
-    Tight,
     Normal,
     /// As much again: others fill the queue.
     Wide,
@@ -102,6 +123,10 @@ const SOUND: Duration = Duration::from_millis(150);
 const HOSTS: Duration = Duration::from_millis(5);
 /// Packets under way before anything is known.
 const INITIAL_PACKETS: u64 = 32;
+/// Packets by which a share of losses is judged: so many that chance doesn't decide.
+const JUDGED_PACKETS: u64 = 1000;
+/// LIMIT: the share of losses that may be the line's; above, the window shrinks whether or not it helps.
+const CHANCE_MAX: f64 = 0.06;
 /// LIMIT: packets under way at the least.
 const MIN_PACKETS: u64 = 4;
 /// LIMIT: transmissions that are remembered; those beyond, the oldest, give no rate.
@@ -118,6 +143,39 @@ impl Rates {
 
     fn highest(&self) -> Option<u64> {
         self.0.iter().map(|&(_, rate)| rate).max()
+    }
+}
+
+impl Losses {
+    /// Judges what became of enough packets; `window` is what may be under way.
+    fn judge(&mut self, window: u64, mtu: u64) {
+        let Losses { lost, acked, .. } = *self;
+        if lost + acked < JUDGED_PACKETS * mtu {
+            return;
+        }
+        (self.lost, self.acked) = (0, 0);
+        let share = lost as f64 / (lost + acked) as f64;
+        match self.trial {
+            Trial::None if share > self.by_chance * 1.5 + 0.02 => {
+                self.trial = Trial::Begun(share);
+                self.cap = Some(window * 7 / 10);
+            }
+            Trial::None => {
+                self.by_chance = self.by_chance.min(share * 0.05 + self.by_chance * 0.95);
+                // A cap that is above what the path needs is none.
+                self.cap = self.cap.map(|cap| cap + cap / 50).filter(|&cap| cap < 2 * window);
+            }
+            Trial::Begun(before) => self.trial = Trial::Judged(before),
+            Trial::Judged(before) => {
+                self.trial = Trial::None;
+                if share > CHANCE_MAX * 1.5 + 0.02 {
+                    self.trial = Trial::Begun(share);
+                    self.cap = Some(window * 7 / 10);
+                } else if share > before * 0.6 {
+                    (self.by_chance, self.cap) = (share.min(CHANCE_MAX), None);
+                }
+            }
+        }
     }
 }
 
@@ -138,6 +196,7 @@ impl Model {
             round: Round::default(),
             settling: 0,
             gain: Gain::Normal,
+            losses: Losses::default(),
         }
     }
 
@@ -156,6 +215,7 @@ impl Model {
         self.delivered += bytes;
         self.delivered_at = Some(now);
         self.round.acked += bytes;
+        self.losses.acked += bytes;
         self.newest_acked = self.newest_acked.max(Some(sent));
         let took = now.saturating_duration_since(sent);
         self.round.shortest = Some(self.round.shortest.map_or(took, |shortest| shortest.min(took)));
@@ -194,7 +254,7 @@ impl Model {
         let Round { no, lost, acked, shortest, .. } = self.round;
         self.round = Round { no: no + 1, ends_at: self.delivered, ..Round::default() };
         let (Some(rate), Some(round_trip), Some(shortest)) = (self.rates.highest(), self.round_trip, shortest) else { return };
-        let is_much_lost = lost * 5 > lost + acked;
+        let is_much_lost = lost * 10 > lost + acked && lost + acked > 50 * self.mtu;
         match &mut self.phase {
             Phase::Startup { rate: before, rounds_without_growth } => {
                 if rate * 4 >= *before * 5 {
@@ -209,20 +269,13 @@ impl Model {
                 }
             }
             Phase::Cruise if self.settling > 0 => self.settling -= 1,
-            Phase::Cruise => {
-                let is_queue_of_others = shortest > round_trip * 3 / 2 + 3 * HOSTS;
-                let gain = match self.gain {
-                    _ if is_much_lost => Gain::Tight,
-                    Gain::Normal if is_queue_of_others => Gain::Wide,
-                    Gain::Tight => Gain::Normal,
-                    gain => gain,
-                };
-                if gain == Gain::Tight {
-                    self.settling = 8;
-                }
-                self.gain = gain;
-            }
-            Phase::Sound { .. } => {}
+            Phase::Cruise if shortest > round_trip * 3 / 2 + 3 * HOSTS => self.gain = Gain::Wide,
+            Phase::Cruise | Phase::Sound { .. } => {}
+        }
+        if self.phase == Phase::Cruise && self.settling == 0 {
+            self.losses.judge(self.window, self.mtu);
+        } else {
+            (self.losses.lost, self.losses.acked) = (0, 0);
         }
     }
 
@@ -248,11 +301,16 @@ impl Model {
         let window = match (self.phase, self.gain) {
             (Phase::Startup { .. }, _) => self.window.max(2 * (path + hosts)),
             (Phase::Sound { .. }, _) => path * 3 / 4,
-            (Phase::Cruise, Gain::Tight) => path,
             (Phase::Cruise, Gain::Normal) => path * 5 / 4 + hosts,
             (Phase::Cruise, Gain::Wide) => path * 2 + hosts,
         };
+        let window = window.min(self.losses.cap.unwrap_or(u64::MAX));
         self.window = window.max(MIN_PACKETS * self.mtu);
+    }
+
+    fn note_lost(&mut self, bytes: u64) {
+        self.round.lost += bytes;
+        self.losses.lost += bytes;
     }
 }
 
@@ -276,7 +334,7 @@ impl Controller for Model {
     }
 
     fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _is_persistent_congestion: bool, lost_bytes: u64) {
-        self.round.lost += lost_bytes;
+        self.note_lost(lost_bytes);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
