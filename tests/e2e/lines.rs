@@ -103,7 +103,9 @@ fn a_line_that_comes_and_goes_is_used_whenever_it_is_there() {
         std::thread::sleep(FLAP.saturating_sub(used_after));
         let share = (arrived() - at) as f64 * 8.0 / quality.bits_per_second as f64 / back.elapsed().as_secs_f64();
         println!("outage {flap}: used after {used_after:.1?}, {share:.2} of the line until the next");
-        assert!(used_after < Duration::from_secs(2), "used only after {used_after:?}");
+        // Left to itself QUIC's next probe may be as far away as the outage was long.
+        assert!(used_after < Duration::from_secs(1), "used only after {used_after:?}");
+        assert!(share > 0.3, "{share} of the line");
     }
     pair.checkpoint();
     pair.assert_equal();
@@ -112,6 +114,27 @@ fn a_line_that_comes_and_goes_is_used_whenever_it_is_there() {
     // Headers take 5 %; what was under way at each outage is at most a few round trips of it.
     let under_way = flaps * quality.bits_per_second / 8 / 4;
     assert!(passed < size * 106 / 100 + under_way + (1 << 20), "{passed} bytes passed for {size}");
+}
+
+/// `cargo test --test e2e lines:: -- --ignored --nocapture`
+#[test]
+#[ignore = "prints how long a small file takes while a large one travels"]
+fn a_small_file_behind_a_large_one() {
+    let Some(line) = line(Quality::default()) else { return };
+    let mut pair = Pair::across(&line);
+    pair.standby.start();
+    pair.active.start();
+    pair.checkpoint();
+    let outside = pair.dir.path().join("large");
+    fs::write(&outside, Seed::new(5).noise(60_000_000)).unwrap();
+    fs::create_dir(pair.active.home.join("shared")).unwrap();
+    let before = line.there().arrived_bytes.load(Ordering::Relaxed);
+    fs::rename(&outside, pair.active.home.join("shared/large")).unwrap();
+    until("it is under way", || line.there().arrived_bytes.load(Ordering::Relaxed) - before > 1 << 20);
+    let start = Instant::now();
+    pair.active.write("shared/small", "urgent");
+    until("the small file is there", || pair.standby.home.join("shared/small").exists());
+    println!("the small file took {:.2?}; the large one is there: {}", start.elapsed(), pair.standby.home.join("shared/large").exists());
 }
 
 #[test]
