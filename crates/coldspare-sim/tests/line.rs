@@ -26,6 +26,8 @@ fn sockets(line: &Line) -> (UdpSocket, UdpSocket) {
     let far = line.far().enter(|| UdpSocket::bind((FAR, PORT))).unwrap();
     near.connect((FAR, PORT)).unwrap();
     far.connect((NEAR, PORT)).unwrap();
+    // What is lost is lost by the line.
+    rustix::net::sockopt::set_socket_recv_buffer_size_force(&far, 16 << 20).unwrap();
     far.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     near.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
     (near, far)

@@ -26,9 +26,12 @@ impl End {
             unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
             let namespace = open("/proc/thread-self/ns/net", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
             let device = open_tun()?;
+            // A kernel without IPv6 has nothing to say by itself.
+            let _ = std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
+            let _ = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1");
             ip(&["addr", "add", here, "peer", there, "dev", DEVICE])?;
             // Nobody is asked for or told anything, and nothing waits in the device's own queue: the line's is what counts.
-            ip(&["link", "set", DEVICE, "addrgenmode", "none", "txqueuelen", "10000", "multicast", "off", "up"])?;
+            ip(&["link", "set", DEVICE, "txqueuelen", "10000", "multicast", "off", "up"])?;
             ip(&["link", "set", "lo", "up"])?;
             // As if a router had said so: TCP goes by it, QUIC finds out by itself.
             ip(&["route", "replace", there, "dev", DEVICE, "src", here, "mtu", &mtu.to_string()])?;
