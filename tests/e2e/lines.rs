@@ -1,10 +1,13 @@
 //! The pair at the two ends of a line that is emulated packet by packet: its rate, its length, its losses, its outages.
 
 use std::fs;
-use std::sync::atomic::Ordering;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use coldspare_sim::line::{Line, Quality};
+use coldspare_sim::line::{FAR, Line, Quality};
 
 use crate::git::{self, commit, push};
 use crate::pair::{Pair, until};
@@ -135,6 +138,44 @@ fn a_small_file_behind_a_large_one() {
     pair.active.write("shared/small", "urgent");
     until("the small file is there", || pair.standby.home.join("shared/small").exists());
     println!("the small file took {:.2?}; the large one is there: {}", start.elapsed(), pair.standby.home.join("shared/large").exists());
+}
+
+/// `cargo test --test e2e lines:: -- --ignored --nocapture`
+#[test]
+#[ignore = "prints what a line gives to a seed and to a TCP transfer beside it"]
+fn a_seed_beside_a_tcp_transfer() {
+    let Some(line) = line(Quality::default()) else { return };
+    let mut pair = Pair::across(&line);
+    let bytes = 60_000_000;
+    pair.active.write("shared/noise", Seed::new(3).noise(bytes));
+    pair.standby.start();
+    let (received, ends) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let listener = line.far().enter(|| TcpListener::bind((FAR, 5001))).unwrap();
+    let (count, is_over) = (received.clone(), ends.clone());
+    let receiver = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut buffer = vec![0; 1 << 16];
+        while let Ok(len @ 1..) = stream.read(&mut buffer) {
+            count.fetch_add(len as u64, Ordering::Relaxed);
+        }
+    });
+    let mut stream = line.near().enter(|| TcpStream::connect((FAR, 5001))).unwrap();
+    let sender = std::thread::spawn(move || {
+        while !is_over.load(Ordering::Relaxed) {
+            stream.write_all(&[7; 1 << 16]).unwrap();
+        }
+    });
+    std::thread::sleep(Duration::from_secs(3)); // it has the line to itself
+    let (before, start) = (received.load(Ordering::Relaxed), Instant::now());
+    pair.active.start();
+    pair.checkpoint();
+    let seconds = start.elapsed().as_secs_f64();
+    let share = |bytes: u64| bytes as f64 * 8.0 / 100e6 / seconds;
+    println!("in {seconds:.1} s the seed had {:.2} of the line", share(bytes as u64));
+    println!("TCP had {:.2}; {:?}", share(received.load(Ordering::Relaxed) - before), line.there());
+    ends.store(true, Ordering::Relaxed);
+    sender.join().unwrap();
+    receiver.join().unwrap();
 }
 
 #[test]

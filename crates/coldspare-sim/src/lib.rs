@@ -3,7 +3,7 @@
 //! - [`chance`]: the seeded source of all that is random here.
 //! - [`home`]: makes a home and changes it.
 //! - [`pair`]: an active and a standby in one process, wired as the daemons wire them, that can be cut off and killed.
-//! - [`line`]: a line between two network namespaces, as slow, long and lossy as a test wants it.
+//! - [`mod@line`]: a line between two network namespaces, as slow, long and lossy as a test wants it.
 //! - [`fault`]: a disk that fails when it is told to.
 //! - [`model`]: a disk in memory that knows what of it is durable.
 //! - [`world`]: both ends, a network and a git that writes, with one seed for all of it, and what has to hold.

@@ -1,4 +1,4 @@
-//! How many bytes a second the active may send, by the day and the hour; pure but for the clock in [`Schedule::now`].
+//! How many bytes a second the active may send, by the day and the hour; pure but for the clock that it asks.
 
 use jiff::civil::{DateTime, Time, Weekday};
 use serde::{Deserialize, Serialize};

@@ -69,6 +69,18 @@ impl Path {
         (self.delivered - before) as f64 / seconds as f64 / self.bytes_per_second
     }
 
+    /// Nothing passes for a while; then a probe that was sent meanwhile is acknowledged.
+    fn outage(&mut self, seconds: u64) {
+        let probed = self.now + Duration::from_secs(seconds) / 2;
+        self.now += Duration::from_secs(seconds);
+        self.model.note_sent(self.start + probed);
+        let back = self.now + self.round_trip;
+        let lost: Vec<u64> = self.due.keys().map(|(_, no)| *no).collect();
+        self.due = lost.into_iter().map(|no| ((back, no + 1), (probed, false))).collect();
+        self.due.insert((back, 0), (probed, true));
+        self.in_flight += PACKET;
+    }
+
     fn send(&mut self) {
         self.sent += 1;
         self.in_flight += PACKET;
@@ -133,6 +145,20 @@ fn half_a_second_of_a_usual_line_is_enough_to_find_its_rate() {
     let mut path = Path::new(100.0, 50, 0);
     let share = path.run(1);
     assert!(share > 0.6, "{share} in the first second");
+}
+
+#[test]
+fn after_an_outage_it_goes_on_as_before() {
+    for outage_at in [3, 6, 9, 12] {
+        let mut path = Path::new(100.0, 50, 0);
+        path.run(outage_at);
+        path.outage(6);
+        let (overflowed, sent) = (path.overflowed, path.sent);
+        let share = path.run(1);
+        let lost = (path.overflowed - overflowed) as f64 / (path.sent - sent) as f64;
+        println!("{outage_at} s: {share:.3} of the line in the first second, {lost:.3} lost, {:?}", path.model.round_trip);
+        assert!(share > 0.6 && lost < 0.02, "{share} of the line, {lost} lost");
+    }
 }
 
 #[test]
