@@ -308,6 +308,12 @@ impl Model {
         self.window = window.max(MIN_PACKETS * self.mtu);
     }
 
+    /// All was lost for a while: that says nothing of what the path holds.
+    fn note_outage(&mut self) {
+        self.settling = self.settling.max(2);
+        self.losses.trial = Trial::None;
+    }
+
     fn note_lost(&mut self, bytes: u64) {
         self.round.lost += bytes;
         self.losses.lost += bytes;
@@ -333,8 +339,12 @@ impl Controller for Model {
         self.note_all_acked(now, app_limited);
     }
 
-    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, _is_persistent_congestion: bool, lost_bytes: u64) {
-        self.note_lost(lost_bytes);
+    fn on_congestion_event(&mut self, _now: Instant, _sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+        if is_persistent_congestion {
+            self.note_outage();
+        } else {
+            self.note_lost(lost_bytes);
+        }
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {

@@ -24,8 +24,11 @@ pub(crate) const REPEAT_EVERY: Duration = Duration::from_millis(250);
 /// A socket that can send its last datagram once more.
 pub(crate) struct Repeater {
     socket: Arc<dyn AsyncUdpSocket>,
-    last: Mutex<Option<Last>>,
+    last: Mutex<[Option<Last>; 2]>,
 }
+
+/// Below this a datagram may be an acknowledgement, which nobody answers: the last one that isn't is repeated, too.
+const SMALL_BYTES: usize = 200;
 
 #[derive(Clone)]
 struct Last {
@@ -47,36 +50,40 @@ pub(crate) struct Carried {
 #[derive(Debug, Default)]
 pub(crate) struct Silence {
     heard: Carried,
+    is_silent: bool,
 }
 
 impl Silence {
     /// Takes what was carried until now, a round trip or more after the last time; returns whether all that was sent
-    /// since the peer was last heard of is without an answer.
+    /// since the peer was last heard of is without an answer, or may be: the first that comes after a silence may be what
+    /// the peer has to say by itself.
     pub(crate) fn look(&mut self, now: Carried) -> bool {
         if now.received != self.heard.received {
             self.heard = now;
+            return std::mem::take(&mut self.is_silent);
         }
-        now.asked > self.heard.asked
+        self.is_silent = now.asked > self.heard.asked;
+        self.is_silent
     }
 }
 
 impl Repeater {
     pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Repeater {
-        Repeater { socket, last: Mutex::new(None) }
+        Repeater { socket, last: Mutex::default() }
     }
 
-    /// Sends the last datagram once more, if any was sent; one that the system doesn't take is as good as lost.
+    /// Sends the last datagrams, a small and a larger one, once more, if any were sent; one that the system doesn't take is as good as lost.
     pub(crate) fn repeat(&self) {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some(Last { destination, src_ip, contents }) = last {
+        for Last { destination, src_ip, contents } in last.into_iter().flatten() {
             let _ = self.socket.try_send(&Transmit { destination, ecn: None, contents: &contents, segment_size: None, src_ip });
         }
     }
 
     fn remember(&self, transmit: &Transmit<'_>) {
         let last = transmit.segment_size.map_or(transmit.contents, |size| transmit.contents.chunks(size).last().unwrap_or_default());
-        let mut kept = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = kept.get_or_insert_with(|| Last {
+        let mut all = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = all[usize::from(last.len() >= SMALL_BYTES)].get_or_insert_with(|| Last {
             destination: transmit.destination,
             src_ip: transmit.src_ip,
             contents: Vec::with_capacity(1500),
@@ -138,7 +145,12 @@ mod tests {
     #[test]
     fn a_peer_is_silent_when_it_was_asked_and_nothing_came() {
         check(&[(1, 1), (2, 9), (2, 9)], &[false, false, false]);
-        check(&[(2, 9), (2, 10), (2, 10), (3, 12), (3, 12)], &[false, true, true, false, false]);
+        check(&[(2, 9), (2, 10), (2, 10), (2, 12)], &[false, true, true, true]);
+    }
+
+    #[test]
+    fn the_first_that_comes_after_a_silence_may_be_no_answer() {
+        check(&[(2, 9), (2, 10), (3, 10), (3, 10), (4, 11), (5, 12)], &[false, true, true, false, false, false]);
     }
 
     #[test]

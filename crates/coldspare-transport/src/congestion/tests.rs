@@ -75,8 +75,9 @@ impl Path {
         self.now += Duration::from_secs(seconds);
         self.model.note_sent(self.start + probed);
         let back = self.now + self.round_trip;
-        let lost: Vec<u64> = self.due.keys().map(|(_, no)| *no).collect();
-        self.due = lost.into_iter().map(|no| ((back, no + 1), (probed, false))).collect();
+        self.in_flight -= self.due.len() as u64 * PACKET;
+        self.due.clear();
+        self.model.note_outage();
         self.due.insert((back, 0), (probed, true));
         self.in_flight += PACKET;
     }
@@ -156,6 +157,10 @@ fn after_an_outage_it_goes_on_as_before() {
         let (overflowed, sent) = (path.overflowed, path.sent);
         let share = path.run(1);
         let lost = (path.overflowed - overflowed) as f64 / (path.sent - sent) as f64;
+        (0..9).for_each(|_| path.outage(1));
+        path.run(1);
+        let later = path.run(1);
+        assert!(later > 0.9, "{later} of the line after many outages");
         println!("{outage_at} s: {share:.3} of the line in the first second, {lost:.3} lost, {:?}", path.model.round_trip);
         assert!(share > 0.6 && lost < 0.02, "{share} of the line, {lost} lost");
     }
