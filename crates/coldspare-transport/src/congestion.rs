@@ -147,8 +147,12 @@ impl Rates {
 }
 
 impl Losses {
-    /// Judges what became of enough packets; `window` is what may be under way.
+    /// Judges what became of enough packets, once a round; `window` is what may be under way.
     fn judge(&mut self, window: u64, mtu: u64) {
+        if self.trial == Trial::None {
+            // A cap that is above what the path needs is none.
+            self.cap = self.cap.map(|cap| cap + cap / 100 + mtu).filter(|&cap| cap < 2 * window);
+        }
         let Losses { lost, acked, .. } = *self;
         if lost + acked < JUDGED_PACKETS * mtu {
             return;
@@ -160,11 +164,7 @@ impl Losses {
                 self.trial = Trial::Begun(share);
                 self.cap = Some(window * 7 / 10);
             }
-            Trial::None => {
-                self.by_chance = self.by_chance.min(share * 0.05 + self.by_chance * 0.95);
-                // A cap that is above what the path needs is none.
-                self.cap = self.cap.map(|cap| cap + cap / 50).filter(|&cap| cap < 2 * window);
-            }
+            Trial::None => self.by_chance = self.by_chance.min(share * 0.05 + self.by_chance * 0.95),
             Trial::Begun(before) => self.trial = Trial::Judged(before),
             Trial::Judged(before) => {
                 self.trial = Trial::None;

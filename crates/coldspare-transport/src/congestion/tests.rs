@@ -193,7 +193,7 @@ fn a_shallow_queue_is_not_flooded_for_long() {
         let share = path.run(20);
         let lost = (path.overflowed - overflowed) as f64 / (path.sent - sent) as f64;
         println!("{mbit} Mbit/s: {share:.3} of the line, {lost:.3} lost, {:?}", path.model.losses);
-        assert!(share > 0.8 && lost < 0.03, "{share} of the line, {lost} lost");
+        assert!(share > 0.8 && lost < 0.04, "{share} of the line, {lost} lost");
     }
 }
 
