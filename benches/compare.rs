@@ -1,11 +1,12 @@
 //! Whole processes side by side: coldspare and its peers, in turn, on the same home.
 //!
 //! `cargo bench --bench compare -- [SECTION …] [--files N] [--runs N] [--seconds N] [--entries N]
-//! [--repository DIR] [--dir DIR] [--json FILE]`
+//! [--line NAME] [--repository DIR] [--dir DIR] [--json FILE]`
 //!
 //! Sections: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
 //! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch);
-//! `repack` (`repack.rs`, `--repository DIR` for another history than a made-up one).
+//! `repack` (`repack.rs`, `--repository DIR` for another history than a made-up one); `link` (`link.rs`, over emulated
+//! lines, `--line NAME` for one of them).
 //!
 //! Both ends run on this host over loopback, with a warm page cache. rsync runs without encryption; its time to seed
 //! includes a `sync -f` of the destination, because coldspare returns only when everything is durable. Each run checks
@@ -14,6 +15,7 @@
 mod copy;
 mod follow;
 mod home;
+mod link;
 mod pair;
 mod process;
 mod repack;
@@ -35,6 +37,8 @@ pub(crate) struct Settings {
     pub(crate) seconds: u64,
     /// How many entries the home of `scale` has.
     pub(crate) entries: u64,
+    /// Which of the lines of `link` are measured; none: all.
+    pub(crate) lines: Vec<String>,
     /// Whose history `repack` takes.
     pub(crate) repository: Option<PathBuf>,
     pub(crate) dir: PathBuf,
@@ -62,6 +66,7 @@ fn main() -> Result<()> {
     tables.extend(follow::compare_all(&settings, has("lsyncd") && has("rsync"))?);
     tables.extend(scale::measure_all(&settings, has("rsync"))?);
     tables.extend(repack::measure_all(&settings, has("rsync"))?);
+    tables.extend(link::measure_all(&settings, has("rsync"))?);
     if let Some(path) = &settings.json {
         let versions: Vec<_> = peers.iter().map(|(name, version)| json!({"name": name, "version": version})).collect();
         let all = json!({"machine": machine, "coldspare": env!("CARGO_PKG_VERSION"), "peers": versions, "homes": tables});
@@ -72,15 +77,24 @@ fn main() -> Result<()> {
 
 fn settings() -> Result<Settings> {
     let dir = env!("CARGO_TARGET_TMPDIR").into();
-    let mut settings =
-        Settings { sections: Vec::new(), files: 300_000, runs: 3, seconds: 60, entries: 1_000_000, repository: None, dir, json: None };
+    let mut settings = Settings {
+        sections: Vec::new(),
+        files: 300_000,
+        runs: 3,
+        seconds: 60,
+        entries: 1_000_000,
+        lines: Vec::new(),
+        repository: None,
+        dir,
+        json: None,
+    };
     let mut args = std::env::args().skip(1).filter(|arg| arg != "--bench");
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} takes a value"));
         match arg.as_str() {
             name if copy::SECTIONS.contains(&name)
                 || follow::SECTIONS.contains(&name)
-                || [scale::SECTION, repack::SECTION].contains(&name) =>
+                || [scale::SECTION, repack::SECTION, link::SECTION].contains(&name) =>
             {
                 settings.sections.push(arg)
             }
@@ -88,6 +102,7 @@ fn settings() -> Result<Settings> {
             "--runs" => settings.runs = value()?.parse::<usize>()?.max(1),
             "--seconds" => settings.seconds = value()?.parse()?,
             "--entries" => settings.entries = value()?.parse()?,
+            "--line" => settings.lines.push(value()?),
             "--repository" => settings.repository = Some(value()?.into()),
             "--dir" => settings.dir = value()?.into(),
             "--json" => settings.json = Some(value()?.into()),

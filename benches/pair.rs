@@ -5,6 +5,8 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use coldspare_sim::line::{FAR, Line};
+
 use crate::process::Daemon;
 use crate::report::{Result, program_version, run};
 
@@ -14,28 +16,39 @@ pub(crate) struct Pair {
     active: PathBuf,
     standby: PathBuf,
     at: PathBuf,
+    /// What the active's commands begin with, and the standby's.
+    wrappers: [Vec<String>; 2],
 }
 
 impl Pair {
     /// Installs both ends in the folder `at`, with an empty standby.
     pub(crate) fn make(source: &Path, at: &Path) -> Result<Pair> {
+        let port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        Pair::make_at(source, at, &format!("127.0.0.1:{port}"), Default::default())
+    }
+
+    /// The same, with the active at the near end of a line and the standby at the far one.
+    pub(crate) fn across(line: &Line, source: &Path, at: &Path) -> Result<Pair> {
+        Pair::make_at(source, at, &format!("{FAR}:7420"), [line.near().wrapper(), line.far().wrapper()])
+    }
+
+    fn make_at(source: &Path, at: &Path, listen: &str, wrappers: [Vec<String>; 2]) -> Result<Pair> {
         let destination = at.join("standby");
         fs::create_dir(&destination)?;
         let (standby, active) = (at.join("standby.toml"), at.join("active.toml"));
-        let port = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let init = |role: &str, home: &Path, config: &Path| {
-            let mut command = coldspare();
+            let mut command = coldspare(&[]);
             command.args(["init", role, "--home"]).arg(home).arg("--config").arg(config);
             command
         };
-        let invite = run(init("standby", &destination, &standby).args(["--listen", &format!("127.0.0.1:{port}")]))?;
+        let invite = run(init("standby", &destination, &standby).args(["--listen", listen]))?;
         // The source keeps the mark of an earlier run's pair.
         let mark = source.join(".coldspare");
         if mark.exists() {
             fs::remove_dir_all(&mark)?;
         }
         run(init("active", source, &active).args(["--invite", invite.trim()]))?;
-        Ok(Pair { destination, active, standby, at: at.into() })
+        Ok(Pair { destination, active, standby, at: at.into(), wrappers })
     }
 
     /// Sets what the active's watch is.
@@ -46,18 +59,24 @@ impl Pair {
         Ok(fs::write(&self.active, format!("{rest}[send]\nwatch = \"{backend}\"\n"))?)
     }
 
+    /// Adds sections to the active's configuration.
+    pub(crate) fn configure(&self, sections: &str) -> Result<()> {
+        let text = fs::read_to_string(&self.active)?;
+        Ok(fs::write(&self.active, format!("{text}{sections}"))?)
+    }
+
     pub(crate) fn receive(&self) -> Result<Daemon> {
-        self.daemon("receive", &self.standby)
+        self.daemon(&self.wrappers[1], "receive", &self.standby)
     }
 
     pub(crate) fn send(&self) -> Result<Daemon> {
-        self.daemon("send", &self.active)
+        self.daemon(&self.wrappers[0], "send", &self.active)
     }
 
-    fn daemon(&self, command: &str, config: &Path) -> Result<Daemon> {
+    fn daemon(&self, wrapper: &[String], command: &str, config: &Path) -> Result<Daemon> {
         let log = self.at.join(format!("{command}.log"));
         let is_ready = || fs::read_to_string(&log).is_ok_and(|text| text.lines().any(|line| line == "ready"));
-        Ok(Daemon::start(coldspare().arg(command).arg("--config").arg(config), &log, is_ready)?)
+        Ok(Daemon::start(coldspare(wrapper).arg(command).arg("--config").arg(config), &log, is_ready)?)
     }
 
     pub(crate) fn send_once(&self) -> Command {
@@ -66,14 +85,21 @@ impl Pair {
 
     /// A command for the active.
     pub(crate) fn on_active(&self, args: &[&str]) -> Command {
-        let mut command = coldspare();
+        let mut command = coldspare(&self.wrappers[0]);
         command.args(args).arg("--config").arg(&self.active);
         command
     }
 }
 
-fn coldspare() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_coldspare"))
+fn coldspare(wrapper: &[String]) -> Command {
+    wrapped(wrapper, env!("CARGO_BIN_EXE_coldspare"))
+}
+
+fn wrapped(wrapper: &[String], program: &str) -> Command {
+    let Some((first, more)) = wrapper.split_first() else { return Command::new(program) };
+    let mut command = Command::new(first);
+    command.args(more).arg(program);
+    command
 }
 
 /// An rsync daemon that takes a tree.
@@ -86,18 +112,28 @@ pub(crate) struct RsyncDaemon {
 impl RsyncDaemon {
     /// Starts one in the folder `at`, with an empty tree.
     pub(crate) fn start(at: &Path) -> Result<RsyncDaemon> {
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
+        RsyncDaemon::start_at(at, "127.0.0.1", port, &[], || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok())
+    }
+
+    /// The same, at the far end of a line.
+    pub(crate) fn across(line: &Line, at: &Path) -> Result<RsyncDaemon> {
+        let is_ready = || line.far().enter(|| TcpStream::connect((FAR, 8730))).is_ok();
+        RsyncDaemon::start_at(at, FAR, 8730, &line.far().wrapper(), is_ready)
+    }
+
+    fn start_at(at: &Path, address: &str, port: u16, wrapper: &[String], is_ready: impl Fn() -> bool) -> Result<RsyncDaemon> {
         let destination = at.join("standby");
         fs::create_dir(&destination)?;
         let (config, log) = (at.join("rsyncd.conf"), at.join("rsyncd.log"));
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let owner = if rustix::process::geteuid().is_root() { "uid = root\ngid = root\n" } else { "" };
         let module = format!("use chroot = no\n{owner}[standby]\npath = {}\nread only = no\n", destination.display());
         fs::write(&config, module)?;
-        let mut serve = Command::new("rsync");
-        serve.args(["--daemon", "--no-detach", "--address=127.0.0.1", &format!("--port={port}")]);
+        let mut serve = wrapped(wrapper, "rsync");
+        serve.args(["--daemon", "--no-detach", &format!("--address={address}"), &format!("--port={port}")]);
         serve.arg(format!("--config={}", config.display()));
-        let daemon = Daemon::start(&mut serve, &log, || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok())?;
-        Ok(RsyncDaemon { daemon, destination, url: format!("rsync://127.0.0.1:{port}/standby/") })
+        let daemon = Daemon::start(&mut serve, &log, is_ready)?;
+        Ok(RsyncDaemon { daemon, destination, url: format!("rsync://{address}:{port}/standby/") })
     }
 }
 

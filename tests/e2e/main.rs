@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that can't go on has failed
 
+mod bandwidth;
 mod brakes;
 mod damage;
 mod everything;
@@ -13,6 +14,7 @@ mod git;
 mod guard;
 mod image;
 mod kills;
+mod lines;
 mod links;
 mod pair;
 mod power;

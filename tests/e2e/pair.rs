@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use coldspare_sim::line::{FAR, Line};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -53,6 +54,16 @@ impl Pair {
     pub(crate) fn in_folder(dir: TempDir, port: u16) -> Pair {
         let (active, standby) = (Host::new(dir.path(), "active", "send"), Host::new(dir.path(), "standby", "receive"));
         let invitation = standby.init_standby(port);
+        active.init_active(&invitation).expect_code(0);
+        Pair { active, standby, invitation, port, dir }
+    }
+
+    /// As [`Pair::new`], with the active at the near end of a line and the standby at the far one.
+    pub(crate) fn across(line: &Line) -> Pair {
+        let (dir, port) = (TempDir::new().unwrap(), 7420);
+        let (mut active, mut standby) = (Host::new(dir.path(), "active", "send"), Host::new(dir.path(), "standby", "receive"));
+        (active.wrapper, standby.wrapper) = (line.near().wrapper(), line.far().wrapper());
+        let invitation = standby.init_listening(&format!("{FAR}:{port}"));
         active.init_active(&invitation).expect_code(0);
         Pair { active, standby, invitation, port, dir }
     }
@@ -119,7 +130,11 @@ impl Host {
     }
 
     pub(crate) fn init_standby(&self, port: u16) -> String {
-        self.init(&["init", "standby", "--listen", &format!("127.0.0.1:{port}")]).expect_code(0).out.trim().into()
+        self.init_listening(&format!("127.0.0.1:{port}"))
+    }
+
+    fn init_listening(&self, address: &str) -> String {
+        self.init(&["init", "standby", "--listen", address]).expect_code(0).out.trim().into()
     }
 
     pub(crate) fn init_active(&self, invitation: &str) -> Ran {

@@ -31,6 +31,9 @@ pub(crate) struct Relay {
     ends: Arc<AtomicBool>,
 }
 
+/// Bytes that wait for the relay's threads.
+const BUFFER_BYTES: usize = 16 << 20;
+
 struct Datagram {
     due: Instant,
     bytes: Vec<u8>,
@@ -42,6 +45,8 @@ impl Relay {
         let bind = || {
             let socket = UdpSocket::bind(("127.0.0.1", 0)).unwrap();
             socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+            // What is lost is lost by the weather; without the privilege the system's limit holds.
+            let _ = rustix::net::sockopt::set_socket_recv_buffer_size_force(&socket, BUFFER_BYTES);
             Arc::new(socket)
         };
         let (near, far) = (bind(), bind());

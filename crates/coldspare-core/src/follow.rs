@@ -183,7 +183,7 @@ pub struct Follow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Down { retry_at: Duration },
-    Connecting,
+    Connecting { since: Duration },
     Up,
 }
 
@@ -274,7 +274,7 @@ impl Follow {
     pub fn poll_timeout(&self) -> Option<Duration> {
         match self.link {
             Link::Down { retry_at } => Some(retry_at),
-            Link::Connecting => None,
+            Link::Connecting { .. } => None,
             Link::Up if !self.may_begin() => None,
             Link::Up if self.pending.is_some() => Some(self.pause_until),
             Link::Up if self.looks_at_everything() => None,
@@ -345,7 +345,13 @@ impl Follow {
     fn lost(&mut self, now: Duration) {
         self.abandon_from(0);
         self.pause_until = now; // connecting anew has a pause of its own
-        self.link = Link::Down { retry_at: now + self.retry_after };
+        // A try that waited for an answer was the pause: a link that returns is not to find nobody.
+        let tried = match self.link {
+            Link::Connecting { since } => now.saturating_sub(since),
+            Link::Down { .. } | Link::Up => Duration::ZERO,
+        };
+        let pause = self.retry_after.saturating_sub(tried).max(self.config.retry_min);
+        self.link = Link::Down { retry_at: now + pause };
         self.retry_after = (self.retry_after * 2).min(self.config.retry_max);
     }
 
@@ -455,7 +461,7 @@ impl Follow {
     fn advance(&mut self, now: Duration) {
         match self.link {
             Link::Down { retry_at } if retry_at <= now => {
-                self.link = Link::Connecting;
+                self.link = Link::Connecting { since: now };
                 self.effects.push_back(Effect::Connect);
             }
             Link::Up if self.may_begin() && self.pause_until <= now => {

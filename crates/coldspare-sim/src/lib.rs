@@ -4,6 +4,7 @@
 //! - [`home`]: makes a home and changes it.
 //! - [`pair`]: an active and a standby in one process, wired as the daemons wire them, that can be cut off and killed.
 //! - [`failover`]: two nodes that change roles, for a model checker.
+//! - [`mod@line`]: a line between two network namespaces, as slow, long and lossy as a test wants it.
 //! - [`fault`]: a disk that fails when it is told to.
 //! - [`model`]: a disk in memory that knows what of it is durable.
 //! - [`world`]: both ends, a network and a git that writes, with one seed for all of it, and what has to hold.
@@ -20,6 +21,7 @@ pub mod compare;
 pub mod failover;
 pub mod fault;
 pub mod home;
+pub mod line;
 pub mod model;
 pub mod pair;
 pub mod sent;

@@ -11,14 +11,18 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::{BbrConfig, CubicConfig};
-use quinn::{EndpointConfig, IdleTimeout, TokioRuntime, TransportConfig, VarInt};
+use quinn::congestion::CubicConfig;
+use quinn::{EndpointConfig, IdleTimeout, Runtime, TokioRuntime, TransportConfig, VarInt};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::buffer::SocketBuffers;
+use crate::congestion::ModelFactory;
 use crate::identity::{Identity, PeerKey};
-use crate::link::{CLOSE_CODE, Link, LinkError};
+use crate::link::{CLOSE_CODE, Link, LinkError, Own};
+use crate::rate::Limiter;
+use crate::repeat::{REPEAT_EVERY, Repeater};
 use crate::tls::{self, Pinned};
 
 /// LIMIT: data streams of one connection; more wait until one ends. All of their windows together are less than the
@@ -51,10 +55,10 @@ pub struct Tuning {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Congestion {
-    /// Fair to others, slow on links that lose packets: at 1 Gbit/s and 50 ms 81 MiB/s without loss, 2 at 0.1 % of loss.
-    #[default]
+    /// Each loss halves it, or nearly: fair to others who do so, and slow where packets are lost by chance.
     Cubic,
-    /// Keeps its rate there (78 and 58 MiB/s); takes more than its share from others; experimental in quinn.
+    /// By a model of the path, its rate and its length; chance losses don't matter.
+    #[default]
     Bbr,
 }
 
@@ -103,21 +107,23 @@ pub enum BindError {
 #[derive(Debug)]
 pub struct Listener {
     endpoint: quinn::Endpoint,
+    repeater: Arc<Repeater>,
     local_addr: SocketAddr,
-    receive_buffer_bytes: usize,
+    buffers: SocketBuffers,
 }
 
 /// A connection that begins; dropping it turns the peer away.
 #[derive(Debug)]
 pub struct Incoming {
     incoming: quinn::Incoming,
+    repeater: Arc<Repeater>,
 }
 
 impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             streams: 8,
-            congestion: Congestion::Cubic,
+            congestion: Congestion::default(),
             idle_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(2),
             socket_buffer_bytes: 8 << 20,
@@ -158,7 +164,7 @@ impl Tuning {
             .keep_alive_interval(Some(self.keep_alive));
         match self.congestion {
             Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
-            Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
+            Congestion::Bbr => config.congestion_controller_factory(Arc::new(ModelFactory)),
         };
         config
     }
@@ -175,8 +181,7 @@ impl Listener {
             io::ErrorKind::AddrInUse => BindError::InUse { address: addr },
             _ => BindError::Io { address: addr, source },
         };
-        let socket = open_socket(addr, tuning).map_err(io_error)?;
-        let receive_buffer_bytes = socket2::SockRef::from(&socket).recv_buffer_size().map_err(io_error)? / 2;
+        let (socket, buffers) = open_socket(addr, tuning).map_err(io_error)?;
         let mut transport = tuning.transport();
         transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls::standby_config(identity)));
@@ -189,9 +194,10 @@ impl Listener {
         let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &identity.reset_key());
         let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
         endpoint.cid_generator(|| Box::new(RandomCids));
-        let endpoint = quinn::Endpoint::new(endpoint, Some(config), socket, runtime).map_err(io_error)?;
+        let (_, repeater) = wrap(socket).map_err(io_error)?;
+        let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint, Some(config), repeater.clone(), runtime).map_err(io_error)?;
         let local_addr = endpoint.local_addr().map_err(io_error)?;
-        Ok(Listener { endpoint, local_addr, receive_buffer_bytes })
+        Ok(Listener { endpoint, repeater, local_addr, buffers })
     }
 
     /// Where it listens; with the port that the system chose if none was asked for.
@@ -199,15 +205,14 @@ impl Listener {
         self.local_addr
     }
 
-    /// Bytes of the socket's receive buffer that the system granted; below what was asked for, raise
-    /// `net.core.rmem_max`, or packets are lost in bursts.
-    pub fn effective_receive_buffer(&self) -> usize {
-        self.receive_buffer_bytes
+    /// What the system granted of the buffers that were asked for.
+    pub fn buffers(&self) -> SocketBuffers {
+        self.buffers
     }
 
     /// Waits for the next connection; `None` after [`Listener::shutdown`]. Can be cancelled without loss.
     pub async fn accept(&self) -> Option<Incoming> {
-        Some(Incoming { incoming: self.endpoint.accept().await? })
+        Some(Incoming { incoming: self.endpoint.accept().await?, repeater: self.repeater.clone() })
     }
 
     /// Ends all connections, tells the peers why, and waits until that is on its way.
@@ -234,7 +239,7 @@ impl Incoming {
     pub async fn handshake(self, within: Duration) -> Result<Link, LinkError> {
         let connecting = self.incoming.accept().map_err(LinkError::from)?;
         let connection = timeout(within, connecting).await.map_err(|_| LinkError::Timeout { waiting_for: "the handshake" })??;
-        Link::new(connection, None)
+        Link::new(connection, None, self.repeater)
     }
 }
 
@@ -294,16 +299,27 @@ async fn connect_to(
     let shown_address = if name == address.to_string() { name.to_string() } else { format!("{name} ({address})") };
     let unreachable = |detail: String| LinkError::Unreachable { address: shown_address.clone(), detail };
     let from: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = open_socket(SocketAddr::new(from, 0), tuning).map_err(|e| unreachable(e.to_string()))?;
-    let endpoint =
-        quinn::Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(|e| unreachable(e.to_string()))?;
+    let (socket, buffers) = open_socket(SocketAddr::new(from, 0), tuning).map_err(|e| unreachable(e.to_string()))?;
+    let (limiter, repeater) = wrap(socket).map_err(|e| unreachable(e.to_string()))?;
+    let endpoint = quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, repeater.clone(), Arc::new(TokioRuntime))
+        .map_err(|e| unreachable(e.to_string()))?;
     let pinned = Arc::new(Pinned::new(expected));
     let mut config = quinn::ClientConfig::new(Arc::new(tls::active_config(identity, pinned.clone())));
     config.transport_config(Arc::new(tuning.transport()));
     let connecting = endpoint.connect_with(config, address, TLS_NAME).map_err(|e| unreachable(e.to_string()))?;
     let no_answer = || unreachable(format!("no answer within {:.1} s", within.as_secs_f32()));
-    let error = match timeout(within, connecting).await {
-        Ok(Ok(connection)) => return Link::new(connection, Some(endpoint)),
+    let repeating = async {
+        loop {
+            tokio::time::sleep(REPEAT_EVERY * 2).await;
+            repeater.repeat();
+        }
+    };
+    let connected = tokio::select! {
+        connected = timeout(within, connecting) => connected,
+        () = repeating => unreachable!("it is repeated until the other ends"),
+    };
+    let error = match connected {
+        Ok(Ok(connection)) => return Link::new(connection, Some(Own { endpoint, limiter, buffers }), repeater),
         Ok(Err(error)) => error,
         Err(_) => return Err(no_answer()),
     };
@@ -316,17 +332,21 @@ async fn connect_to(
     }
 }
 
-fn open_socket(addr: SocketAddr, tuning: &Tuning) -> io::Result<UdpSocket> {
+fn wrap(socket: UdpSocket) -> io::Result<(Arc<Limiter>, Arc<Repeater>)> {
+    let limiter = Arc::new(Limiter::new(TokioRuntime.wrap_udp_socket(socket)?));
+    let repeater = Arc::new(Repeater::new(limiter.clone()));
+    Ok((limiter, repeater))
+}
+
+fn open_socket(addr: SocketAddr, tuning: &Tuning) -> io::Result<(UdpSocket, SocketBuffers)> {
     let socket = Socket::new(Domain::for_address(addr), Type::DGRAM, None)?;
     if addr.is_ipv6() {
         // `[::]` takes IPv4 too, whatever the system's default is.
         socket.set_only_v6(false)?;
     }
-    // The system grants what it likes and calls that a success: the listener tells what it got.
-    socket.set_recv_buffer_size(tuning.socket_buffer_bytes)?;
-    socket.set_send_buffer_size(tuning.socket_buffer_bytes)?;
+    let buffers = SocketBuffers::set((&socket).into(), tuning.socket_buffer_bytes)?;
     socket.bind(&addr.into())?;
-    Ok(socket.into())
+    Ok((socket.into(), buffers))
 }
 
 /// LIMIT: connections whose handshake wasn't begun; more are turned away.
@@ -397,12 +417,5 @@ mod tests {
             Err(BindError::InUse { address }) => assert_eq!(address, first.local_addr()),
             other => panic!("{other:?}"),
         }
-    }
-
-    #[tokio::test]
-    async fn the_granted_buffer_is_told() {
-        let tuning = Tuning { socket_buffer_bytes: 64 << 10, ..Tuning::default() };
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &Identity::generate(), &tuning).unwrap();
-        assert_eq!(listener.effective_receive_buffer(), 64 << 10);
     }
 }

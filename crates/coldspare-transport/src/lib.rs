@@ -10,15 +10,20 @@
 #![forbid(unsafe_code)]
 
 mod base32;
+mod buffer;
+mod congestion;
 pub mod endpoint;
 pub mod frame;
 pub mod identity;
 pub mod invite;
 pub mod link;
 pub mod message;
+mod rate;
+mod repeat;
 pub mod stream;
 mod tls;
 
+pub use buffer::SocketBuffers;
 pub use endpoint::{BindError, Congestion, Incoming, Listener, Tuning, TuningError, connect};
 pub use frame::{FrameError, Payload};
 pub use identity::{Identity, IdentityError, PeerKey, PeerKeyError};

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use coldspare_core::path::escape;
@@ -14,10 +15,13 @@ use quinn::{ConnectionError, ReadError, TransportErrorCode, VarInt, WriteError};
 use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
+use crate::buffer::SocketBuffers;
 use crate::endpoint::{CONNECTION_WINDOW_BYTES, STREAMS_MAX, TuningError};
 use crate::frame::FrameError;
 use crate::identity::PeerKey;
 use crate::message::{MessageError, ToActive, ToStandby};
+use crate::rate::Limiter;
+use crate::repeat::{Carried, REPEAT_EVERY, Repeater, Silence};
 use crate::stream::{ControlReceiver, ControlSender, DataReceiver, DataSender};
 
 /// A connection to a host whose key is known; clones are the same connection.
@@ -25,9 +29,22 @@ use crate::stream::{ControlReceiver, ControlSender, DataReceiver, DataSender};
 pub struct Link {
     connection: quinn::Connection,
     peer_key: PeerKey,
-    /// Of the active, whose endpoint serves this connection alone.
-    endpoint: Option<quinn::Endpoint>,
+    /// Of the active, whose endpoint and socket serve this connection alone.
+    own: Option<Own>,
+    _probing: Arc<Probing>,
 }
+
+/// The endpoint that serves one connection alone.
+#[derive(Debug, Clone)]
+pub(crate) struct Own {
+    pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) limiter: Arc<Limiter>,
+    pub(crate) buffers: SocketBuffers,
+}
+
+/// Ends with the last clone of a link, which then ends the connection.
+#[derive(Debug)]
+struct Probing(tokio::task::JoinHandle<()>);
 
 /// What a link has carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,14 +116,15 @@ pub enum LinkError {
 }
 
 impl Link {
-    pub(crate) fn new(connection: quinn::Connection, endpoint: Option<quinn::Endpoint>) -> Result<Link, LinkError> {
+    pub(crate) fn new(connection: quinn::Connection, own: Option<Own>, repeater: Arc<Repeater>) -> Result<Link, LinkError> {
         let shown = connection.peer_identity().and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok());
         let key = shown.as_deref().and_then(|shown| match shown.as_slice() {
             [key] => PeerKey::from_spki(key),
             _ => None,
         });
         let peer_key = key.ok_or_else(|| LinkError::Protocol("the peer has shown no Ed25519 key".into()))?;
-        Ok(Link { connection, peer_key, endpoint })
+        let _probing = Arc::new(Probing(tokio::spawn(probe(connection.clone(), repeater))));
+        Ok(Link { connection, peer_key, own, _probing })
     }
 
     /// The key that the peer has proven to hold.
@@ -170,9 +188,21 @@ impl Link {
 
     /// Active: waits until a closed link has told the peer so, some hundred milliseconds at most on a slow link.
     pub async fn drained(&self) {
-        if let Some(endpoint) = &self.endpoint {
-            endpoint.wait_idle().await;
+        if let Some(own) = &self.own {
+            own.endpoint.wait_idle().await;
         }
+    }
+
+    /// Active: sets how many bytes a second may be sent, of UDP's payload; `None`: any. Holds at once, until it is set anew.
+    pub fn limit(&self, bytes_per_second: Option<u64>) {
+        if let Some(own) = &self.own {
+            own.limiter.set(bytes_per_second);
+        }
+    }
+
+    /// Active: what the system granted of the socket's buffers.
+    pub fn buffers(&self) -> Option<SocketBuffers> {
+        self.own.as_ref().map(|own| own.buffers)
     }
 
     /// Waits until the link has ended and tells why.
@@ -188,6 +218,27 @@ impl Link {
             bytes_received: stats.udp_rx.bytes,
             rtt: stats.path.rtt,
             lost_packets: stats.path.lost_packets,
+        }
+    }
+}
+
+impl Drop for Probing {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Sends the last datagram again while the peer owes an answer, until the connection ends.
+async fn probe(connection: quinn::Connection, repeater: Arc<Repeater>) {
+    let mut silence = Silence::default();
+    while connection.close_reason().is_none() {
+        // What is under way is no silence.
+        tokio::time::sleep(REPEAT_EVERY.max(connection.rtt())).await;
+        let stats = connection.stats();
+        let sent = stats.frame_tx;
+        let asked = sent.stream + sent.ping + sent.crypto + sent.max_data + sent.max_stream_data + sent.max_streams_uni;
+        if silence.look(Carried { received: stats.udp_rx.datagrams, asked }) {
+            repeater.repeat();
         }
     }
 }

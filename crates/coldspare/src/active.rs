@@ -29,6 +29,7 @@ use coldspare_transport::message::{DETAIL_BYTES_MAX, HELD_ITEMS_MAX};
 use coldspare_transport::{Failure as PeerFailure, Identity, LinkError, PeerKey, ToActive, ToStandby};
 use tokio::sync::mpsc;
 
+use crate::bandwidth::Schedule;
 use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
 use crate::progress::Bar;
@@ -53,6 +54,8 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 const RETRY_INCOMPLETE_MIN: Duration = Duration::from_secs(60);
 /// The longest that becomes.
 const RETRY_INCOMPLETE_MAX: Duration = Duration::from_secs(3600);
+/// How often it is looked which limit of the sending rate holds.
+const SCHEDULE_EVERY: Duration = Duration::from_millis(500);
 /// Longer than any daemon runs.
 const NEVER_SECONDS: u64 = u32::MAX as u64;
 /// LIMIT: events that wait.
@@ -124,6 +127,9 @@ struct Active {
     /// When repositories that the standby found incomplete are tried once more, and how long after the last time.
     retry_at: Instant,
     retry_after: Duration,
+    schedule: Schedule,
+    /// Bytes a second that may be sent, as of the last look at the schedule.
+    limit: Option<u64>,
     /// For `--once` on a terminal.
     bar: Option<Bar>,
 }
@@ -158,6 +164,7 @@ impl Active {
             if let Some(code) = self.perform(&address)? {
                 return self.stop("done", code).await;
             }
+            self.keep_to_schedule();
             let timeout = self.next_timeout();
             let wake = self.wake.clone();
             tokio::select! {
@@ -199,7 +206,25 @@ impl Active {
         let callers = self.waiting.values().filter_map(|w| w.deadline).map(|at| at.saturating_duration_since(now)).min();
         let show = self.bar.as_ref().map(|_| SHOW_EVERY);
         let retry = self.capture.held.has_incomplete().then(|| self.retry_at.saturating_duration_since(now));
-        machine.into_iter().chain(callers).chain(show).chain(retry).min().unwrap_or(Duration::from_secs(60))
+        let schedule = self.schedule.changes().then_some(SCHEDULE_EVERY);
+        machine.into_iter().chain(callers).chain(show).chain(retry).chain(schedule).min().unwrap_or(Duration::from_secs(60))
+    }
+
+    fn keep_to_schedule(&mut self) {
+        if self.schedule.changes() {
+            let limit = self.schedule.now();
+            if limit != self.limit {
+                tracing::info!(bytes_per_second = limit, "another limit of the sending rate holds");
+                self.limit = limit;
+                self.limit_sending();
+            }
+        }
+    }
+
+    fn limit_sending(&self) {
+        if let Some(peer) = &self.peer {
+            peer.link.limit(self.limit);
+        }
     }
 
     fn time_passed(&mut self) {

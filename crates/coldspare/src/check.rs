@@ -163,10 +163,11 @@ fn examine(config: &Config, findings: &mut Vec<Finding>) {
             say("watch", Grade::Good, format!("{by_fanotify}; inotify: up to {watches} folders, {queue} queued events"));
         }
     }
-    let buffer = std::fs::read_to_string("/proc/sys/net/core/rmem_max").ok().and_then(|t| t.trim().parse::<u64>().ok());
-    if let Some(bytes) = buffer {
-        let wanted = 4 << 20;
-        let advice = format!("net.core.rmem_max = {bytes}; at least {wanted} is better for fast links");
-        say("link", if bytes < wanted { Grade::Warning } else { Grade::Good }, advice);
+    match coldspare_transport::SocketBuffers::probe(config.tuning().socket_buffer_bytes) {
+        Ok(buffers) => match buffers.advice() {
+            Some(advice) => say("link", Grade::Warning, advice),
+            None => say("link", Grade::Good, format!("{} bytes of socket buffers each way", buffers.asked_bytes)),
+        },
+        Err(e) => say("link", Grade::Bad, format!("no UDP socket can be made: {e}")),
     }
 }

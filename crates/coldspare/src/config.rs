@@ -13,6 +13,7 @@ use coldspare_core::exclude::{BITBUCKET, Exclude};
 use coldspare_transport::{Congestion, Tuning};
 use serde::{Deserialize, Serialize};
 
+use crate::bandwidth::{Bandwidth, Period, Schedule};
 use crate::exit::Failure;
 pub use guard::{ApplicationProfile, Guard, HealthSettings, HookConfig, HookName, Hooks};
 
@@ -148,11 +149,17 @@ pub struct LinkSettings {
     pub congestion: Congestion,
     /// Seconds of silence after which the peer is gone.
     pub idle_timeout_seconds: u64,
+    /// The most that the active sends, where no period of `schedule` holds; without one as much as there is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bandwidth: Option<Bandwidth>,
+    /// Times of the week in which another limit holds; the first that holds decides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub schedule: Vec<Period>,
 }
 
 impl Default for LinkSettings {
     fn default() -> LinkSettings {
-        LinkSettings { streams: 8, congestion: Congestion::Cubic, idle_timeout_seconds: 10 }
+        LinkSettings { streams: 8, congestion: Congestion::default(), idle_timeout_seconds: 10, bandwidth: None, schedule: Vec::new() }
     }
 }
 
@@ -221,6 +228,8 @@ const WINDOW_MINUTES_MAX: u64 = 1440;
 const SCRUB_DAYS_MAX: u32 = 3650;
 /// Where `receive` listens by default.
 pub const DEFAULT_PORT: u16 = 7420;
+/// LIMIT: periods of a week.
+const SCHEDULE_MAX: usize = 100;
 /// LIMIT: replicated folders.
 const ROOTS_MAX: usize = 64;
 
@@ -294,7 +303,15 @@ impl Config {
         if let Some(guard) = &self.guard {
             guard.check(&self.hooks)?;
         }
+        if self.link.schedule.len() > SCHEDULE_MAX {
+            return Err(format!("{} [[link.schedule]] sections; it takes at most {SCHEDULE_MAX}", self.link.schedule.len()));
+        }
         self.tuning().check().map_err(|e| format!("link.{e}"))
+    }
+
+    /// How fast the active may send, and when.
+    pub(crate) fn schedule(&self) -> Schedule {
+        Schedule::new(self.link.bandwidth, self.link.schedule.clone())
     }
 
     /// The link's settings as the transport takes them.
@@ -337,6 +354,10 @@ mod tests {
 
     #[test]
     fn a_minimal_configuration_has_all_defaults() {
+        let limited = "[link]\nbandwidth = \"2 MB/s\"\n[[link.schedule]]\nfrom = \"22:00\"\nto = \"06:00\"\nweekdays = [\"fri\"]\n";
+        let config = Config::parse(&format!("{BASE}{limited}")).unwrap();
+        let again = Config::parse(&toml::to_string(&config).unwrap()).unwrap();
+        assert_eq!((again.link.bandwidth, again.link.schedule.len()), (config.link.bandwidth, 1));
         let config = Config::parse(BASE).unwrap();
         assert_eq!(config.listen.port(), DEFAULT_PORT);
         assert_eq!(config.roots[0].profile, Profile::None);
@@ -356,6 +377,9 @@ mod tests {
         check(&format!("{BASE}exclude = [\"/abs\"]\n"), "leading");
         check(&format!("{BASE}include = [\"log/\"]\n"), "not a pattern of the profile");
         check(&format!("{BASE}[link]\nstreams = 99\n"), "streams");
+        check(&format!("{BASE}[link]\nbandwidth = \"20 Mbit/s\"\n"), "line 6");
+        check(&format!("{BASE}[[link.schedule]]\nfrom = \"8\"\nto = \"18:00\"\n"), "line 6");
+        check(&format!("{BASE}[[link.schedule]]\nfrom = \"08:00\"\nto = \"18:00\"\nweekdays = [\"monday\"]\n"), "line 8");
         check(&format!("{BASE}[verify]\nscrub_days = 9999\n"), "scrub_days");
         check(&format!("{BASE}[brakes]\nremoved_percent = 0\n"), "removed_percent");
         check(&format!("{BASE}[brakes]\nwindow_minutes = 100000\n"), "window_minutes");

@@ -7,6 +7,7 @@
 
 mod active;
 mod application;
+pub mod bandwidth;
 mod check;
 mod cli;
 pub mod config;

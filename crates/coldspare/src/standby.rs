@@ -3,6 +3,7 @@
 //! One connection is served at a time; a new one of the paired active replaces the old. Trouble with the store or the
 //! disk ends the connection and opens the standby anew, which finishes what was committed.
 
+mod contact;
 pub(crate) mod decide;
 mod intake;
 mod scrub;
@@ -33,6 +34,7 @@ use crate::roots;
 use crate::socket::{self, Asked, Call, Reply, Request};
 use crate::state::State;
 use crate::verify::Fetch;
+use contact::Contact;
 use intake::Intake;
 
 pub(crate) type Copy = Standby<RealDisk>;
@@ -49,6 +51,8 @@ const FETCH_LIMIT: Duration = Duration::from_secs(60);
 const ASK_AGAIN_EVERY: Duration = Duration::from_secs(10);
 /// LIMIT: damaged files that the active is told of at once; the rest later.
 const WANTED_MAX: usize = 10_000;
+/// How often it is looked whether the active came.
+const LOOK_FOR_ACTIVE_EVERY: Duration = Duration::from_secs(5);
 /// Between tries to open the standby after trouble.
 const REOPEN_EVERY: Duration = Duration::from_secs(2);
 
@@ -66,6 +70,7 @@ struct Shared {
     /// When that arrived.
     heard_at: Mutex<Option<Instant>>,
     trouble: Mutex<Option<String>>,
+    contact: Mutex<Contact>,
     broken: AtomicBool,
     /// The question that somebody was told of last.
     told_question: Mutex<Option<u64>>,
@@ -123,6 +128,9 @@ pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord) 
 async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
     let identity = state.identity()?;
     let listener = Listener::bind(config.listen, &identity, &config.tuning()).map_err(Failure::usage)?;
+    if let Some(advice) = listener.buffers().advice() {
+        tracing::warn!("{advice}");
+    }
     let calls = socket::listen(&state.socket_path())?;
     let copy = open_copy(&config, &state, &record)?;
     let shared = Arc::new(Shared {
@@ -135,6 +143,7 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
         as_of_ms: AtomicU64::new(0),
         heard_at: Mutex::new(None),
         trouble: Mutex::new(None),
+        contact: Mutex::new(Contact::new(listener.local_addr(), Instant::now())),
         broken: AtomicBool::new(false),
         told_question: Mutex::default(),
         wants: tokio::sync::Notify::new(),
@@ -151,7 +160,12 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
+        let news = lock(&shared.contact).news(Instant::now());
+        if let Some(news) = news {
+            tracing::warn!("{news}");
+        }
         tokio::select! {
+            () = tokio::time::sleep(LOOK_FOR_ACTIVE_EVERY) => {}
             incoming = listener.accept() => match incoming {
                 Some(incoming) => drop(tokio::spawn(shared.clone().greet(incoming))),
                 None => return Err(Failure::usage("the listening socket was closed")),
@@ -188,8 +202,14 @@ impl Shared {
         });
         let (link, mut sender, receiver, open) = match greeted.await {
             Ok(Ok(greeted)) => greeted,
-            Ok(Err(e)) => return tracing::warn!(%from, error = %e, "connection refused"),
-            Err(_) => return tracing::warn!(%from, "connection refused: too slow"),
+            Ok(Err(e)) => {
+                lock(&self.contact).knocked(from);
+                return tracing::warn!(%from, error = %e, "connection refused");
+            }
+            Err(_) => {
+                lock(&self.contact).knocked(from);
+                return tracing::warn!(%from, "connection refused: too slow");
+            }
         };
         match self.admit(&link, &open) {
             Ok(()) => {
@@ -313,6 +333,7 @@ impl Shared {
             return;
         }
         *lock(&self.link) = Some(link.clone());
+        lock(&self.contact).connected();
         let intake = Intake::new(copy, open.session.id);
         let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
         let ended = self.converse(&intake, sender, receiver).await;
@@ -325,6 +346,7 @@ impl Shared {
         let mut current = lock(&self.link);
         if current.as_ref().is_some_and(|l| l.remote_addr() == link.remote_addr()) {
             *current = None;
+            lock(&self.contact).disconnected(Instant::now());
         }
     }
 
@@ -620,6 +642,13 @@ impl Shared {
         }
     }
 
+    /// What keeps changes from being applied here, if anything does.
+    fn trouble(&self) -> Option<String> {
+        let alone = lock(&self.contact).trouble(Instant::now());
+        let both: Vec<String> = lock(&self.trouble).clone().into_iter().chain(alone).collect();
+        (!both.is_empty()).then(|| both.join("; "))
+    }
+
     fn root_names(&self) -> Vec<String> {
         self.config.roots.iter().map(|r| r.name.clone()).collect()
     }
@@ -652,7 +681,7 @@ impl Shared {
             "scrub": scrub::to_json(&lock(&self.scrub), self.config.verify.scrub_days),
             "wanted": copy.as_ref().and_then(|c| c.wanted().ok()).map(|wanted| wanted.len()),
             "waiting_for_decision": copy.as_ref().and_then(|c| c.question().ok().flatten()).map(|q| decide::to_json(&q)),
-            "trouble": *lock(&self.trouble),
+            "trouble": self.trouble(),
             "entries": copy.as_ref().and_then(|c| c.entries().ok()),
             "staged_files": copy.as_ref().and_then(|c| c.staged_files().ok()),
             "bytes_received": link.as_ref().map(|l| l.stats().bytes_received),

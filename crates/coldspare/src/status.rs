@@ -108,6 +108,9 @@ fn page(value: &Value) -> String {
     }
     let peer = &value["peer"]["address"];
     line("connected", if value["connected"] == true { format!("yes, {}", text(peer)) } else { "no".into() });
+    if let Some(limit) = value["link"]["bytes_per_second_max"].as_u64() {
+        line("limit", format!("{:.2} MB/s", limit as f64 / 1e6));
+    }
     let watch = &value["watch"];
     if watch["watched"].is_u64() {
         let share = watch["coverage"].as_f64().unwrap_or_default() * 100.0;

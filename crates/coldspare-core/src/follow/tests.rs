@@ -36,6 +36,27 @@ fn idle() -> Follow {
     f
 }
 
+#[test]
+fn a_try_that_waited_is_no_reason_to_wait() {
+    let (ms, mut f) = (Duration::from_millis, follow(8, Some(7)));
+    let mut now = T0;
+    let mut pauses = |takes: Duration| -> Vec<Duration> {
+        let pauses = (0..7).map(|_| {
+            f.handle(now, Input::Tick);
+            assert_eq!(effects(&mut f), [Effect::Connect]);
+            now += takes;
+            f.handle(now, Input::Lost);
+            let pause = f.poll_timeout().expect("it is tried again") - now;
+            now += pause;
+            pause
+        });
+        pauses.collect()
+    };
+    assert_eq!(pauses(T0), [200, 400, 800, 1600, 3200, 5000, 5000].map(ms));
+    assert_eq!(pauses(ms(10_000)), [200; 7].map(ms));
+    assert_eq!(pauses(ms(4_000))[0], ms(1_000));
+}
+
 fn check_baseline(mut f: Follow, applied: Option<Applied>, expected: (u64, Baseline)) {
     f.handle(T0, Input::Tick);
     f.handle(T0, Input::Opened { applied });

@@ -85,6 +85,10 @@ impl Active {
         let follows = welcome.applied.is_some_and(|a| a.session == self.session.id) && welcome.staged_files == 0;
         self.certainty = if is_empty || (follows && self.follow.last_acked().0 > 0) { Certainty::Sure } else { Certainty::Ask };
         self.peer = Some(Peer { address: sending.link.remote_addr().to_string(), build: welcome.build, link: sending.link.clone() });
+        self.limit_sending();
+        if let Some(advice) = sending.link.buffers().and_then(|buffers| buffers.advice()) {
+            tracing::warn!("{advice}");
+        }
         self.sending = Some(sending);
         self.told_held = None;
         self.last_trouble = None;

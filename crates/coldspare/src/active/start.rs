@@ -151,6 +151,8 @@ async fn follow(
         retry_at: Instant::now() + super::RETRY_INCOMPLETE_MIN,
         retry_after: super::RETRY_INCOMPLETE_MIN,
         bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
+        limit: config.schedule().now(),
+        schedule: config.schedule(),
         config: config.clone(),
         state: state.clone(),
         record: record.clone(),

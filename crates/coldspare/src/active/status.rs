@@ -54,6 +54,11 @@ impl Active {
             "lagging_repositories": waiting.len(),
             "connected": self.follow.is_up(),
             "peer": self.peer.as_ref().map(|p| json!({"address": p.address, "build": p.build, "rtt_ms": p.link.stats().rtt.as_millis() as u64})),
+            "link": {
+                "congestion": self.config.link.congestion,
+                "bytes_per_second_max": self.limit,
+                "lost_packets": self.peer.as_ref().map(|p| p.link.stats().lost_packets),
+            },
             "watch": {
                 "backend": watch.map_or("scan", Watch::backend),
                 "why": self.watch_why,
