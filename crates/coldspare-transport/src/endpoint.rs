@@ -56,9 +56,10 @@ pub struct Tuning {
 #[serde(rename_all = "lowercase")]
 pub enum Congestion {
     /// Each loss halves it, or nearly: fair to others who do so, and slow where packets are lost by chance.
-    Cubic,
-    /// By a model of the path, its rate and its length; chance losses don't matter.
     #[default]
+    Cubic,
+    /// By a model of the path, its rate and its length; chance losses don't matter. Beside others who fill the queue it
+    /// gets little.
     Bbr,
 }
 
