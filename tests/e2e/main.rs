@@ -22,6 +22,7 @@ mod relay;
 mod renames;
 mod repacks;
 mod resume;
+mod roles;
 mod sampler;
 mod seed;
 mod shortages;

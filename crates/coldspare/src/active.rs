@@ -4,7 +4,10 @@
 //! as events. No policy here.
 
 mod connect;
+mod giving;
+mod greet;
 mod helper;
+mod inherit;
 mod outlet;
 mod proof;
 mod report;
@@ -19,7 +22,7 @@ use std::time::{Duration, Instant};
 use coldspare_core::control::{ControlRecord, Session};
 use coldspare_core::follow::{Effect, Extent, Follow, Input, Scope, Sent};
 use coldspare_core::git::family::Repository;
-use coldspare_core::{Baseline, NodeId, Problem, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, Digest, NodeId, Problem, RelPath, RootId, Seq};
 use coldspare_os::RealDisk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Work};
 use coldspare_scan::dirty::Hints;
@@ -34,13 +37,16 @@ use crate::exit::{Code, Failure, Outcome};
 use crate::progress::Bar;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
-use connect::{ConnectError, Connected};
+use connect::Connected;
+pub(crate) use connect::{ConnectError, greet_standby, peer_address};
+use giving::Giving;
+use greet::Rival;
 pub(crate) use helper::{COMMAND as HELPER_COMMAND, run as run_helper};
 use outlet::{Changeset, Sending};
 use proof::Prover;
 use report::{Done, Tally};
 pub(crate) use report::{print_held_back, problem, rfc3339, summary_line};
-pub(crate) use start::run;
+pub(crate) use start::{open_scan, run};
 
 /// How often in a row a changeset may be out of order before that is said.
 const OUT_OF_ORDER_MAX: u32 = 3;
@@ -73,8 +79,19 @@ pub(crate) enum Mode {
 enum Event {
     Connected(Box<Result<Connected, ConnectError>>),
     Heard(Result<ToActive, LinkError>),
-    Captured { cycle: Cycle, has_begun: bool, hints: Hints, result: Result<Report, CaptureError> },
+    Captured {
+        cycle: Cycle,
+        has_begun: bool,
+        hints: Hints,
+        result: Result<Report, CaptureError>,
+    },
     IndexFailed(IndexError),
+    /// The command that stops the application ended.
+    Drained(Result<(), String>),
+    /// What this host's tree is.
+    Fingerprint(Result<Digest, IndexError>),
+    /// Another host takes itself for the active.
+    Rival(Box<Rival>),
 }
 
 struct Active {
@@ -122,6 +139,8 @@ struct Active {
     /// When repositories that the standby found incomplete are tried once more, and how long after the last time.
     retry_at: Instant,
     retry_after: Duration,
+    /// A handover that is being prepared.
+    giving: Option<Giving>,
     /// For `--once` on a terminal.
     bar: Option<Bar>,
 }
@@ -160,14 +179,15 @@ impl Active {
             let wake = self.wake.clone();
             tokio::select! {
                 event = inbox.recv() => match event {
-                    Some(event) => if let Some(outcome) = self.take(event)? { return Ok(outcome) },
+                    Some(Event::Rival(rival)) => self.met(*rival).await?,
+                    Some(event) => if let Some(code) = self.take(event)? { return self.stop("the role changes", code).await },
                     None => return Ok(Code::Done),
                 },
                 call = calls.recv() => if let Some(call) = call { self.answer(call).await },
                 () = wake.notified() => self.hinted(),
                 () = tokio::time::sleep(timeout) => self.time_passed(),
-                _ = terminate.recv() => return self.stop("the active stops", Code::Done).await,
-                _ = tokio::signal::ctrl_c() => return self.stop("the active stops", Code::Done).await,
+                _ = terminate.recv() => return self.told_to_stop().await,
+                _ = tokio::signal::ctrl_c() => return self.told_to_stop().await,
             }
         }
     }
@@ -230,6 +250,8 @@ impl Active {
         while let Some(effect) = self.follow.poll_effect() {
             match effect {
                 Effect::Connect => self.connect(address),
+                // What is compared stays what it is; the hints wait.
+                Effect::Capture { .. } if self.giving.as_ref().is_some_and(|g| g.is_comparing) => self.input(Input::CaptureFailed),
                 Effect::Capture { seq, baseline, scope } => self.start_capture(seq, baseline, scope),
                 Effect::RecordAcked { seq } => self.record_acked(seq),
                 Effect::RestoreHints { seq } => {
@@ -303,6 +325,9 @@ impl Active {
             Event::Heard(Err(e)) => self.link_lost(&e.to_string()),
             Event::Captured { cycle, has_begun, hints, result } => return self.captured(cycle, has_begun, hints, result),
             Event::IndexFailed(e) => return Err(index_failure(e)),
+            Event::Drained(drained) => self.drained(drained),
+            Event::Fingerprint(digest) => return self.fingerprint(digest),
+            Event::Rival(_) => {} // met where it can be answered
         }
         Ok(None)
     }
@@ -353,7 +378,10 @@ impl Active {
                 tracing::warn!(reason, "the standby waits");
                 self.last_trouble = Some(reason);
             }
-            ToActive::Welcome(_) | ToActive::Refused(_) => self.link_lost("the standby repeats its greeting"),
+            ToActive::Tree { applied, digest, problems } => return self.tree_there(applied, digest, problems),
+            ToActive::Welcome(_) | ToActive::Refused(_) | ToActive::Taken { .. } | ToActive::Noted | ToActive::NotTaken(_) => {
+                self.link_lost("the standby answers what it wasn't asked")
+            }
         }
         Ok(None)
     }
@@ -517,6 +545,10 @@ impl Active {
                 let failure = Failure::usage("this host is the active; `coldspare verify` runs on the standby");
                 let _ = call.reply.send(Reply::failed(&failure)).await;
             }
+            Request::Promote(_) => {
+                let _ = call.reply.send(Reply::failed(&Failure::usage("this host is the active already"))).await;
+            }
+            Request::HandOver { taking, accept_held_back } => self.begin_giving(taking, accept_held_back, call.reply).await,
         }
     }
 
@@ -531,6 +563,10 @@ impl Active {
     /// A checkpoint is durable; `Some` when it was the one that `--once` waits for.
     fn confirm(&mut self, id: u64, seq: Seq) -> Option<Code> {
         let waiting = self.waiting.remove(&id)?;
+        if self.giving.as_ref().is_some_and(|g| g.checkpoint == Some(id)) {
+            self.compare();
+            return None;
+        }
         let (held, unlisted) = self.capture.held.list();
         let mut done = Done::new(seq, &self.tally_now(), &waiting.since, waiting.at.elapsed()).to_json();
         done["special_skipped"] = self.tally.special.into();
@@ -560,6 +596,11 @@ impl Active {
             tally.bytes_sent += peer.link.stats().bytes_sent;
         }
         tally
+    }
+
+    async fn told_to_stop(self) -> Outcome {
+        crate::serve::stop();
+        self.stop("the active stops", Code::Done).await
     }
 
     async fn stop(mut self, why: &str, code: Code) -> Outcome {

@@ -18,9 +18,12 @@ use crate::exit::Failure;
 pub struct Config {
     /// The folder for identity, control record, stores and the socket of the daemon.
     pub state: PathBuf,
-    /// Where `receive` listens, UDP.
-    #[serde(default = "default_listen")]
-    pub listen: SocketAddr,
+    /// Where this host listens, UDP: as a standby for its active, as the active for whoever takes itself for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// `host:port` by which the other host reaches it, when it isn't that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
     /// The other host.
     #[serde(default)]
     pub peer: Peer,
@@ -36,13 +39,19 @@ pub struct Config {
     /// How the standby is verified.
     #[serde(default)]
     pub verify: Verify,
+    /// How this host gives the active's role over.
+    #[serde(default)]
+    pub switchover: Switchover,
+    /// How it takes that role without a handover.
+    #[serde(default)]
+    pub failover: Failover,
 }
 
 /// The other host.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Peer {
-    /// `host:port` of its `receive`; a standby needs none.
+    /// `host:port` where it listens; a standby hears it from its active, if that listens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
 }
@@ -156,16 +165,46 @@ impl Default for Verify {
     }
 }
 
+/// How this host gives the active's role over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Switchover {
+    /// A program and its arguments: stops the application, so that nothing writes the home; idempotent.
+    pub drain: Vec<String>,
+    /// Seconds that it may take.
+    pub limit_seconds: u64,
+}
+
+impl Default for Switchover {
+    fn default() -> Switchover {
+        Switchover { drain: Vec::new(), limit_seconds: 300 }
+    }
+}
+
+/// How this host takes the active's role without a handover.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Failover {
+    /// A program and its arguments: succeeds only if the old active can write no more; idempotent.
+    pub fence: Vec<String>,
+    /// Seconds that it may take.
+    pub limit_seconds: u64,
+    /// Seconds that the tree may be old.
+    pub max_lag_seconds: u64,
+}
+
+impl Default for Failover {
+    fn default() -> Failover {
+        Failover { fence: Vec::new(), limit_seconds: 120, max_lag_seconds: 900 }
+    }
+}
+
 /// LIMIT: days of a scrub.
 const SCRUB_DAYS_MAX: u32 = 3650;
 /// Where `receive` listens by default.
 pub const DEFAULT_PORT: u16 = 7420;
 /// LIMIT: replicated folders.
 const ROOTS_MAX: usize = 64;
-
-fn default_listen() -> SocketAddr {
-    SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))
-}
 
 impl Config {
     /// Reads and checks the file at `path`.
@@ -228,7 +267,18 @@ impl Config {
         if self.verify.scrub_days > SCRUB_DAYS_MAX {
             return Err(format!("verify.scrub_days = {} is above {SCRUB_DAYS_MAX}", self.verify.scrub_days));
         }
+        if self.switchover.limit_seconds == 0 || self.failover.limit_seconds == 0 {
+            return Err("limit_seconds must be above 0".into());
+        }
+        if let Some(address) = &self.advertise {
+            coldspare_transport::invite::check_address(address).map_err(|e| format!("advertise: {e}"))?;
+        }
         self.tuning().check().map_err(|e| format!("link.{e}"))
+    }
+
+    /// Where a standby listens.
+    pub fn listens_at(&self) -> SocketAddr {
+        self.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)))
     }
 
     /// The link's settings as the transport takes them.
@@ -272,7 +322,7 @@ mod tests {
     #[test]
     fn a_minimal_configuration_has_all_defaults() {
         let config = Config::parse(BASE).unwrap();
-        assert_eq!(config.listen.port(), DEFAULT_PORT);
+        assert_eq!(config.listens_at().port(), DEFAULT_PORT);
         assert_eq!(config.roots[0].profile, Profile::None);
         let again = Config::parse(&toml::to_string(&config).unwrap()).unwrap();
         assert_eq!(again.send.full_scan_seconds, config.send.full_scan_seconds);
@@ -291,6 +341,8 @@ mod tests {
         check(&format!("{BASE}include = [\"log/\"]\n"), "not a pattern of the profile");
         check(&format!("{BASE}[link]\nstreams = 99\n"), "streams");
         check(&format!("{BASE}[verify]\nscrub_days = 9999\n"), "scrub_days");
+        check(&format!("advertise = \"nowhere\"\n{BASE}"), "advertise");
+        check(&format!("{BASE}[failover]\nlimit_seconds = 0\n"), "limit_seconds");
     }
 
     #[test]
