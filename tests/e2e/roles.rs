@@ -64,7 +64,6 @@ fn a_switchover_loses_nothing_and_leads_back() {
     assert_same(&pair);
     pair.active.run(&["switchover"]).expect_code(0); // is done
 
-    checkpoint(&pair.standby);
     push_to(&pair.standby, &clone, "second");
     checkpoint(&pair.standby);
     assert_same(&pair);
@@ -72,7 +71,6 @@ fn a_switchover_loses_nothing_and_leads_back() {
 
     pair.standby.run(&["switchover"]).expect_code(0);
     until_active(&pair.active);
-    checkpoint(&pair.active);
     push_to(&pair.active, &clone, "third");
     checkpoint(&pair.active);
     assert_same(&pair);
@@ -160,6 +158,7 @@ fn an_old_active_is_refused_and_fails_back_with_its_pushes_in_quarantine() {
     let clone = repository(&pair);
     push_to(&pair.active, &clone, "replicated");
     checkpoint(&pair.active);
+    until("the standby knows as of when it is", || !pair.standby.status()["as_of"].is_null());
     // A push that the standby never sees.
     pair.standby.kill();
     commit(&clone, "lost", "not replicated");

@@ -59,6 +59,10 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 const RETRY_INCOMPLETE_MIN: Duration = Duration::from_secs(60);
 /// The longest that becomes.
 const RETRY_INCOMPLETE_MAX: Duration = Duration::from_secs(3600);
+/// How often the standby is told that it lacks nothing, while that is so.
+const IDLE_EVERY: Duration = Duration::from_secs(10);
+/// How long an event may take to get here.
+const EVENT_LIMIT_MS: u64 = 1000;
 /// Longer than any daemon runs.
 const NEVER_SECONDS: u64 = u32::MAX as u64;
 /// LIMIT: events that wait.
@@ -139,6 +143,8 @@ struct Active {
     /// When repositories that the standby found incomplete are tried once more, and how long after the last time.
     retry_at: Instant,
     retry_after: Duration,
+    /// When the standby was last told that it lacks nothing.
+    idle_at: Instant,
     /// A handover that is being prepared.
     giving: Option<Giving>,
     /// For `--once` on a terminal.
@@ -217,13 +223,15 @@ impl Active {
         let callers = self.waiting.values().filter_map(|w| w.deadline).map(|at| at.saturating_duration_since(now)).min();
         let show = self.bar.as_ref().map(|_| SHOW_EVERY);
         let retry = self.capture.held.has_incomplete().then(|| self.retry_at.saturating_duration_since(now));
-        machine.into_iter().chain(callers).chain(show).chain(retry).min().unwrap_or(Duration::from_secs(60))
+        let idle = self.sending.as_ref().map(|_| (self.idle_at + IDLE_EVERY).saturating_duration_since(now));
+        machine.into_iter().chain(callers).chain(show).chain(retry).chain(idle).min().unwrap_or(Duration::from_secs(60))
     }
 
     fn time_passed(&mut self) {
         if let Some(bar) = &self.bar {
             bar.show_bytes(self.tally_now().bytes_sent);
         }
+        self.tell_idle();
         let now = Instant::now();
         let late: Vec<u64> = self.waiting.iter().filter(|(_, w)| w.deadline.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         for id in late {
@@ -243,6 +251,18 @@ impl Active {
             self.retry_incomplete();
         }
         self.input(Input::Tick);
+    }
+
+    /// Lets the standby know that its tree is as new as this, though nothing changes.
+    fn tell_idle(&mut self) {
+        let Some(sending) = self.sending.clone().filter(|_| self.idle_at.elapsed() >= IDLE_EVERY) else { return };
+        self.idle_at = Instant::now();
+        let is_covered = self.capture.watch.as_ref().is_some_and(|w| w.coverage().unwatched == 0 && !w.is_stale());
+        let is_quiet = self.capture.watch.as_ref().is_some_and(|w| w.dirty().is_empty() && !w.dirty().is_everything());
+        if is_covered && is_quiet && self.follow.is_idle() {
+            let as_of_ms = coldspare_scan::watch::now_ms().saturating_sub(EVENT_LIMIT_MS);
+            tokio::spawn(async move { sending.control(ToStandby::Idle { as_of_ms }).await });
+        }
     }
 
     /// Does what the state machine decided; `Some` when the command is finished.

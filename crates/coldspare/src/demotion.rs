@@ -36,7 +36,6 @@ pub(crate) fn demote(config: &Config, state: &State) -> Result<(), Failure> {
     let _lock = state.lock()?;
     let record = state.control()?;
     if record.role == Role::Fenced {
-        let session = record.session().ok_or_else(|| Failure::damage("the control record of a fenced host has no session"))?;
         tracing::info!("all of the home is looked at, to become the standby's tree");
         let capture = opened(config, state, &record)?;
         let (seq, as_of_ms) = look(&capture)?;
@@ -44,7 +43,10 @@ pub(crate) fn demote(config: &Config, state: &State) -> Result<(), Failure> {
         for root in &capture.roots {
             capture.disk.sync_fs(&root.dir).map_err(|e| Failure::damage(format!("{}: can't be synced: {e}", root.path.display())))?;
         }
-        make_manifest(state, &capture, Applied { session: session.id, seq, as_of_ms })?;
+        let digest = capture.index.fingerprint().map_err(index_failure)?;
+        let place =
+            record.place_after_demotion(digest, seq).ok_or_else(|| Failure::damage("the control record has no session of its own"))?;
+        make_manifest(state, &capture, Applied { session: place.session, seq: place.seq, as_of_ms })?;
     }
     role::take(state, &record, Event::Demote).map_err(NotTaken::into_failure)?;
     // What it knows ends here: the manifest goes on.

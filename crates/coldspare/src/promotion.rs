@@ -106,10 +106,12 @@ pub(crate) fn promote(
     if is_connected && !is_handed_over && !terms.accept_connection {
         return Err(refused("the active is connected: hand over with `coldspare switchover` there, or give --accept-connection"));
     }
-    let lag_ms = applied.map(|a| coldspare_scan::watch::now_ms().saturating_sub(a.as_of_ms));
+    let as_of_ms = applied.and_then(|a| as_of(state, a));
+    let lag_ms = as_of_ms.map(|ms| coldspare_scan::watch::now_ms().saturating_sub(ms));
     let lag_max = Duration::from_secs(config.failover.max_lag_seconds);
     if !is_handed_over && !terms.accept_lag && lag_ms.is_none_or(|ms| Duration::from_millis(ms) > lag_max) {
-        let age = lag_ms.map_or("nothing was replicated yet".to_string(), |ms| format!("the tree is {} s old", ms / 1000));
+        let age =
+            lag_ms.map_or("nobody knows how old the tree is, if there is one".to_string(), |ms| format!("the tree is {} s old", ms / 1000));
         let limit = lag_max.as_secs();
         return Err(refused(format!("{age}, above failover.max_lag_seconds = {limit}; give --accept-lag if it is to be promoted so")));
     }
@@ -129,7 +131,7 @@ pub(crate) fn promote(
         "epoch": next.promised.0,
         "session": next.session().map(|s| s.id.to_string()),
         "handed_over": is_handed_over,
-        "point": applied.map(|a| json!({"session": a.session.to_string(), "seq": a.seq.0, "as_of": crate::active::rfc3339(a.as_of_ms)})),
+        "point": applied.map(|a| json!({"session": a.session.to_string(), "seq": a.seq.0, "as_of": as_of_ms.map(crate::active::rfc3339)})),
         "loss_bound_ms": if is_handed_over { Some(0) } else { lag_ms },
         "checked_entries": verified.entries,
         "problems": verified.problems.len(),
@@ -138,6 +140,13 @@ pub(crate) fn promote(
         "staged_files": copy.staged_files().map_err(Failure::damage)?,
     });
     Ok((next, done))
+}
+
+/// As of when the tree is known to lack nothing, on the active's clock: as the changeset said, or its active later.
+fn as_of(state: &State, applied: Applied) -> Option<u64> {
+    let note = state.note("as-of").unwrap_or_default();
+    let heard = note.strip_prefix(&format!("{} {} ", applied.session, applied.seq)).and_then(|ms| ms.parse().ok());
+    [heard.unwrap_or(0), applied.as_of_ms].into_iter().max().filter(|ms| *ms > 0)
 }
 
 /// Before this host's role is stored as active: the index of an earlier time, when it was that, is no use, and what changes
@@ -186,7 +195,7 @@ fn refused(message: impl std::fmt::Display) -> Failure {
 }
 
 fn print(done: &Value) {
-    let text = |value: &Value| value.as_str().unwrap_or("never").to_string();
+    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_string();
     if done["already"] == true {
         return println!("this host is the active already, of epoch {}", done["epoch"]);
     }

@@ -464,6 +464,7 @@ impl Shared {
             }
             ToStandby::Idle { as_of_ms } => {
                 self.heard_as_of(as_of_ms);
+                self.note_as_of();
                 Ok(None)
             }
             ToStandby::HeldBack { is_first, problems } => {
@@ -490,6 +491,14 @@ impl Shared {
     fn heard_as_of(&self, as_of_ms: u64) {
         self.as_of_ms.fetch_max(as_of_ms, Ordering::Relaxed);
         *lock(&self.heard_at) = Some(Instant::now());
+    }
+
+    /// Keeps, for a promotion after a restart, as of when the tree is known to lack nothing.
+    fn note_as_of(&self) {
+        let Some(applied) = lock(&self.copy).as_ref().and_then(|copy| copy.applied()) else { return };
+        let text = format!("{} {} {}", applied.session, applied.seq, self.as_of_ms.load(Ordering::Relaxed));
+        let noted = self.state.replace("as-of", text.as_bytes());
+        noted.unwrap_or_else(|e| tracing::warn!(error = %e, "as of when the tree is can't be noted"));
     }
 
     fn note_trouble(&self, e: &StandbyError) {

@@ -153,6 +153,7 @@ async fn follow(
         prover,
         retry_at: Instant::now() + super::RETRY_INCOMPLETE_MIN,
         retry_after: super::RETRY_INCOMPLETE_MIN,
+        idle_at: Instant::now(),
         giving: None,
         bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
         config: config.clone(),
