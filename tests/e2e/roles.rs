@@ -158,7 +158,7 @@ fn an_old_active_is_refused_and_fails_back_with_its_pushes_in_quarantine() {
     let clone = repository(&pair);
     push_to(&pair.active, &clone, "replicated");
     checkpoint(&pair.active);
-    until("the standby knows as of when it is", || !pair.standby.status()["as_of"].is_null());
+    until("the standby has noted as of when it is", || pair.standby.state().join("as-of").exists());
     // A push that the standby never sees.
     pair.standby.kill();
     commit(&clone, "lost", "not replicated");

@@ -110,10 +110,10 @@ pub(crate) fn promote(
     let lag_ms = as_of_ms.map(|ms| coldspare_scan::watch::now_ms().saturating_sub(ms));
     let lag_max = Duration::from_secs(config.failover.max_lag_seconds);
     if !is_handed_over && !terms.accept_lag && lag_ms.is_none_or(|ms| Duration::from_millis(ms) > lag_max) {
-        let age =
-            lag_ms.map_or("nobody knows how old the tree is, if there is one".to_string(), |ms| format!("the tree is {} s old", ms / 1000));
-        let limit = lag_max.as_secs();
-        return Err(refused(format!("{age}, above failover.max_lag_seconds = {limit}; give --accept-lag if it is to be promoted so")));
+        let age = lag_ms.map_or("nobody knows how old the tree is, if there is one".to_string(), |ms| {
+            format!("the tree is {} s old, above failover.max_lag_seconds = {}", ms / 1000, lag_max.as_secs())
+        });
+        return Err(refused(format!("{age}; give --accept-lag if it is to be promoted so")));
     }
     let verified = copy.verify(Depth::Quick, &Progress::default()).map_err(Failure::damage)?;
     if let Some(first) = verified.problems.first().filter(|_| !terms.accept_damage) {
