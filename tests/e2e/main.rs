@@ -26,6 +26,7 @@ mod relay;
 mod renames;
 mod repacks;
 mod resume;
+mod roles;
 mod sampler;
 mod seed;
 mod shortages;

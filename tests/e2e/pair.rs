@@ -76,6 +76,19 @@ impl Pair {
         pair
     }
 
+    /// As [`Pair::new`], each host with what both roles need, both served by `run`.
+    pub(crate) fn running() -> Pair {
+        let (dir, port) = (TempDir::new().unwrap(), free_port());
+        let (active, standby) = (Host::new(dir.path(), "active", "run"), Host::new(dir.path(), "standby", "run"));
+        let invitation = standby.init_standby(port);
+        let listen = format!("127.0.0.1:{}", free_port());
+        active.init(&["init", "active", "--invite", &invitation, "--listen", &listen]).expect_code(0);
+        let mut pair = Pair { active, standby, invitation, port, dir };
+        pair.standby.start();
+        pair.active.start();
+        pair
+    }
+
     /// Sends once, which must succeed.
     pub(crate) fn send_once(&self) -> Value {
         self.active.run(&["send", "--once", "--json"]).expect_code(0).json()

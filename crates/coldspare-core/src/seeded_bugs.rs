@@ -170,11 +170,13 @@ mod switch {
         HandoversAreTakenAnywhere,
         /// A promotion opens the epoch that is open already.
         PromotionsKeepTheEpoch,
+        /// A host that handed over counts as having that tree, whatever it has.
+        AnyTreeWasHandedOver,
     }
 
     impl SeededBug {
         /// How many there are.
-        pub const COUNT: u32 = SeededBug::PromotionsKeepTheEpoch as u32;
+        pub const COUNT: u32 = SeededBug::AnyTreeWasHandedOver as u32;
     }
 
     static ON: AtomicU32 = AtomicU32::new(0);

@@ -56,13 +56,21 @@ impl Invitation {
     /// # Errors
     /// `Address`.
     pub fn check(&self) -> Result<(), InviteError> {
-        let fits = self.address.len() <= ADDRESS_BYTES_MAX && self.address.bytes().all(|b| b.is_ascii_graphic());
-        let port = self.address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
-        if !fits || port.is_none_or(|port| port == 0) {
-            return Err(InviteError::Address(self.address.escape_debug().collect()));
-        }
-        Ok(())
+        check_address(&self.address)
     }
+}
+
+/// Checks that an address has a host and a port.
+///
+/// # Errors
+/// `Address`.
+pub fn check_address(address: &str) -> Result<(), InviteError> {
+    let fits = address.len() <= ADDRESS_BYTES_MAX && address.bytes().all(|b| b.is_ascii_graphic());
+    let port = address.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    if !fits || port.is_none_or(|port| port == 0) {
+        return Err(InviteError::Address(address.escape_debug().collect()));
+    }
+    Ok(())
 }
 
 impl Secret {

@@ -12,15 +12,15 @@ use std::fmt;
 
 use coldspare_core::changeset::{Ask, FilePart, Have, OpError, Totals};
 use coldspare_core::codec::{self, DecodeError};
-use coldspare_core::control::{Applied, Refusal, Session};
+use coldspare_core::control::{Applied, Handover, Refusal, Session, Taking};
 use coldspare_core::path::escape;
-use coldspare_core::{Baseline, ClusterId, ContentRef, Entry, Epoch, NodeId, Op, Problem, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, ClusterId, ContentRef, Digest, Entry, Epoch, NodeId, Op, Problem, RelPath, RootId, Seq};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::PROTOCOL_VERSION;
 use crate::frame::Kind;
-use crate::invite::Secret;
+use crate::invite::{Secret, check_address};
 
 /// LIMIT: roots of a pair of hosts.
 pub const ROOTS_MAX: usize = 64;
@@ -100,6 +100,20 @@ pub enum ToStandby {
         /// At most [`HELD_ITEMS_MAX`].
         #[serde(deserialize_with = "codec::capped::<_, _, HELD_ITEMS_MAX>")]
         problems: Vec<Problem>,
+    },
+    /// Where this host listens when it is the standby.
+    Reachable {
+        /// `host:port`, as in an invitation.
+        address: String,
+    },
+    /// What is the standby's tree, and is it sound? Asked before a handover.
+    Compare,
+    /// The active hands over (R7): it stored that, and captures no more. The only message behind `Welcome`.
+    Handover {
+        /// The tree that it hands over.
+        handover: Handover,
+        /// When it is taken.
+        taking: Taking,
     },
 }
 
@@ -182,6 +196,24 @@ pub enum ToActive {
         #[serde(deserialize_with = "codec::capped::<_, _, REPOSITORIES_MAX>")]
         repositories: Vec<(RootId, RelPath)>,
     },
+    /// The answer to `Compare`.
+    Tree {
+        /// What is applied; `None` for a new standby.
+        applied: Option<Applied>,
+        /// Digest of all its entries.
+        digest: Digest,
+        /// Paths that aren't what the manifest says.
+        problems: u64,
+    },
+    /// The handover is taken: the standby is the active now, of this session.
+    Taken {
+        /// The session.
+        session: Session,
+    },
+    /// The handover is noted, until somebody promotes the standby.
+    Noted,
+    /// The handover is not taken; nothing changed.
+    NotTaken(Refusal),
 }
 
 /// Where the standby stands; the active reads it to learn the version, so it never changes.
@@ -343,7 +375,13 @@ impl Control for ToStandby {
                 let too_long = problems.iter().map(|p| p.detail.len()).find(|&len| len > DETAIL_BYTES_MAX);
                 too_long.map_or(Ok(()), |len| Err(MessageError::Text(len)))
             }
-            ToStandby::Begin { .. } | ToStandby::End { .. } | ToStandby::Abandon { .. } | ToStandby::Idle { .. } => Ok(()),
+            ToStandby::Reachable { address } => check_address(address).map_err(|_| MessageError::Text(address.len())),
+            ToStandby::Begin { .. }
+            | ToStandby::End { .. }
+            | ToStandby::Abandon { .. }
+            | ToStandby::Idle { .. }
+            | ToStandby::Compare
+            | ToStandby::Handover { .. } => Ok(()),
         }
     }
 }
@@ -354,14 +392,14 @@ impl Control for ToActive {
     fn check(&self) -> Result<(), MessageError> {
         match self {
             ToActive::Welcome(welcome) => check_text(&welcome.build),
-            ToActive::Refused(Refusal::Role(text) | Refusal::Roots(text) | Refusal::Unable(text)) => check_text(text),
+            ToActive::Refused(refusal) | ToActive::NotTaken(refusal) => check_refusal(refusal),
             ToActive::Answer { have, .. } => check_count("answers", have.len(), ASK_ITEMS_MAX),
             ToActive::Failed {
                 failure: Failure::OutOfSpace(text) | Failure::Io(text) | Failure::Protocol(text) | Failure::Held(text),
                 ..
             } => check_text(text),
             ToActive::Incomplete { repositories, .. } => check_count("repositories", repositories.len(), REPOSITORIES_MAX),
-            ToActive::Refused(_) | ToActive::Acked { .. } | ToActive::Failed { .. } => Ok(()),
+            ToActive::Acked { .. } | ToActive::Failed { .. } | ToActive::Tree { .. } | ToActive::Taken { .. } | ToActive::Noted => Ok(()),
         }
     }
 }
@@ -455,6 +493,13 @@ pub fn decode_data(body: &[u8], payload_bytes: u64) -> Result<Data, MessageError
 
 fn check_count(what: &'static str, count: usize, max: usize) -> Result<(), MessageError> {
     if count > max { Err(MessageError::Count { what, count, max }) } else { Ok(()) }
+}
+
+fn check_refusal(refusal: &Refusal) -> Result<(), MessageError> {
+    match refusal {
+        Refusal::Role(text) | Refusal::Roots(text) | Refusal::Unable(text) | Refusal::Handover(text) => check_text(text),
+        _ => Ok(()),
+    }
 }
 
 fn check_text(text: &str) -> Result<(), MessageError> {

@@ -4,7 +4,10 @@
 //! as events. No policy here.
 
 mod connect;
+mod giving;
+mod greet;
 mod helper;
+mod inherit;
 mod outlet;
 mod proof;
 mod report;
@@ -19,7 +22,7 @@ use std::time::{Duration, Instant};
 use coldspare_core::control::{ControlRecord, Session};
 use coldspare_core::follow::{Effect, Extent, Follow, Input, Scope, Sent};
 use coldspare_core::git::family::Repository;
-use coldspare_core::{Baseline, NodeId, Problem, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, Digest, NodeId, Problem, RelPath, RootId, Seq};
 use coldspare_os::RealDisk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Work};
 use coldspare_scan::dirty::Hints;
@@ -35,13 +38,16 @@ use crate::exit::{Code, Failure, Outcome};
 use crate::progress::Bar;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
-use connect::{ConnectError, Connected};
+use connect::Connected;
+pub(crate) use connect::{ConnectError, greet_standby, peer_address};
+use giving::Giving;
+use greet::Rival;
 pub(crate) use helper::{COMMAND as HELPER_COMMAND, run as run_helper};
 use outlet::{Changeset, Sending};
 use proof::Prover;
 use report::{Done, Tally};
 pub(crate) use report::{print_held_back, problem, rfc3339, summary_line};
-pub(crate) use start::run;
+pub(crate) use start::{open_scan, run};
 
 /// How often in a row a changeset may be out of order before that is said.
 const OUT_OF_ORDER_MAX: u32 = 3;
@@ -56,6 +62,10 @@ const RETRY_INCOMPLETE_MIN: Duration = Duration::from_secs(60);
 const RETRY_INCOMPLETE_MAX: Duration = Duration::from_secs(3600);
 /// How often it is looked which limit of the sending rate holds.
 const SCHEDULE_EVERY: Duration = Duration::from_millis(500);
+/// How often the standby is told that it lacks nothing, while that is so.
+const IDLE_EVERY: Duration = Duration::from_secs(10);
+/// How long an event may take to get here.
+const EVENT_LIMIT_MS: u64 = 1000;
 /// Longer than any daemon runs.
 const NEVER_SECONDS: u64 = u32::MAX as u64;
 /// LIMIT: events that wait.
@@ -76,8 +86,19 @@ pub(crate) enum Mode {
 enum Event {
     Connected(Box<Result<Connected, ConnectError>>),
     Heard(Result<ToActive, LinkError>),
-    Captured { cycle: Cycle, has_begun: bool, hints: Hints, result: Result<Report, CaptureError> },
+    Captured {
+        cycle: Cycle,
+        has_begun: bool,
+        hints: Hints,
+        result: Result<Report, CaptureError>,
+    },
     IndexFailed(IndexError),
+    /// The command that stops the application ended.
+    Drained(Result<(), String>),
+    /// What this host's tree is.
+    Fingerprint(Result<Digest, IndexError>),
+    /// Another host takes itself for the active.
+    Rival(Box<Rival>),
 }
 
 struct Active {
@@ -130,6 +151,10 @@ struct Active {
     schedule: Schedule,
     /// Bytes a second that may be sent, as of the last look at the schedule.
     limit: Option<u64>,
+    /// When the standby was last told that it lacks nothing.
+    idle_at: Instant,
+    /// A handover that is being prepared.
+    giving: Option<Giving>,
     /// For `--once` on a terminal.
     bar: Option<Bar>,
 }
@@ -169,14 +194,15 @@ impl Active {
             let wake = self.wake.clone();
             tokio::select! {
                 event = inbox.recv() => match event {
-                    Some(event) => if let Some(outcome) = self.take(event)? { return Ok(outcome) },
+                    Some(Event::Rival(rival)) => self.met(*rival).await?,
+                    Some(event) => if let Some(code) = self.take(event)? { return self.stop("the role changes", code).await },
                     None => return Ok(Code::Done),
                 },
                 call = calls.recv() => if let Some(call) = call { self.answer(call).await },
                 () = wake.notified() => self.hinted(),
                 () = tokio::time::sleep(timeout) => self.time_passed(),
-                _ = terminate.recv() => return self.stop("the active stops", Code::Done).await,
-                _ = tokio::signal::ctrl_c() => return self.stop("the active stops", Code::Done).await,
+                _ = terminate.recv() => return self.told_to_stop().await,
+                _ = tokio::signal::ctrl_c() => return self.told_to_stop().await,
             }
         }
     }
@@ -207,7 +233,8 @@ impl Active {
         let show = self.bar.as_ref().map(|_| SHOW_EVERY);
         let retry = self.capture.held.has_incomplete().then(|| self.retry_at.saturating_duration_since(now));
         let schedule = self.schedule.changes().then_some(SCHEDULE_EVERY);
-        machine.into_iter().chain(callers).chain(show).chain(retry).chain(schedule).min().unwrap_or(Duration::from_secs(60))
+        let idle = self.sending.as_ref().map(|_| (self.idle_at + IDLE_EVERY).saturating_duration_since(now));
+        machine.into_iter().chain(callers).chain(show).chain(retry).chain(schedule).chain(idle).min().unwrap_or(Duration::from_secs(60))
     }
 
     fn keep_to_schedule(&mut self) {
@@ -231,6 +258,7 @@ impl Active {
         if let Some(bar) = &self.bar {
             bar.show_bytes(self.tally_now().bytes_sent);
         }
+        self.tell_idle();
         let now = Instant::now();
         let late: Vec<u64> = self.waiting.iter().filter(|(_, w)| w.deadline.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         for id in late {
@@ -252,11 +280,25 @@ impl Active {
         self.input(Input::Tick);
     }
 
+    /// Lets the standby know that its tree is as new as this, though nothing changes.
+    fn tell_idle(&mut self) {
+        let Some(sending) = self.sending.clone().filter(|_| self.idle_at.elapsed() >= IDLE_EVERY) else { return };
+        self.idle_at = Instant::now();
+        let is_covered = self.capture.watch.as_ref().is_some_and(|w| w.coverage().unwatched == 0 && !w.is_stale());
+        let is_quiet = self.capture.watch.as_ref().is_some_and(|w| w.dirty().is_empty() && !w.dirty().is_everything());
+        if is_covered && is_quiet && self.follow.is_idle() {
+            let as_of_ms = coldspare_scan::watch::now_ms().saturating_sub(EVENT_LIMIT_MS);
+            tokio::spawn(async move { sending.control(ToStandby::Idle { as_of_ms }).await });
+        }
+    }
+
     /// Does what the state machine decided; `Some` when the command is finished.
     fn perform(&mut self, address: &str) -> Result<Option<Code>, Failure> {
         while let Some(effect) = self.follow.poll_effect() {
             match effect {
                 Effect::Connect => self.connect(address),
+                // What is compared stays what it is; the hints wait.
+                Effect::Capture { .. } if self.giving.as_ref().is_some_and(|g| g.is_comparing) => self.input(Input::CaptureFailed),
                 Effect::Capture { seq, baseline, scope } => self.start_capture(seq, baseline, scope),
                 Effect::RecordAcked { seq } => self.record_acked(seq),
                 Effect::RestoreHints { seq } => {
@@ -330,6 +372,9 @@ impl Active {
             Event::Heard(Err(e)) => self.link_lost(&e.to_string()),
             Event::Captured { cycle, has_begun, hints, result } => return self.captured(cycle, has_begun, hints, result),
             Event::IndexFailed(e) => return Err(index_failure(e)),
+            Event::Drained(drained) => self.drained(drained),
+            Event::Fingerprint(digest) => return self.fingerprint(digest),
+            Event::Rival(_) => {} // met where it can be answered
         }
         Ok(None)
     }
@@ -377,7 +422,10 @@ impl Active {
                 self.incomplete(seq, &repositories)?;
                 self.hinted();
             }
-            ToActive::Welcome(_) | ToActive::Refused(_) => self.link_lost("the standby repeats its greeting"),
+            ToActive::Tree { applied, digest, problems } => return self.tree_there(applied, digest, problems),
+            ToActive::Welcome(_) | ToActive::Refused(_) | ToActive::Taken { .. } | ToActive::Noted | ToActive::NotTaken(_) => {
+                self.link_lost("the standby answers what it wasn't asked")
+            }
         }
         Ok(None)
     }
@@ -564,6 +612,10 @@ impl Active {
                 let failure = Failure::usage("this host is the active; `coldspare verify` runs on the standby");
                 let _ = call.reply.send(Reply::failed(&failure)).await;
             }
+            Request::Promote(_) => {
+                let _ = call.reply.send(Reply::failed(&Failure::usage("this host is the active already"))).await;
+            }
+            Request::HandOver { taking, accept_held_back } => self.begin_giving(taking, accept_held_back, call.reply).await,
         }
     }
 
@@ -578,6 +630,10 @@ impl Active {
     /// A checkpoint is durable; `Some` when it was the one that `--once` waits for.
     fn confirm(&mut self, id: u64, seq: Seq) -> Option<Code> {
         let waiting = self.waiting.remove(&id)?;
+        if self.giving.as_ref().is_some_and(|g| g.checkpoint == Some(id)) {
+            self.compare();
+            return None;
+        }
         let (held, unlisted) = self.capture.held.list();
         let mut done = Done::new(seq, &self.tally_now(), &waiting.since, waiting.at.elapsed()).to_json();
         done["special_skipped"] = self.tally.special.into();
@@ -607,6 +663,11 @@ impl Active {
             tally.bytes_sent += peer.link.stats().bytes_sent;
         }
         tally
+    }
+
+    async fn told_to_stop(self) -> Outcome {
+        crate::serve::stop();
+        self.stop("the active stops", Code::Done).await
     }
 
     async fn stop(mut self, why: &str, code: Code) -> Outcome {

@@ -49,6 +49,59 @@ pub(crate) enum Command {
         #[command(flatten)]
         config: ConfigArg,
     },
+    /// Send or receive, as this host's role says, and go on as the other when the roles change
+    Run {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Change roles without loss (on the active): stop writing, send the rest, hand over, become the standby
+    Switchover {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Hand over though files are held back: the standby has them as they were, or not
+        #[arg(long)]
+        accept_held_back: bool,
+        /// How long all of it may take: 500ms, 30s, 5m
+        #[arg(long, default_value = "5m", value_parser = parse_duration)]
+        timeout: Duration,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give the active's role up: hand over to a standby that is promoted later, or become its standby when fenced
+    Demote {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Hand over though files are held back: the standby has them as they were, or not
+        #[arg(long)]
+        accept_held_back: bool,
+        /// How long all of it may take: 500ms, 30s, 5m
+        #[arg(long, default_value = "5m", value_parser = parse_duration)]
+        timeout: Duration,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Make this host the active (on the standby)
+    Promote {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        terms: TermsArgs,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Fence the old active by the configured command, then promote this host (on the standby)
+    Failover {
+        #[command(flatten)]
+        config: ConfigArg,
+        #[command(flatten)]
+        terms: TermsArgs,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Return when all that was written before is durable on the standby (on the active)
     Checkpoint {
         #[command(flatten)]
@@ -164,6 +217,33 @@ pub(crate) enum Command {
     },
 }
 
+/// What a promotion takes for granted.
+#[derive(Debug, Args)]
+pub(crate) struct TermsArgs {
+    /// A program, and its arguments (none that begins with a hyphen), that succeeds only if the old active can write no more
+    #[arg(long, value_name = "COMMAND", num_args = 1..)]
+    fenced_by: Vec<String>,
+    /// Nothing proves that the old active is gone: accept that there may be two, and what is lost
+    #[arg(long)]
+    accept_possible_loss: bool,
+    /// Promote though paths differ from the manifest
+    #[arg(long)]
+    accept_damage: bool,
+    /// Promote though the tree is older than `failover.max_lag_seconds`
+    #[arg(long)]
+    accept_lag: bool,
+    /// Promote though the active is connected and did not hand over
+    #[arg(long)]
+    accept_connection: bool,
+}
+
+impl From<TermsArgs> for crate::promotion::Terms {
+    fn from(args: TermsArgs) -> crate::promotion::Terms {
+        let TermsArgs { fenced_by, accept_possible_loss, accept_damage, accept_lag, accept_connection } = args;
+        crate::promotion::Terms { fenced_by, accept_possible_loss, accept_damage, accept_lag, accept_connection }
+    }
+}
+
 /// The configuration of this host.
 #[derive(Debug, Args)]
 pub(crate) struct ConfigArg {
@@ -227,6 +307,12 @@ pub(crate) enum InitCommand {
         /// The line that `init standby` printed
         #[arg(long, value_name = "TEXT")]
         invite: String,
+        /// Where to listen, UDP, once roles are switched, and meanwhile for whoever takes itself for the active
+        #[arg(long, value_name = "ADDR")]
+        listen: Option<String>,
+        /// The address that the standby uses for that, when it isn't the one to listen at
+        #[arg(long, value_name = "HOST[:PORT]")]
+        advertise: Option<String>,
     },
 }
 

@@ -23,9 +23,12 @@ pub use guard::{ApplicationProfile, Guard, HealthSettings, HookConfig, HookName,
 pub struct Config {
     /// The folder for identity, control record, stores and the socket of the daemon.
     pub state: PathBuf,
-    /// Where `receive` listens, UDP.
-    #[serde(default = "default_listen")]
-    pub listen: SocketAddr,
+    /// Where this host listens, UDP: as a standby for its active, as the active for whoever takes itself for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+    /// `host:port` by which the other host reaches it, when it isn't that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advertise: Option<String>,
     /// The other host.
     #[serde(default)]
     pub peer: Peer,
@@ -53,13 +56,19 @@ pub struct Config {
     /// Where load balancers ask.
     #[serde(default)]
     pub health: HealthSettings,
+    /// How this host gives the active's role over.
+    #[serde(default)]
+    pub switchover: Switchover,
+    /// How it takes that role without a handover.
+    #[serde(default)]
+    pub failover: Failover,
 }
 
 /// The other host.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Peer {
-    /// `host:port` of its `receive`; a standby needs none.
+    /// `host:port` where it listens; a standby hears it from its active, if that listens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
 }
@@ -224,6 +233,40 @@ impl Brakes {
 
 /// LIMIT: minutes within which counts what was taken: the ledger has an entry for each.
 const WINDOW_MINUTES_MAX: u64 = 1440;
+/// How this host gives the active's role over.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Switchover {
+    /// A program and its arguments: stops the application, so that nothing writes the home; idempotent.
+    pub drain: Vec<String>,
+    /// Seconds that it may take.
+    pub limit_seconds: u64,
+}
+
+impl Default for Switchover {
+    fn default() -> Switchover {
+        Switchover { drain: Vec::new(), limit_seconds: 300 }
+    }
+}
+
+/// How this host takes the active's role without a handover.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Failover {
+    /// A program and its arguments: succeeds only if the old active can write no more; idempotent.
+    pub fence: Vec<String>,
+    /// Seconds that it may take.
+    pub limit_seconds: u64,
+    /// Seconds that the tree may be old.
+    pub max_lag_seconds: u64,
+}
+
+impl Default for Failover {
+    fn default() -> Failover {
+        Failover { fence: Vec::new(), limit_seconds: 120, max_lag_seconds: 900 }
+    }
+}
+
 /// LIMIT: days of a scrub.
 const SCRUB_DAYS_MAX: u32 = 3650;
 /// Where `receive` listens by default.
@@ -232,10 +275,6 @@ pub const DEFAULT_PORT: u16 = 7420;
 const SCHEDULE_MAX: usize = 100;
 /// LIMIT: replicated folders.
 const ROOTS_MAX: usize = 64;
-
-fn default_listen() -> SocketAddr {
-    SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT))
-}
 
 impl Config {
     /// Reads and checks the file at `path`.
@@ -306,12 +345,23 @@ impl Config {
         if self.link.schedule.len() > SCHEDULE_MAX {
             return Err(format!("{} [[link.schedule]] sections; it takes at most {SCHEDULE_MAX}", self.link.schedule.len()));
         }
+        if self.switchover.limit_seconds == 0 || self.failover.limit_seconds == 0 {
+            return Err("limit_seconds must be above 0".into());
+        }
+        if let Some(address) = &self.advertise {
+            coldspare_transport::invite::check_address(address).map_err(|e| format!("advertise: {e}"))?;
+        }
         self.tuning().check().map_err(|e| format!("link.{e}"))
     }
 
     /// How fast the active may send, and when.
     pub(crate) fn schedule(&self) -> Schedule {
         Schedule::new(self.link.bandwidth, self.link.schedule.clone())
+    }
+
+    /// Where a standby listens.
+    pub fn listens_at(&self) -> SocketAddr {
+        self.listen.unwrap_or(SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT)))
     }
 
     /// The link's settings as the transport takes them.
@@ -359,7 +409,7 @@ mod tests {
         let again = Config::parse(&toml::to_string(&config).unwrap()).unwrap();
         assert_eq!((again.link.bandwidth, again.link.schedule.len()), (config.link.bandwidth, 1));
         let config = Config::parse(BASE).unwrap();
-        assert_eq!(config.listen.port(), DEFAULT_PORT);
+        assert_eq!(config.listens_at().port(), DEFAULT_PORT);
         assert_eq!(config.roots[0].profile, Profile::None);
         let again = Config::parse(&toml::to_string(&config).unwrap()).unwrap();
         assert_eq!(again.send.full_scan_seconds, config.send.full_scan_seconds);
@@ -386,6 +436,8 @@ mod tests {
         check(&format!("{BASE}[guard]\nprofil = \"generic\"\n"), "line 6");
         check(&format!("{BASE}[hooks.start]\ncommand = \"/bin/true; /bin/false\"\n"), "line 6");
         check(&format!("{BASE}[hooks]\nstrat = {{ command = [] }}\n"), "line 6");
+        check(&format!("advertise = \"nowhere\"\n{BASE}"), "advertise");
+        check(&format!("{BASE}[failover]\nlimit_seconds = 0\n"), "limit_seconds");
     }
 
     #[test]

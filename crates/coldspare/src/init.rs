@@ -7,7 +7,7 @@ use coldspare_core::control::{ControlRecord, Role};
 use coldspare_core::{ClusterId, Epoch, NodeId, SessionId};
 use coldspare_transport::{Invitation, Secret};
 
-use crate::config::{Brakes, Config, DEFAULT_PORT, LinkSettings, Peer, Profile, Root, Send, Verify};
+use crate::config::{Brakes, Config, DEFAULT_PORT, Failover, LinkSettings, Peer, Profile, Root, Send, Switchover, Verify};
 use crate::exit::{Code, Failure, Outcome};
 use crate::roots;
 use crate::state::State;
@@ -45,7 +45,7 @@ pub(crate) fn standby(init: Init, listen: Option<&str>, advertise: Option<&str>)
         }
         (config, state)
     } else {
-        let config = new_config(&init, listen.unwrap_or(DEFAULT_LISTEN), None)?;
+        let config = new_config(&init, Some(listen.unwrap_or(DEFAULT_LISTEN)), None)?;
         let state = State::at(&config.state);
         refuse_initialised(&state)?;
         state.create()?;
@@ -57,7 +57,7 @@ pub(crate) fn standby(init: Init, listen: Option<&str>, advertise: Option<&str>)
     let record = state.control()?;
     let identity = state.identity_or_new()?;
     write_config(&init.config, &config)?;
-    let address = advertise.map_or_else(|| advertised(config.listen), |a| with_port(a, config.listen.port()));
+    let address = advertise.map_or_else(|| advertised(&config), |a| with_port(a, config.listens_at().port()));
     // An active that was paired before is fenced once the invited one has come (R3).
     let epoch = Epoch(record.promised.0 + 1);
     let invitation = Invitation { address, standby: identity.key(), cluster: record.cluster, epoch, secret: Secret::generate() };
@@ -74,7 +74,8 @@ pub(crate) fn standby(init: Init, listen: Option<&str>, advertise: Option<&str>)
 ///
 /// # Errors
 /// `Usage` before anything was written.
-pub(crate) fn active(init: Init, invite: &str) -> Outcome {
+pub(crate) fn active(init: Init, invite: &str, listen: Option<&str>, advertise: Option<&str>) -> Outcome {
+    let listen = listen.map(parse_listen).transpose()?;
     let invitation: Invitation = invite.trim().parse().map_err(Failure::usage)?;
     if init.config.exists() {
         return Err(Failure::usage(format!(
@@ -82,7 +83,8 @@ pub(crate) fn active(init: Init, invite: &str) -> Outcome {
             init.config.display()
         )));
     }
-    let config = new_config(&init, DEFAULT_LISTEN, Some(invitation.address.clone()))?;
+    let mut config = new_config(&init, listen, Some(invitation.address.clone()))?;
+    config.advertise = advertise.map(|a| with_port(a, config.listens_at().port()));
     let state = State::at(&config.state);
     refuse_initialised(&state)?;
     state.create()?;
@@ -98,6 +100,11 @@ pub(crate) fn active(init: Init, invite: &str) -> Outcome {
     state.set_control(&record)?;
     eprintln!("active ready; the pairing is completed at the first contact with {}:", invitation.address);
     eprintln!("  coldspare send --config {}", init.config.display());
+    if listen.is_none() {
+        eprintln!(
+            "roles can't be switched before `listen` is set in that file: where the other host reaches this one once it is the standby"
+        );
+    }
     Ok(Code::Done)
 }
 
@@ -111,7 +118,7 @@ pub(crate) fn random() -> Result<[u8; 16], Failure> {
     Ok(bytes)
 }
 
-fn new_config(init: &Init, listen: SocketAddr, peer: Option<String>) -> Result<Config, Failure> {
+fn new_config(init: &Init, listen: Option<SocketAddr>, peer: Option<String>) -> Result<Config, Failure> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())));
     let root = |name: &str, path: &Path, profile| -> Result<Root, Failure> {
         let path = absolute(path)?;
@@ -131,6 +138,7 @@ fn new_config(init: &Init, listen: SocketAddr, peer: Option<String>) -> Result<C
     let config = Config {
         state,
         listen,
+        advertise: None,
         peer: Peer { address: peer },
         roots,
         send: Send::default(),
@@ -140,6 +148,8 @@ fn new_config(init: &Init, listen: SocketAddr, peer: Option<String>) -> Result<C
         guard: None,
         hooks: crate::config::Hooks::default(),
         health: crate::config::HealthSettings::default(),
+        switchover: Switchover::default(),
+        failover: Failover::default(),
     };
     let text = toml::to_string(&config).map_err(Failure::usage)?;
     Config::parse(&text).map_err(Failure::usage)
@@ -153,7 +163,12 @@ fn write_config(path: &Path, config: &Config) -> Result<(), Failure> {
     let mut text = String::from("# coldspare; every key and default: docs/configuration.md\n\n");
     let quoted = |p: &Path| toml::Value::String(p.to_string_lossy().into_owned()).to_string();
     text += &format!("state = {}\n", quoted(&config.state));
-    text += &format!("listen = \"{}\"\n", config.listen);
+    if let Some(listen) = config.listen {
+        text += &format!("listen = \"{listen}\"\n");
+    }
+    if let Some(address) = &config.advertise {
+        text += &format!("advertise = {}\n", toml::Value::String(address.clone()));
+    }
     if let Some(address) = &config.peer.address {
         text += &format!("\n[peer]\naddress = {}\n", toml::Value::String(address.clone()));
     }
@@ -175,7 +190,7 @@ fn refuse_changes(init: &Init, listen: Option<SocketAddr>, config: &Config) -> R
     let given = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.into());
     let is_home = config.roots.first().is_some_and(|root| root.path == given(&init.home));
     let is_state = init.state.as_ref().is_none_or(|state| config.state == given(state));
-    let is_listen = listen.is_none_or(|listen| listen == config.listen);
+    let is_listen = listen.is_none_or(|listen| listen == config.listens_at());
     let are_roots = init.roots.iter().all(|(name, path)| config.roots.iter().any(|r| r.name == *name && r.path == given(path)));
     if is_home && is_state && is_listen && are_roots {
         return Ok(());
@@ -211,7 +226,11 @@ fn with_port(address: &str, port: u16) -> String {
 }
 
 /// The address that others reach this host at, as far as it can be known.
-fn advertised(listen: SocketAddr) -> String {
+pub(crate) fn advertised(config: &Config) -> String {
+    if let Some(address) = &config.advertise {
+        return address.clone();
+    }
+    let listen = config.listens_at();
     if !listen.ip().is_unspecified() {
         return listen.to_string();
     }

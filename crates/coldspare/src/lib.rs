@@ -12,14 +12,19 @@ mod check;
 mod cli;
 pub mod config;
 mod demo;
+mod demotion;
 pub mod exit;
 mod guard;
+mod handover;
 mod health;
+mod hook;
 mod init;
 mod memory;
 mod progress;
+mod promotion;
 mod role;
 mod roots;
+mod serve;
 mod socket;
 mod standby;
 mod state;
@@ -31,7 +36,9 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use cli::{ApplicationCommand, Cli, Command, InitCommand};
+use coldspare_core::control::Taking;
 use exit::{Failure, Outcome};
+use serve::Serves;
 
 /// The version of this build.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -62,12 +69,21 @@ fn run(command: Command) -> Outcome {
         Command::Init(InitCommand::Standby { init, listen, advertise }) => {
             init::standby(init.into(), listen.as_deref(), advertise.as_deref())
         }
-        Command::Init(InitCommand::Active { init, invite }) => init::active(init.into(), &invite),
-        Command::Send { config, once, json } => {
-            let mode = if once { active::Mode::Once { json } } else { active::Mode::Daemon };
-            active::run(&config.path, mode)
+        Command::Init(InitCommand::Active { init, invite, listen, advertise }) => {
+            init::active(init.into(), &invite, listen.as_deref(), advertise.as_deref())
         }
-        Command::Receive { config } => standby::run(&config.path),
+        Command::Send { config, once: true, json } => active::run(&config.path, active::Mode::Once { json }),
+        Command::Send { config, .. } => serve::run(&config.path, Serves::Active),
+        Command::Receive { config } => serve::run(&config.path, Serves::Standby),
+        Command::Run { config } => serve::run(&config.path, Serves::Both),
+        Command::Promote { config, terms, json } => promotion::run(&config.path, &terms.into(), json),
+        Command::Failover { config, terms, json } => promotion::fail_over(&config.path, terms.into(), json),
+        Command::Switchover { config, accept_held_back, timeout, json } => {
+            handover::run(&config.path, Taking::Now, accept_held_back, timeout, json)
+        }
+        Command::Demote { config, accept_held_back, timeout, json } => {
+            handover::run(&config.path, Taking::WhenPromoted, accept_held_back, timeout, json)
+        }
         Command::Checkpoint { config, timeout, json } => status::checkpoint(&config.path, timeout, json),
         Command::Status { config, json, watch } => status::status(&config.path, json, watch),
         Command::Verify { config, quick: _, deep, git, repair, json } => {

@@ -13,7 +13,10 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
+use coldspare_core::control::Taking;
+
 use crate::exit::{Code, Failure};
+use crate::promotion::Terms;
 
 /// What the daemon is asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,6 +35,15 @@ pub(crate) enum Request {
     Decide {
         /// Whether it is applied.
         accept: bool,
+    },
+    /// Make this standby the active.
+    Promote(Terms),
+    /// Give the active's role over.
+    HandOver {
+        /// When the standby takes it.
+        taking: Taking,
+        /// What is held back is accepted as lost.
+        accept_held_back: bool,
     },
 }
 
@@ -81,7 +93,7 @@ pub(crate) struct Call {
 }
 
 /// LIMIT: bytes of a request.
-const REQUEST_BYTES_MAX: u64 = 4096;
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// LIMIT: requests that wait for the daemon.
 const QUEUE: usize = 16;
 

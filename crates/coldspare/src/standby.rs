@@ -3,20 +3,22 @@
 //! One connection is served at a time; a new one of the paired active replaces the old. Trouble with the store or the
 //! disk ends the connection and opens the standby anew, which finishes what was committed.
 
+mod bundle;
 mod contact;
 pub(crate) mod decide;
 mod intake;
 mod scrub;
+mod taking;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use coldspare_core::Seq;
 use coldspare_core::control::{ControlRecord, Effect, Event, Refusal, Role, step};
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
+use coldspare_core::{Seq, SessionId};
 use coldspare_os::RealDisk;
 use coldspare_standby::{OpenError, Pace, Progress, RootSetup, Standby, StandbyError, Store};
 use coldspare_transport::message::REPOSITORIES_MAX;
@@ -31,6 +33,7 @@ use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
 use crate::role::{self, NotTaken};
 use crate::roots;
+use crate::serve;
 use crate::socket::{self, Asked, Call, Reply, Request};
 use crate::state::State;
 use crate::verify::Fetch;
@@ -53,6 +56,8 @@ const ASK_AGAIN_EVERY: Duration = Duration::from_secs(10);
 const WANTED_MAX: usize = 10_000;
 /// How often it is looked whether the active came.
 const LOOK_FOR_ACTIVE_EVERY: Duration = Duration::from_secs(5);
+/// How long what is under way may take to end.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// Between tries to open the standby after trouble.
 const REOPEN_EVERY: Duration = Duration::from_secs(2);
 
@@ -77,7 +82,15 @@ struct Shared {
     /// Somebody wants content from the active that the standby's copy lost.
     wants: tokio::sync::Notify,
     scrub: Arc<Mutex<scrub::Scrub>>,
+    /// The session whose quarantine was looked at.
+    bundled: Mutex<Option<SessionId>>,
     reopen: tokio::sync::Notify,
+    /// The standby is closed for good.
+    is_over: Arc<AtomicBool>,
+    /// This host is the active now.
+    promoted: tokio::sync::Notify,
+    /// A person promotes this host: nobody is let in. Set and read with the record locked.
+    is_promoting: AtomicBool,
     serving: tokio::sync::Mutex<()>,
     greetings: tokio::sync::Semaphore,
 }
@@ -91,7 +104,7 @@ pub(crate) fn run(config_path: &Path) -> Outcome {
     let state = State::at(&config.state);
     let record = state.control()?;
     if record.role != Role::Standby {
-        return Err(Failure::fenced(format!("this host is {}, not a standby; only a standby receives", record.role.word())));
+        return Err(serve::wrong_role(&record, serve::Serves::Standby));
     }
     let _lock = state.lock()?;
     coldspare_os::raise_open_files_limit();
@@ -127,7 +140,7 @@ pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord) 
 
 async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
     let identity = state.identity()?;
-    let listener = Listener::bind(config.listen, &identity, &config.tuning()).map_err(Failure::usage)?;
+    let listener = Listener::bind(config.listens_at(), &identity, &config.tuning()).map_err(Failure::usage)?;
     if let Some(advice) = listener.buffers().advice() {
         tracing::warn!("{advice}");
     }
@@ -148,12 +161,17 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
         told_question: Mutex::default(),
         wants: tokio::sync::Notify::new(),
         scrub: Arc::default(),
+        bundled: Mutex::default(),
         reopen: tokio::sync::Notify::new(),
+        is_over: Arc::default(),
+        promoted: tokio::sync::Notify::new(),
+        is_promoting: AtomicBool::new(false),
         serving: tokio::sync::Mutex::new(()),
         greetings: tokio::sync::Semaphore::new(GREETINGS_MAX),
     });
     tokio::spawn(shared.clone().answer_calls(calls));
     tokio::spawn(shared.clone().keep_open());
+    shared.make_bundles(None);
     shared.start_scrub()?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
     tracing::info!(address = %listener.local_addr(), "listening");
@@ -170,8 +188,9 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
                 Some(incoming) => drop(tokio::spawn(shared.clone().greet(incoming))),
                 None => return Err(Failure::usage("the listening socket was closed")),
             },
-            _ = terminate.recv() => break,
-            _ = tokio::signal::ctrl_c() => break,
+            () = shared.promoted.notified() => break,
+            _ = terminate.recv() => { serve::stop(); break }
+            _ = tokio::signal::ctrl_c() => { serve::stop(); break }
         }
     }
     tracing::info!("stopping");
@@ -180,7 +199,8 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
         link.close("the standby stops");
     }
     // A changeset that is being applied is finished before the program ends.
-    let _finished = tokio::time::timeout(Duration::from_secs(20), shared.serving.lock()).await;
+    let _finished = tokio::time::timeout(STOP_LIMIT, shared.serving.lock()).await;
+    shared.close().await;
     Ok(Code::Done)
 }
 
@@ -246,6 +266,9 @@ impl Shared {
             return Err(Refusal::Version { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION });
         }
         let mut record = lock(&self.record);
+        if self.is_promoting.load(Ordering::Relaxed) {
+            return Err(Refusal::Unable("it is being promoted".into()));
+        }
         let hello = Event::Hello { cluster: open.cluster, session: open.session };
         // What the rules refuse is refused before what can be corrected.
         step(&record, hello.clone())?;
@@ -351,7 +374,12 @@ impl Shared {
     }
 
     /// Takes messages until the link ends.
-    async fn converse(&self, intake: &Arc<Intake>, mut sender: ControlSender<ToActive>, receiver: ControlReceiver<ToStandby>) -> LinkError {
+    async fn converse(
+        self: &Arc<Self>,
+        intake: &Arc<Intake>,
+        mut sender: ControlSender<ToActive>,
+        receiver: ControlReceiver<ToStandby>,
+    ) -> LinkError {
         // The active may have missed it, or forgotten; it begins nothing before it has the whole list.
         let copy = lock(&self.copy).clone();
         let mut incomplete = copy.as_ref().and_then(|copy| copy.incomplete().ok()).unwrap_or_default();
@@ -388,6 +416,7 @@ impl Shared {
                 ended = intake.finished() => {
                     Some(match ended {
                         Ok(applied) => {
+                            self.make_bundles(Some(applied.session));
                             self.heard_as_of(applied.as_of_ms);
                             *lock(&self.trouble) = None;
                             tracing::debug!(seq = applied.seq.0, "applied");
@@ -420,6 +449,11 @@ impl Shared {
             {
                 return e;
             }
+            if lock(&self.record).role != Role::Standby {
+                let _ = sender.finish(Duration::from_secs(2)).await;
+                self.promoted.notify_one();
+                return LinkError::Closed { reason: "this host is the active now".into() };
+            }
             if self.broken.load(Ordering::Relaxed) {
                 // The active has to hear why before the link goes.
                 let _ = sender.finish(Duration::from_secs(2)).await;
@@ -428,11 +462,25 @@ impl Shared {
         }
     }
 
-    async fn take(&self, intake: &Arc<Intake>, message: ToStandby) -> Result<Option<ToActive>, LinkError> {
+    async fn take(self: &Arc<Self>, intake: &Arc<Intake>, message: ToStandby) -> Result<Option<ToActive>, LinkError> {
         match message {
             ToStandby::Begin { seq, baseline, sure: _, acked } => {
+                if !lock(&self.record).obeys(intake.session()) {
+                    return Err(LinkError::Protocol("the session is over (R5)".into()));
+                }
                 intake.begin(seq, baseline, acked);
                 Ok(None)
+            }
+            ToStandby::Reachable { address } => {
+                if self.state.note("peer-address").as_deref() != Some(&address) {
+                    let noted = self.state.replace("peer-address", address.as_bytes());
+                    noted.unwrap_or_else(|e| tracing::warn!(error = %e, "where the active listens can't be noted"));
+                }
+                Ok(None)
+            }
+            ToStandby::Compare => self.blocking(taking::compare).await.map(Some),
+            ToStandby::Handover { handover, taking } => {
+                self.blocking(move |shared, copy| taking::take(shared, copy, handover, taking)).await.map(Some)
             }
             ToStandby::Ask { no, items } => match intake.have(items).await {
                 Ok(have) => Ok(Some(ToActive::Answer { no, have })),
@@ -448,6 +496,7 @@ impl Shared {
             }
             ToStandby::Idle { as_of_ms } => {
                 self.heard_as_of(as_of_ms);
+                self.note_as_of();
                 Ok(None)
             }
             ToStandby::HeldBack { is_first, problems } => {
@@ -460,9 +509,28 @@ impl Shared {
         }
     }
 
+    /// Does something with the copy, which is open, on a blocking thread.
+    async fn blocking(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Shared, &Copy) -> Result<ToActive, LinkError> + Send + 'static,
+    ) -> Result<ToActive, LinkError> {
+        let copy = lock(&self.copy).clone().ok_or_else(|| LinkError::Closed { reason: "the standby is being opened".into() })?;
+        let shared = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&shared, &copy)).await;
+        done.unwrap_or_else(|e| Err(LinkError::Protocol(e.to_string())))
+    }
+
     fn heard_as_of(&self, as_of_ms: u64) {
         self.as_of_ms.fetch_max(as_of_ms, Ordering::Relaxed);
         *lock(&self.heard_at) = Some(Instant::now());
+    }
+
+    /// Keeps, for a promotion after a restart, as of when the tree is known to lack nothing.
+    fn note_as_of(&self) {
+        let Some(applied) = lock(&self.copy).as_ref().and_then(|copy| copy.applied()) else { return };
+        let text = format!("{} {} {}", applied.session, applied.seq, self.as_of_ms.load(Ordering::Relaxed));
+        let noted = self.state.replace("as-of", text.as_bytes());
+        noted.unwrap_or_else(|e| tracing::warn!(error = %e, "as of when the tree is can't be noted"));
     }
 
     fn note_trouble(&self, e: &StandbyError) {
@@ -479,6 +547,30 @@ impl Shared {
         ) {
             self.broken.store(true, Ordering::Relaxed);
             self.reopen.notify_one();
+        }
+    }
+
+    /// Makes the bundles of what only this host had, if the session has brought anything for the first time; beside the rest.
+    fn make_bundles(&self, session: Option<SessionId>) {
+        let last = std::mem::replace(&mut *lock(&self.bundled), session);
+        if last == session && session.is_some() {
+            return;
+        }
+        let roots: Vec<_> = self.config.roots.iter().map(|root| root.path.clone()).collect();
+        let made =
+            std::thread::Builder::new().name("bundles".into()).spawn(move || roots.iter().for_each(|root| bundle::make_missing(root)));
+        if let Err(e) = made {
+            tracing::warn!(error = %e, "no thread can be started; bundles are made at the next start");
+        }
+    }
+
+    /// Closes the store, so that this process can open it in another role.
+    async fn close(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        let Some(copy) = lock(&self.copy).take() else { return };
+        let since = Instant::now();
+        while Arc::strong_count(&copy) > 1 && since.elapsed() < STOP_LIMIT {
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -530,6 +622,8 @@ impl Shared {
                     }
                     Request::Verify(asked) => shared.verify(asked, &reply).await,
                     Request::Decide { accept } => shared.decide(accept).await,
+                    Request::Promote(terms) => shared.promote(terms).await,
+                    Request::HandOver { .. } => Reply::failed(&Failure::usage("this host is the standby; only the active hands over")),
                 };
                 let _ = reply.send(last).await;
             });
@@ -574,6 +668,7 @@ impl Shared {
             days: settings.scrub_days,
             bytes_per_second: settings.bytes_per_second,
             scrub: self.scrub.clone(),
+            is_over: self.is_over.clone(),
             copy: Box::new(move || lock(&shared.copy).clone()),
         };
         scrubber.start().map_err(|e| Failure::damage(format!("the scrub can't be started: {e}")))

@@ -295,6 +295,22 @@ impl State {
         self.dir.join("key")
     }
 
+    /// Removes the store at `path`, durably.
+    ///
+    /// # Errors
+    /// `Damage`, naming the file.
+    pub(crate) fn remove_store(&self, path: &Path) -> Result<(), Failure> {
+        match std::fs::remove_file(path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(Failure::damage(format!("{} can't be removed: {e}", path.display()))),
+            _ => self.sync(),
+        }
+    }
+
+    /// The small file `name`, as text; `None` when there is none.
+    pub(crate) fn note(&self, name: &str) -> Option<String> {
+        std::fs::read_to_string(self.note_path(name)).ok().map(|text| text.trim().to_string())
+    }
+
     /// Where the control record is.
     pub(crate) fn control_path(&self) -> PathBuf {
         self.dir.join("control")

@@ -23,10 +23,16 @@ const WATCH_EVERY: Duration = Duration::from_secs(1);
 pub(crate) fn status(config_path: &Path, json: bool, watch: bool) -> Outcome {
     let state = State::at(&Config::load(config_path)?.state);
     loop {
-        let asked = socket::ask(&state.socket_path(), &Request::Status, Some(STATUS_LIMIT), |_| ())?;
-        let (mut value, code) = match asked {
-            Some(value) => (value, Code::Done),
-            None => (stopped(&state)?, Code::Unreachable),
+        let (mut value, code) = match socket::ask(&state.socket_path(), &Request::Status, Some(STATUS_LIMIT), |_| ()) {
+            Ok(Some(value)) => (value, Code::Done),
+            Ok(None) => (stopped(&state)?, Code::Unreachable),
+            // One that ends, or takes another role, at this moment.
+            Err(failure) if failure.code == Code::Unreachable => {
+                let mut value = stopped(&state)?;
+                value["trouble"] = failure.message.into();
+                (value, Code::Unreachable)
+            }
+            Err(failure) => return Err(failure),
         };
         value["guard"] = crate::guard::ask(&state).unwrap_or_default();
         if json {

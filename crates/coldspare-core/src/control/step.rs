@@ -289,11 +289,14 @@ fn check_handover(handover: Handover, applied: Option<Applied>, digest: Digest) 
 }
 
 fn taken(record: &ControlRecord, session: Session) -> Stepped {
-    if !matches!(record.role, Role::Handover | Role::Fenced) || record.handover.is_none() {
+    let Some(handover) = record.handover.filter(|_| matches!(record.role, Role::Handover | Role::Fenced)) else {
         return Err(wrong_role(record));
-    }
+    };
     let mut next = ControlRecord { role: Role::Fenced, ..record.clone() };
-    next.promised = record.promised.max(session.epoch);
+    if session.epoch >= record.promised && record.session() != Some(session) {
+        next.promised = session.epoch;
+        next.enter(Opening { session, parent: Some(handover.place), reason: Reason::HandedOver });
+    }
     Ok((next, vec![Effect::Store]))
 }
 
@@ -329,6 +332,24 @@ fn demote(record: &ControlRecord) -> Stepped {
 }
 
 impl ControlRecord {
+    /// What the tree of a fenced node is of, which becomes a standby; `digest` is that of its entries, and `seq` numbers
+    /// what it has beyond.
+    ///
+    /// The tree that was handed over, and taken, is the one that the new session began with; any other may hold what that
+    /// session lacks, and is of the last session that this node opened.
+    pub fn place_after_demotion(&self, digest: Digest, seq: Seq) -> Option<Place> {
+        let given = self.handover.filter(|handover| handover.digest == digest || seeded_bug!(AnyTreeWasHandedOver));
+        match (self.lineage.last(), given) {
+            (Some(Opening { session, parent, .. }), Some(given)) if *parent == Some(given.place) => {
+                Some(Place { session: session.id, seq: given.place.seq })
+            }
+            _ => {
+                let own = self.lineage.iter().rev().find(|opening| opening.session.opened_by == self.node)?;
+                Some(Place { session: own.session.id, seq })
+            }
+        }
+    }
+
     /// Opens a session of the next epoch, as its active.
     fn lead(&mut self, parent: Option<Place>, reason: Reason, fresh: Fresh) -> Session {
         if !seeded_bug!(PromotionsKeepTheEpoch) {

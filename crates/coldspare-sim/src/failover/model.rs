@@ -216,7 +216,8 @@ impl stateright::Model for Model {
                 // Its store knows all of its tree, durably, before it is a standby.
                 state.sync(i);
                 let node = &mut state.nodes[usize::from(i)];
-                let of = node.memory.record.session().map_or(node.memory.of, |session| session.id);
+                let place = node.memory.record.place_after_demotion(digest(&node.memory.tree), Seq(0));
+                let of = place.expect("a node that was active opened a session").session;
                 (node.memory.of, node.disk.of) = (of, of);
                 state.happens(i, Event::Demote, self.defect)?;
             }

@@ -181,4 +181,5 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(HandoversAreSentBeforeTheyAreStored, "R7", SWITCHOVER),
     code!(HandoversAreTakenAnywhere, "R7", SWITCHOVER),
     code!(PromotionsKeepTheEpoch, "R8", SWITCHOVER),
+    code!(AnyTreeWasHandedOver, "G5", Scenario(scenarios::what_was_written_after_a_handover_is_divergence)),
 ];

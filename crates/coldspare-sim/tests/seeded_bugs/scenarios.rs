@@ -859,3 +859,16 @@ pub(crate) fn two_openers_of_one_epoch_stop_each_other() -> Result<(), String> {
     let (follower, _) = step(&ControlRecord::standby(CLUSTER, NodeId([9; 16])), hello).map_err(|e| e.to_string())?;
     holds(is_stopped && step(&follower, rival).is_err(), "R3: two openers of one epoch are both served")
 }
+
+/// Something wrote the home after it was handed over: as a standby it is not at the tree that the new session began with.
+pub(crate) fn what_was_written_after_a_handover_is_divergence() -> Result<(), String> {
+    let say = |e: coldspare_core::control::Refusal| e.to_string();
+    let own = SessionId([1; 16]);
+    let active = ControlRecord::active(CLUSTER, NODE, Epoch(2), own, [1; 16]);
+    let (given, _) = step(&active, Event::HandOver { seq: Seq(5), digest: Digest([7; 32]) }).map_err(say)?;
+    let session = Session { epoch: Epoch(3), id: SessionId([2; 16]), opened_by: STANDBY };
+    let (fenced, _) = step(&given, Event::Taken { session }).map_err(say)?;
+    let place = |digest| fenced.place_after_demotion(Digest(digest), Seq(6)).map(|place| place.session);
+    holds(place([7; 32]) == Some(session.id), "R7: what was handed over is sent again")?;
+    holds(place([8; 32]) == Some(own), "G5: what was written after a handover counts as replicated")
+}

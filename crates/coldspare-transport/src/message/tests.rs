@@ -1,4 +1,5 @@
 use coldspare_core::changeset::FilePart;
+use coldspare_core::control::Place;
 use coldspare_core::{Body, Digest, Meta, SessionId, Time, Xattr};
 use data_encoding::HEXLOWER;
 use proptest::prelude::*;
@@ -75,6 +76,13 @@ fn golden_to_standby() {
     golden(ToStandby::Idle { as_of_ms: 1_700_000_000_000 }, "05fd0068e5cf8b010000");
     let problem = Problem { root: RootId(1), path: path("a"), kind: coldspare_core::ProblemKind::Damaged, detail: "why".into() };
     golden(ToStandby::HeldBack { is_first: true, problems: vec![problem] }, "0601010101610203776879");
+    golden(ToStandby::Reachable { address: "a:1".into() }, "0703613a31");
+    golden(ToStandby::Compare, "08");
+    let place = Place { session: SessionId([0x33; 16]), seq: Seq(5) };
+    let handover = Handover { place, digest: Digest([0x55; 32]) };
+    let (session, digest) = ("33".repeat(16), "55".repeat(32));
+    golden(ToStandby::Handover { handover, taking: Taking::Now }, &format!("09{session}05{digest}00"));
+    golden(ToStandby::Handover { handover, taking: Taking::WhenPromoted }, &format!("09{session}05{digest}01"));
 }
 
 #[test]
@@ -96,6 +104,10 @@ fn golden_to_active() {
     golden(ToActive::Answer { no: 7, have: vec![Have::Missing, Have::AtPath, Have::Staged] }, "020703000102");
     golden(ToActive::Acked { seq: Seq(5), as_of_ms: 1_700_000_000_000 }, "0305fd0068e5cf8b010000");
     golden(ToActive::Incomplete { seq: Seq(5), repositories: vec![(RootId(1), path("a"))] }, "050501010161");
+    golden(ToActive::Tree { applied: None, digest: Digest([0x55; 32]), problems: 2 }, &format!("0600{}02", "55".repeat(32)));
+    golden(ToActive::Taken { session: session() }, &format!("0702{}{}", "33".repeat(16), "22".repeat(16)));
+    golden(ToActive::Noted, "08");
+    golden(ToActive::NotTaken(Refusal::Handover("why".into())), "090b03776879");
 }
 
 #[test]
@@ -111,6 +123,8 @@ fn golden_refusals() {
     golden(ToActive::Refused(Refusal::Roots("why".into())), "010703776879");
     golden(ToActive::Refused(Refusal::Busy), "0108");
     golden(ToActive::Refused(Refusal::Unable("why".into())), "010903776879");
+    golden(ToActive::Refused(Refusal::Superseded(SessionId([0x33; 16]))), &format!("010a{}", "33".repeat(16)));
+    golden(ToActive::Refused(Refusal::Handover("why".into())), "010b03776879");
 }
 
 #[test]

@@ -3,19 +3,23 @@
 use std::time::Duration;
 
 use coldspare_core::Seq;
-use coldspare_core::control::Refusal;
+use coldspare_core::control::{ControlRecord, Event as RoleEvent, Refusal, Session};
 use coldspare_core::follow::Input;
 use coldspare_core::git::family::Repository;
 use coldspare_scan::capture::Certainty;
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
-    ControlReceiver, Identity, Invitation, LinkError, Open, PROTOCOL_VERSION, PeerKey, RootInfo, ToActive, ToStandby, VersionRange, Welcome,
+    ControlReceiver, ControlSender, Identity, Invitation, LinkError, Open, PROTOCOL_VERSION, PeerKey, RootInfo, ToActive, ToStandby,
+    VersionRange, Welcome,
 };
 use tokio::sync::mpsc;
 
 use super::outlet::Sending;
 use super::{Active, Event, Mode, Peer};
+use crate::config::Config;
 use crate::exit::{Code, Failure};
+use crate::role::{self, NotTaken};
+use crate::state::State;
 
 /// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -31,7 +35,8 @@ pub(super) struct Connected {
     paired: bool,
 }
 
-pub(super) enum ConnectError {
+/// Why there is no session.
+pub(crate) enum ConnectError {
     Link(LinkError),
     Refused(Refusal),
 }
@@ -40,27 +45,11 @@ impl Active {
     pub(super) fn connect(&self, address: &str) {
         let (events, identity, pins) = (self.events.clone(), self.identity.clone(), self.pins.clone());
         let (tuning, address) = (self.config.tuning(), address.to_string());
-        let open = self.open_message();
+        let open = open_message(&self.config, &self.state, &self.record, self.session);
         tokio::spawn(async move {
             let connected = open_link(&address, &identity, &pins, &tuning, open).await;
             let _ = events.send(Event::Connected(Box::new(connected))).await;
         });
-    }
-
-    fn open_message(&self) -> Open {
-        let invitation = self.state.invitation().ok().flatten().and_then(|text| text.parse::<Invitation>().ok());
-        let info =
-            |root: &crate::config::Root| RootInfo { name: root.name.clone(), path: root.path.as_os_str().as_encoded_bytes().to_vec() };
-        Open {
-            versions: VersionRange { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION },
-            build: crate::BUILD.into(),
-            cluster: self.record.cluster,
-            node: self.record.node,
-            session: self.session,
-            secret: invitation.map(|i| i.secret),
-            roots: self.config.roots.iter().map(info).collect(),
-            chunking: coldspare_delta::CHUNKING_VERSION,
-        }
     }
 
     pub(super) fn connected(&mut self, connected: Result<Connected, ConnectError>) -> Result<Option<Code>, Failure> {
@@ -93,6 +82,10 @@ impl Active {
         self.told_held = None;
         self.last_trouble = None;
         tokio::spawn(listen_to(receiver, self.events.clone()));
+        if let (Some(_), Some(sending)) = (self.config.listen, self.sending.clone()) {
+            let address = crate::init::advertised(&self.config);
+            tokio::spawn(async move { sending.control(ToStandby::Reachable { address }).await });
+        }
         if !incomplete.is_empty() {
             self.heard(ToActive::Incomplete { seq: welcome.applied.map_or(Seq(0), |a| a.seq), repositories: incomplete })?;
         }
@@ -114,6 +107,15 @@ impl Active {
                 Refusal::Busy | Refusal::Unable(_) if self.mode == Mode::Daemon => Err(refusal.to_string()),
                 Refusal::Busy | Refusal::Unable(_) => Ok(Failure::unreachable(&refusal)),
                 Refusal::Version { .. } | Refusal::Roots(_) => Ok(Failure::usage(&refusal)),
+                Refusal::Epoch { promised, .. } => {
+                    // Stored: it holds for the next start, too (R4).
+                    let event = RoleEvent::Outranked { promised: *promised };
+                    let (record, _) = role::take(&self.state, &self.record, event).map_err(NotTaken::into_failure)?;
+                    self.record = record;
+                    let next = "`coldspare demote` makes this host the other's standby";
+                    Ok(Failure::fenced(format!("{refusal}; this host is {} now: {next}", self.record.role.word())))
+                }
+                Refusal::Role(_) if self.mode == Mode::Daemon => Err(refusal.to_string()),
                 _ => Ok(Failure::fenced(&refusal)),
             },
         };
@@ -127,6 +129,7 @@ impl Active {
     }
 
     pub(super) fn link_lost(&mut self, why: &str) {
+        self.give_up_giving(&Failure::unreachable(format!("the link to the standby was lost ({why}); nothing is handed over")));
         if let Some(sending) = self.sending.take() {
             sending.hang_up();
         }
@@ -144,6 +147,69 @@ impl Active {
     }
 }
 
+fn open_message(config: &Config, state: &State, record: &ControlRecord, session: Session) -> Open {
+    let invitation = state.invitation().ok().flatten().and_then(|text| text.parse::<Invitation>().ok());
+    let info = |root: &crate::config::Root| RootInfo { name: root.name.clone(), path: root.path.as_os_str().as_encoded_bytes().to_vec() };
+    Open {
+        versions: VersionRange { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION },
+        build: crate::BUILD.into(),
+        cluster: record.cluster,
+        node: record.node,
+        session,
+        secret: invitation.map(|i| i.secret),
+        roots: config.roots.iter().map(info).collect(),
+        chunking: coldspare_delta::CHUNKING_VERSION,
+    }
+}
+
+/// Where the other host listens: as configured, else as it said when it was the active.
+///
+/// # Errors
+/// `Usage`: neither.
+pub(crate) fn peer_address(config: &Config, state: &State) -> Result<String, Failure> {
+    let known = config.peer.address.clone().or_else(|| state.note("peer-address"));
+    known.ok_or_else(|| {
+        Failure::usage(
+            "[peer] address is missing in the configuration, and the other host never said where it listens: set it here to that              host's host:port, and `listen` there",
+        )
+    })
+}
+
+/// Opens a session at the standby and hears what it says first; nothing is sent yet.
+///
+/// # Errors
+/// [`ConnectError`].
+pub(crate) async fn greet_standby(
+    config: &Config,
+    state: &State,
+    record: &ControlRecord,
+    address: &str,
+) -> Result<(coldspare_transport::Link, ControlSender<ToStandby>, ControlReceiver<ToActive>), ConnectError> {
+    let broken = |f: Failure| ConnectError::Refused(Refusal::Unable(f.message));
+    let (identity, pins) = (state.identity().map_err(broken)?, state.pins().map_err(broken)?);
+    let session = record.session().ok_or_else(|| broken(Failure::damage("the control record has no session")))?;
+    let open = open_message(config, state, record, session);
+    let (link, sender, receiver, _) = greet(address, &identity, &pins, &config.tuning(), open).await?;
+    Ok((link, sender, receiver))
+}
+
+async fn greet(
+    address: &str,
+    identity: &Identity,
+    pins: &[PeerKey],
+    tuning: &coldspare_transport::Tuning,
+    open: Open,
+) -> Result<(coldspare_transport::Link, ControlSender<ToStandby>, ControlReceiver<ToActive>, Welcome), ConnectError> {
+    let link = coldspare_transport::connect(address, identity, pins, tuning, CONNECT_LIMIT).await.map_err(ConnectError::Link)?;
+    let (mut sender, mut receiver) = link.open_control().await.map_err(ConnectError::Link)?;
+    sender.send(&ToStandby::Open(open)).await.map_err(ConnectError::Link)?;
+    match next_greeting(&mut receiver).await? {
+        ToActive::Welcome(welcome) => Ok((link, sender, receiver, welcome)),
+        ToActive::Refused(refusal) => Err(ConnectError::Refused(refusal)),
+        _ => Err(ConnectError::Link(LinkError::Protocol("the standby did not greet".into()))),
+    }
+}
+
 async fn open_link(
     address: &str,
     identity: &Identity,
@@ -151,19 +217,11 @@ async fn open_link(
     tuning: &coldspare_transport::Tuning,
     open: Open,
 ) -> Result<Connected, ConnectError> {
-    let link = coldspare_transport::connect(address, identity, pins, tuning, CONNECT_LIMIT).await.map_err(ConnectError::Link)?;
-    let (mut sender, mut receiver) = link.open_control().await.map_err(ConnectError::Link)?;
     let paired = open.secret.is_some();
-    sender.send(&ToStandby::Open(open)).await.map_err(ConnectError::Link)?;
-    match next_greeting(&mut receiver).await? {
-        ToActive::Welcome(welcome) => {
-            let incomplete = incomplete_of(&mut receiver).await?;
-            let sending = Sending::start(link, sender, tuning.streams).await.map_err(ConnectError::Link)?;
-            Ok(Connected { sending, receiver, welcome, incomplete, paired })
-        }
-        ToActive::Refused(refusal) => Err(ConnectError::Refused(refusal)),
-        _ => Err(ConnectError::Link(LinkError::Protocol("the standby did not greet".into()))),
-    }
+    let (link, sender, mut receiver, welcome) = greet(address, identity, pins, tuning, open).await?;
+    let incomplete = incomplete_of(&mut receiver).await?;
+    let sending = Sending::start(link, sender, tuning.streams).await.map_err(ConnectError::Link)?;
+    Ok(Connected { sending, receiver, welcome, incomplete, paired })
 }
 
 async fn next_greeting(receiver: &mut ControlReceiver<ToActive>) -> Result<ToActive, ConnectError> {

@@ -23,6 +23,7 @@ use crate::exit::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::role::{self, NotTaken};
 use crate::roots;
+use crate::serve;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
 
@@ -38,13 +39,11 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
     let state = State::at(&config.state);
     let record = state.control()?;
     if record.role != Role::Active {
-        return Err(Failure::fenced(format!("this host is {}, not the active; only the active sends", record.role.word())));
+        return Err(serve::wrong_role(&record, serve::Serves::Active));
     }
     let _lock = state.lock()?;
     let (record, session) = open_session(&state, &record)?;
-    let Some(address) = config.peer.address.clone() else {
-        return Err(Failure::usage("[peer] address is missing in the configuration: the standby's host:port"));
-    };
+    let address = super::peer_address(&config, &state)?;
     coldspare_os::raise_open_files_limit();
     coldspare_os::openat2_works().map_err(Failure::usage)?;
     let mut helper = match mode {
@@ -108,6 +107,11 @@ async fn follow(
     let wake = Arc::new(tokio::sync::Notify::new());
     let (capture, watch_why) = open_capture(config, state, record, mode, &wake, helper)?;
     let (events, inbox) = mpsc::channel(QUEUE);
+    if let (Some(listen), Mode::Daemon) = (config.listen, mode)
+        && let Err(why) = super::greet::listen(listen, &state.identity()?, &config.tuning(), state.pins()?, events.clone())
+    {
+        tracing::warn!(why, "nobody else is met here: another host that takes itself for the active would not be told");
+    }
     let follow = new_follow(config, &capture, state, session.id)?;
     let pins = state.pins()?;
     if pins.is_empty() {
@@ -150,6 +154,8 @@ async fn follow(
         prover,
         retry_at: Instant::now() + super::RETRY_INCOMPLETE_MIN,
         retry_after: super::RETRY_INCOMPLETE_MIN,
+        idle_at: Instant::now(),
+        giving: None,
         bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
         limit: config.schedule().now(),
         schedule: config.schedule(),
@@ -175,29 +181,51 @@ fn open_capture(
     wake: &Arc<tokio::sync::Notify>,
     helper: &Result<HelperProcess, String>,
 ) -> Result<(Capture<RealDisk>, Option<String>), Failure> {
-    let paths = roots::resolve(config, record.cluster)?;
     let disk = RealDisk::crossing();
-    let mut opened = Vec::new();
-    for (root, path) in config.roots.iter().zip(&paths) {
-        let dir = disk.open_root(path).map_err(|e| Failure::usage(format!("root {:?}: {}: {e}", root.name, path.display())))?;
-        opened.push(Root { path: path.clone(), dir, exclude: root.exclude().map_err(Failure::usage)? });
-    }
-    let in_use = |e| match e {
-        // By what is left of the last try.
-        IndexError::InUse { .. } => Failure { passes: true, ..Failure::usage(e) },
-        e => super::index_failure(e),
-    };
-    state.make_store(&state.index_path(), Index::open)?;
-    let index = Index::open(&state.index_path()).map_err(in_use)?;
+    let opened = open_roots(config, record, &disk)?;
+    super::inherit::inherit_index(config, state, record)?;
+    let index = open_index(state)?;
     let watched = opened.iter().map(|root| WatchedRoot { path: root.path.clone(), exclude: root.exclude.clone() }).collect();
     let (watch, why) = match mode {
         Mode::Once { .. } => (None, None),
         Mode::Daemon => open_watch(config.send.watch, watched, wake, helper)?,
     };
+    Ok((Capture::new(disk, opened, index, watch, new_pool(config)?, config.send.compression_level), why))
+}
+
+/// What it takes to look at all of the home once; nothing is watched.
+///
+/// # Errors
+/// `Usage` for roots and an index that can't be used, `Damage`.
+pub(crate) fn open_scan(config: &Config, state: &State, record: &ControlRecord) -> Result<Capture<RealDisk>, Failure> {
+    coldspare_os::raise_open_files_limit();
+    let disk = RealDisk::crossing();
+    let opened = open_roots(config, record, &disk)?;
+    Ok(Capture::new(disk, opened, open_index(state)?, None, new_pool(config)?, config.send.compression_level))
+}
+
+fn open_roots(config: &Config, record: &ControlRecord, disk: &RealDisk) -> Result<Vec<Root<RealDisk>>, Failure> {
+    let paths = roots::resolve(config, record.cluster)?;
+    let mut opened = Vec::new();
+    for (root, path) in config.roots.iter().zip(&paths) {
+        let dir = disk.open_root(path).map_err(|e| Failure::usage(format!("root {:?}: {}: {e}", root.name, path.display())))?;
+        opened.push(Root { path: path.clone(), dir, exclude: root.exclude().map_err(Failure::usage)? });
+    }
+    Ok(opened)
+}
+
+fn open_index(state: &State) -> Result<Index, Failure> {
+    state.make_store(&state.index_path(), Index::open)?;
+    Index::open(&state.index_path()).map_err(|e| match e {
+        // By what is left of the last try.
+        IndexError::InUse { .. } => Failure { passes: true, ..Failure::usage(e) },
+        e => super::index_failure(e),
+    })
+}
+
+fn new_pool(config: &Config) -> Result<rayon::ThreadPool, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.send.threads).thread_name(|n| format!("capture-{n}")).build();
-    let pool = pool.map_err(Failure::usage)?;
-    let zstd_level = config.send.compression_level;
-    Ok((Capture::new(disk, opened, index, watch, pool, zstd_level), why))
+    pool.map_err(Failure::usage)
 }
 
 /// Starts the helper of fanotify where that is wanted, and gives its privilege up; or says why there is none.

@@ -52,6 +52,11 @@ impl Intake {
         Arc::new(Intake { copy, session, state: Mutex::default(), changed: Notify::new() })
     }
 
+    /// The session whose changesets it takes.
+    pub(super) fn session(&self) -> SessionId {
+        self.session
+    }
+
     /// Waits until the next message may be given to it. Cancel-safe.
     pub(super) async fn may_go_on(&self) {
         self.until(|state| state.machine.takes_messages().then_some(())).await;

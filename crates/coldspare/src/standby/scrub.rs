@@ -2,6 +2,7 @@
 //!
 //! Where it stands is a note in the state folder: a restart goes on there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -63,12 +64,14 @@ pub(super) fn to_json(scrub: &Scrub, days: u32) -> Value {
     json!({"days": days, "now": scrub.now.as_ref().map(pass), "last": scrub.last.as_ref().map(pass)})
 }
 
-/// Goes over the manifest every `days` until the program ends.
+/// Goes over the manifest every `days` until the standby is closed.
 pub(super) struct Scrubber {
     pub(super) state: State,
     pub(super) days: u32,
     pub(super) bytes_per_second: u64,
     pub(super) scrub: Arc<Mutex<Scrub>>,
+    /// The standby is closed for good.
+    pub(super) is_over: Arc<AtomicBool>,
     /// Gives the standby, while it is open.
     pub(super) copy: Box<dyn Fn() -> Option<Arc<Copy>> + Send>,
 }
@@ -96,7 +99,7 @@ impl Scrubber {
         let mut noted = None::<Instant>;
         // How fast this run of the program goes: what was done before it counts for the position alone.
         let mut clock = None;
-        loop {
+        while !self.is_over.load(Ordering::Relaxed) {
             // Held for one step only: a standby in trouble has to be opened anew.
             let copy = (self.copy)().filter(|copy| copy.applied().is_some());
             let Some(mut pass) = copy.as_ref().and_then(|_| self.next_pass()) else {

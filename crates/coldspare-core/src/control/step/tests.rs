@@ -119,10 +119,18 @@ fn a_handover_is_stored_before_it_is_offered_and_taken_only_at_its_tree() {
     let (again, effects) = handed_over_to(&taker, Taking::Now, at(1, 7), TREE).unwrap();
     assert_eq!((again, effects), (taker, vec![Effect::AnswerTaken(session(3, 2, ME))]));
 
-    let fenced = check(&given, Event::Taken { session: session(3, 2, OTHER) }, Role::Fenced, 3, &[Effect::Store]);
+    let taken = Event::Taken { session: session(3, 2, OTHER) };
+    let fenced = check(&given, taken.clone(), Role::Fenced, 3, &[Effect::Store]);
+    assert_eq!(check(&fenced, taken, Role::Fenced, 3, &[Effect::Store]), fenced);
+    let exact = Place { session: SessionId([2; 16]), seq: Seq(7) };
+    let beyond = Place { session: SessionId([1; 16]), seq: Seq(9) };
+    assert_eq!(fenced.place_after_demotion(TREE, Seq(9)), Some(exact));
+    assert_eq!(fenced.place_after_demotion(Digest([0; 32]), Seq(9)), Some(beyond));
+    let outranked = check(&given, Event::Outranked { promised: Epoch(3) }, Role::Fenced, 3, &[Effect::FenceSelf, Effect::Store]);
+    assert_eq!(outranked.place_after_demotion(TREE, Seq(9)), Some(beyond), "nobody said what it was taken as");
     let standby = check(&fenced, Event::Demote, Role::Standby, 3, &[Effect::Store]);
     assert!(!standby.obeys(SessionId([1; 16])), "a standby that promised more obeys its own last session");
-    check(&standby, hello_of(session(3, 2, OTHER)), Role::Standby, 3, &[Effect::Store, Effect::Serve]);
+    check(&standby, hello_of(session(3, 2, OTHER)), Role::Standby, 3, &[Effect::Serve]);
 }
 
 #[test]

@@ -1,0 +1,221 @@
+//! From a standby to the active (R7, R8).
+//!
+//! A changeset that was committed is finished when the standby is opened; what is staged of another is left aside. The
+//! tree is verified, and it is said what may be lost. The index of an earlier time is removed before the role is stored,
+//! which happens last: every step may be taken again.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use coldspare_core::Digest;
+use coldspare_core::control::{Applied, ControlRecord, Event, Proof, Role};
+use coldspare_standby::{Depth, Progress};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::exit::{Code, Failure, Outcome};
+use crate::hook;
+use crate::role::{self, NotTaken};
+use crate::socket::{self, Request};
+use crate::standby::{Copy, open_copy};
+use crate::state::State;
+
+/// What a person says of a promotion.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Terms {
+    /// A command that fences the old active, and succeeds only if that can write no more.
+    pub(crate) fenced_by: Vec<String>,
+    /// What is lost is accepted, and that the old active may still be one.
+    pub(crate) accept_possible_loss: bool,
+    /// Damage that a quick verification finds is accepted.
+    pub(crate) accept_damage: bool,
+    /// The age of the tree is accepted, whatever it is.
+    pub(crate) accept_lag: bool,
+    /// That the active is connected is accepted.
+    pub(crate) accept_connection: bool,
+}
+
+/// Runs `promote`; `failover` is the same with the fence command of the configuration.
+///
+/// # Errors
+/// `Differs`: a safety rule refuses; `Fenced`, `Damage`, `Usage`. The role is what it was.
+pub(crate) fn run(config_path: &Path, terms: &Terms, json: bool) -> Outcome {
+    let config = Config::load(config_path)?;
+    let state = State::at(&config.state);
+    let started = Instant::now();
+    let record = state.control()?;
+    let mut done = match record.role {
+        Role::Active => json!({"role": "active", "epoch": record.promised.0, "already": true}),
+        Role::Standby => match socket::ask(&state.socket_path(), &Request::Promote(terms.clone()), None, |_| ())? {
+            Some(done) => done,
+            None => {
+                let _lock = state.lock()?;
+                let record = state.control()?;
+                let copy = open_copy(&config, &state, &record)?;
+                let found = promote(&config, &state, &record, &copy, terms, false);
+                found.map(|(_, done)| done)?
+            }
+        },
+        Role::Fenced | Role::Handover => {
+            let _lock = state.lock()?;
+            resume(&config, &state, &state.control()?, terms)?
+        }
+    };
+    done["seconds"] = json!((started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0);
+    if json {
+        println!("{done}");
+    } else {
+        print(&done);
+    }
+    Ok(Code::Done)
+}
+
+/// Runs `failover`: [`run`], with the fence command of the configuration unless the terms name another proof.
+///
+/// # Errors
+/// As [`run`]; `Usage` when there is no proof.
+pub(crate) fn fail_over(config_path: &Path, mut terms: Terms, json: bool) -> Outcome {
+    if terms.fenced_by.is_empty() && !terms.accept_possible_loss {
+        terms.fenced_by = Config::load(config_path)?.failover.fence;
+        if terms.fenced_by.is_empty() {
+            return Err(Failure::usage("no fence command: set failover.fence, or give --fenced-by COMMAND or --accept-possible-loss"));
+        }
+    }
+    run(config_path, &terms, json)
+}
+
+/// Promotes the standby; returns its record as it is then, and what there is to say of it.
+///
+/// Nobody changes the tree meanwhile. `is_connected`: the active is, at this moment.
+///
+/// # Errors
+/// As [`run`].
+pub(crate) fn promote(
+    config: &Config,
+    state: &State,
+    record: &ControlRecord,
+    copy: &Copy,
+    terms: &Terms,
+    is_connected: bool,
+) -> Result<(ControlRecord, Value), Failure> {
+    copy.abandon().map_err(Failure::damage)?;
+    let (applied, digest) = copy.fingerprint().map_err(Failure::damage)?;
+    let is_handed_over = is_handed_over(record, applied, digest);
+    if is_connected && !is_handed_over && !terms.accept_connection {
+        return Err(refused("the active is connected: hand over with `coldspare switchover` there, or give --accept-connection"));
+    }
+    let as_of_ms = applied.and_then(|a| as_of(state, a));
+    let lag_ms = as_of_ms.map(|ms| coldspare_scan::watch::now_ms().saturating_sub(ms));
+    let lag_max = Duration::from_secs(config.failover.max_lag_seconds);
+    if !is_handed_over && !terms.accept_lag && lag_ms.is_none_or(|ms| Duration::from_millis(ms) > lag_max) {
+        let age = lag_ms.map_or("nobody knows how old the tree is, if there is one".to_string(), |ms| {
+            format!("the tree is {} s old, above failover.max_lag_seconds = {}", ms / 1000, lag_max.as_secs())
+        });
+        return Err(refused(format!("{age}; give --accept-lag if it is to be promoted so")));
+    }
+    let verified = copy.verify(Depth::Quick, &Progress::default()).map_err(Failure::damage)?;
+    if let Some(first) = verified.problems.first().filter(|_| !terms.accept_damage) {
+        let count = verified.problems.len();
+        let what = format!("{count} paths differ from the manifest, the first is {}: {} ({})", first.path, first.kind.word(), first.detail);
+        return Err(refused(format!("{what}; `coldspare verify --repair` puts right what it can, or give --accept-damage")));
+    }
+    let proof = if is_handed_over { Proof::Handover { digest } } else { prove(config, terms)? };
+    let event = Event::Promote { proof, applied, fresh: role::fresh()? };
+    prepare(state)?;
+    let (next, _) = role::take(state, record, event).map_err(NotTaken::into_failure)?;
+    let place = |p: &(coldspare_core::RootId, coldspare_core::RelPath)| json!({"root": p.0.0, "path": p.1.to_string()});
+    let done = json!({
+        "role": next.role.word(),
+        "epoch": next.promised.0,
+        "session": next.session().map(|s| s.id.to_string()),
+        "handed_over": is_handed_over,
+        "point": applied.map(|a| json!({"session": a.session.to_string(), "seq": a.seq.0, "as_of": as_of_ms.map(crate::active::rfc3339)})),
+        "loss_bound_ms": if is_handed_over { Some(0) } else { lag_ms },
+        "checked_entries": verified.entries,
+        "problems": verified.problems.len(),
+        "incomplete": copy.incomplete().map_err(Failure::damage)?.iter().map(place).collect::<Vec<_>>(),
+        "held_back": copy.held_back().map_err(Failure::damage)?.iter().map(crate::active::problem).collect::<Vec<_>>(),
+        "staged_files": copy.staged_files().map_err(Failure::damage)?,
+    });
+    Ok((next, done))
+}
+
+/// As of when the tree is known to lack nothing, on the active's clock: as the changeset said, or its active later.
+fn as_of(state: &State, applied: Applied) -> Option<u64> {
+    let note = state.note("as-of").unwrap_or_default();
+    let heard = note.strip_prefix(&format!("{} {} ", applied.session, applied.seq)).and_then(|ms| ms.parse().ok());
+    [heard.unwrap_or(0), applied.as_of_ms].into_iter().max().filter(|ms| *ms > 0)
+}
+
+/// Before this host's role is stored as active: the index of an earlier time, when it was that, is no use, and what changes
+/// from now on isn't what the manifest says.
+///
+/// # Errors
+/// `Damage`.
+pub(crate) fn prepare(state: &State) -> Result<(), Failure> {
+    state.replace("promoted", coldspare_scan::watch::now_ms().to_string().as_bytes())?;
+    state.remove_store(&state.index_path())
+}
+
+/// Makes a host that was active, and is not any more, active again: its home is what it is.
+fn resume(config: &Config, state: &State, record: &ControlRecord, terms: &Terms) -> Result<Value, Failure> {
+    let proof = prove(config, terms)?;
+    let event = Event::Promote { proof, applied: None, fresh: role::fresh()? };
+    let (next, _) = role::take(state, record, event).map_err(NotTaken::into_failure)?;
+    Ok(
+        json!({"role": next.role.word(), "epoch": next.promised.0, "session": next.session().map(|s| s.id.to_string()), "handed_over": false}),
+    )
+}
+
+fn is_handed_over(record: &ControlRecord, applied: Option<Applied>, digest: Digest) -> bool {
+    let Ok(fresh) = role::fresh() else { return false };
+    let event = Event::Promote { proof: Proof::Handover { digest }, applied, fresh };
+    coldspare_core::control::step(record, event).is_ok()
+}
+
+fn prove(config: &Config, terms: &Terms) -> Result<Proof, Failure> {
+    if !terms.fenced_by.is_empty() {
+        let limit = Duration::from_secs(config.failover.limit_seconds);
+        hook::run("fence", &terms.fenced_by, limit).map_err(|e| refused(format!("the old active is not fenced: {e}")))?;
+        return Ok(Proof::Fenced);
+    }
+    if terms.accept_possible_loss {
+        return Ok(Proof::LossAccepted);
+    }
+    Err(refused(
+        "nothing was handed over, and nothing proves that the old active is gone: give --fenced-by COMMAND, or --accept-possible-loss \
+         if you know that it can't come back and accept what is lost",
+    ))
+}
+
+fn refused(message: impl std::fmt::Display) -> Failure {
+    Failure { code: Code::Differs, message: message.to_string(), passes: false }
+}
+
+fn print(done: &Value) {
+    let text = |value: &Value| value.as_str().unwrap_or("unknown").to_string();
+    if done["already"] == true {
+        return println!("this host is the active already, of epoch {}", done["epoch"]);
+    }
+    println!("this host is the active now, of epoch {}", done["epoch"]);
+    if done["point"].is_object() {
+        println!("its tree: changeset {} as of {}", done["point"]["seq"], text(&done["point"]["as_of"]));
+    }
+    match (done["handed_over"] == true, done["loss_bound_ms"].as_u64()) {
+        (true, _) => println!("handed over: nothing is lost"),
+        (false, Some(ms)) => println!("what was written in the last {:.1} s before the promotion may be lost", ms as f64 / 1000.0),
+        (false, None) => {}
+    }
+    for p in done["incomplete"].as_array().into_iter().flatten() {
+        println!("incomplete: {} (as it was before)", text(&p["path"]));
+    }
+    for p in done["held_back"].as_array().into_iter().flatten() {
+        println!("held back on the old active: {}: {}", text(&p["path"]), text(&p["kind"]));
+    }
+    if done["staged_files"].as_u64().is_some_and(|files| files > 0) {
+        println!("{} files of a changeset that did not come to its end were left aside", done["staged_files"]);
+    }
+    println!("next: start the application here, and `coldspare send` (`coldspare run` goes on by itself)");
+}

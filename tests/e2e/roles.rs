@@ -1,0 +1,269 @@
+//! Roles change: planned, by force, and back; nothing is lost, and there are never two actives by coldspare's doing.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::git::{self, commit, git_ok, push};
+use crate::pair::{Host, Pair, until};
+
+const REPOSITORY: &str = "shared/data/repositories/1";
+
+/// A repository in the host's home, and a clone of it.
+fn repository(pair: &Pair) -> PathBuf {
+    let clone = pair.dir.path().join("clone");
+    git::init_bare(&pair.active.home.join(REPOSITORY));
+    git::clone(&pair.active.home.join(REPOSITORY), &clone);
+    clone
+}
+
+/// Pushes a commit to whoever is the active.
+fn push_to(host: &Host, clone: &Path, text: &str) {
+    git_ok(clone, &["remote", "set-url", "origin", &host.home.join(REPOSITORY).to_string_lossy()]);
+    commit(clone, "file", text);
+    push(clone, &["HEAD:main"]);
+}
+
+fn role(host: &Host) -> Value {
+    host.status()["role"].clone()
+}
+
+/// Waits until the host's daemon serves it as the active.
+#[track_caller]
+fn until_active(host: &Host) {
+    until("it is the active", || {
+        let status = host.status();
+        status["role"] == "active" && status["watch"]["backend"] != "none"
+    });
+}
+
+#[track_caller]
+fn checkpoint(host: &Host) {
+    host.run(&["checkpoint", "--timeout", "80s"]).expect_code(0);
+}
+
+#[track_caller]
+fn assert_same(pair: &Pair) {
+    pair.assert_equal();
+    let there = pair.standby.home.join(REPOSITORY);
+    git::assert_clean(&there);
+    assert_eq!(git::references(&there), git::references(&pair.active.home.join(REPOSITORY)));
+}
+
+#[test]
+fn a_switchover_loses_nothing_and_leads_back() {
+    let pair = Pair::running();
+    let clone = repository(&pair);
+    push_to(&pair.active, &clone, "first");
+    let done = pair.active.run(&["switchover", "--json"]).expect_code(0).json();
+    assert_eq!((&done["role"], &done["epoch"]), (&"standby".into(), &2.into()), "{done}");
+    until_active(&pair.standby);
+    assert_same(&pair);
+    pair.active.run(&["switchover"]).expect_code(0); // is done
+
+    push_to(&pair.standby, &clone, "second");
+    checkpoint(&pair.standby);
+    assert_same(&pair);
+    pair.active.run(&["verify", "--deep", "--git"]).expect_code(0);
+
+    pair.standby.run(&["switchover"]).expect_code(0);
+    until_active(&pair.active);
+    push_to(&pair.active, &clone, "third");
+    checkpoint(&pair.active);
+    assert_same(&pair);
+    pair.standby.run(&["verify", "--deep", "--git"]).expect_code(0);
+    assert_eq!(pair.active.status()["epoch"], 3);
+    for host in [&pair.active, &pair.standby] {
+        let lists = fs::read_dir(host.home.join(".coldspare/quarantine")).into_iter().flatten();
+        let lists: Vec<String> = lists.map(|e| fs::read_to_string(e.unwrap().path().join("LIST")).unwrap_or_default()).collect();
+        assert_eq!(lists, Vec::<String>::new(), "a planned change puts nothing in quarantine");
+    }
+}
+
+/// What a new active sends of a home that both have.
+#[test]
+fn after_a_switchover_no_content_travels_again() {
+    let pair = Pair::running();
+    let mut noise = crate::seed::Seed::new(3);
+    let large = noise.noise(8 << 20);
+    pair.active.write("shared/large", large);
+    checkpoint(&pair.active);
+    pair.active.run(&["switchover"]).expect_code(0);
+    until_active(&pair.standby);
+    checkpoint(&pair.standby);
+    let status = pair.standby.status();
+    assert!(status["bytes_sent"].as_u64().unwrap() < 1 << 20, "{status}");
+    // The first changeset of a session reads what it names; what the standby's manifest knew is not.
+    assert!(status["bytes_read"].as_u64().unwrap() < 1 << 20, "{status}");
+}
+
+#[test]
+fn a_handover_waits_for_the_promotion() {
+    let pair = Pair::running();
+    let clone = repository(&pair);
+    push_to(&pair.active, &clone, "first");
+    pair.standby.run(&["promote"]).expect(1, "connected");
+    pair.active.run(&["demote"]).expect_code(0);
+    assert_eq!(role(&pair.active), "handover");
+    assert_eq!(role(&pair.standby), "standby");
+    let done = pair.standby.run(&["promote", "--json"]).expect_code(0).json();
+    assert_eq!((&done["handed_over"], &done["loss_bound_ms"]), (&true.into(), &0.into()), "{done}");
+    until_active(&pair.standby);
+    until("the old active is a standby", || role(&pair.active) == "standby");
+    pair.standby.run(&["promote"]).expect_code(0); // is done
+    push_to(&pair.standby, &clone, "second");
+    checkpoint(&pair.standby);
+    assert_same(&pair);
+}
+
+#[test]
+fn nothing_is_handed_over_while_something_is_amiss() {
+    let mut pair = Pair::running();
+    let clone = repository(&pair);
+    push_to(&pair.active, &clone, "first");
+    checkpoint(&pair.active);
+    let config = fs::read_to_string(pair.active.config()).unwrap();
+    fs::write(pair.active.config(), format!("{config}[switchover]\ndrain = [\"false\"]\n")).unwrap();
+    pair.active.kill();
+    pair.active.start();
+    until("they are connected", || pair.active.status()["connected"] == true);
+    pair.active.run(&["switchover"]).expect(2, "drain");
+    fs::write(pair.active.config(), config).unwrap();
+    pair.active.kill();
+    pair.active.start();
+    checkpoint(&pair.active);
+    fs::write(pair.standby.home.join(REPOSITORY).join("config"), "damaged").unwrap();
+    pair.active.run(&["switchover"]).expect(1, "verify --repair");
+    assert_eq!((role(&pair.active), role(&pair.standby)), ("active".into(), "standby".into()));
+    pair.standby.run(&["verify", "--repair"]).expect_code(0);
+    pair.standby.kill();
+    until("the link is gone", || pair.active.status()["connected"] == false);
+    pair.active.run(&["switchover"]).expect(3, "not connected");
+    assert_eq!(role(&pair.active), "active");
+}
+
+/// Every file, without coldspare's own.
+fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let walk = walkdir::WalkDir::new(root).into_iter().filter_entry(|e| e.file_name() != ".coldspare");
+    let files = walk.map(Result::unwrap).filter(|e| e.file_type().is_file());
+    files.map(|e| (e.path().strip_prefix(root).unwrap().into(), fs::read(e.path()).unwrap())).collect()
+}
+
+#[test]
+fn an_old_active_is_refused_and_fails_back_with_its_pushes_in_quarantine() {
+    let mut pair = Pair::running();
+    let clone = repository(&pair);
+    push_to(&pair.active, &clone, "replicated");
+    checkpoint(&pair.active);
+    until("the standby has noted as of when it is", || pair.standby.state().join("as-of").exists());
+    // A push that the standby never sees.
+    pair.standby.kill();
+    commit(&clone, "lost", "not replicated");
+    push(&clone, &["HEAD:refs/heads/lost"]);
+    pair.active.write("shared/config/lost", "not replicated");
+    pair.active.kill();
+    let before = contents(&pair.active.home);
+
+    pair.standby.start();
+    pair.standby.run(&["promote"]).expect(1, "--fenced-by");
+    pair.standby.run(&["promote", "--fenced-by", "false"]).expect(1, "not fenced");
+    pair.standby.run(&["failover"]).expect(2, "failover.fence");
+    assert_eq!(role(&pair.standby), "standby");
+    let done = pair.standby.run(&["promote", "--json", "--fenced-by", "true"]).expect_code(0).json();
+    assert!(done["loss_bound_ms"].as_u64().is_some_and(|ms| ms > 0), "{done}");
+    assert_eq!(done["handed_over"], false);
+    until_active(&pair.standby);
+    git_ok(&clone, &["reset", "-q", "--hard", "HEAD~1"]);
+    push_to(&pair.standby, &clone, "after the failover");
+
+    // It is told, stores it, and touches nothing.
+    pair.active.run(&["run"]).expect(4, "fenced");
+    pair.active.run(&["send"]).expect(4, "coldspare demote");
+    pair.active.run(&["receive"]).expect(4, "coldspare demote");
+    pair.active.run(&["switchover"]).expect(4, "coldspare demote");
+    assert_eq!(contents(&pair.active.home), before);
+
+    pair.active.run(&["demote"]).expect_code(0);
+    pair.active.run(&["demote"]).expect_code(0); // is done
+    assert_eq!(contents(&pair.active.home), before);
+    pair.active.start();
+    checkpoint(&pair.standby);
+    assert_same(&pair);
+    pair.active.run(&["verify", "--deep", "--git"]).expect_code(0);
+
+    let kept = quarantine(&pair.active.home);
+    let list = fs::read_to_string(kept.join("LIST")).unwrap();
+    for path in [format!("{REPOSITORY}/refs/heads/lost"), "shared/config/lost".into()] {
+        assert!(list.lines().any(|line| line.contains(&format!("\"path\":\"{path}\""))), "{path} is not in {list}");
+    }
+    assert_eq!(fs::read_to_string(kept.join("tree/shared/config/lost")).unwrap(), "not replicated");
+    until("the bundle is made", || kept.join("bundles/LIST").exists());
+    let bundle = kept.join("bundles").join(format!("{}.bundle", REPOSITORY.replace('/', "%")));
+    let bundle = bundle.to_string_lossy();
+    git_ok(&pair.active.home.join(REPOSITORY), &["bundle", "verify", "-q", &bundle]);
+    let heads = git_ok(Path::new("/"), &["bundle", "list-heads", &bundle]);
+    assert!(heads.contains("refs/heads/lost"), "{heads}");
+    let again = pair.dir.path().join("again");
+    git::clone(&pair.standby.home.join(REPOSITORY), &again);
+    git_ok(&again, &["fetch", "-q", &bundle, "refs/heads/lost:refs/heads/found"]);
+    assert_eq!(git_ok(&again, &["show", "found:lost"]), "not replicated");
+}
+
+/// The one folder in a quarantine.
+#[track_caller]
+fn quarantine(home: &Path) -> PathBuf {
+    let all: Vec<PathBuf> = fs::read_dir(home.join(".coldspare/quarantine")).unwrap().map(|e| e.unwrap().path()).collect();
+    assert_eq!(all.len(), 1, "{all:?}");
+    all[0].clone()
+}
+
+/// Either host is killed somewhere in a switchover, comes back, and the switchover goes on.
+#[test]
+fn a_kill_anywhere_in_a_switchover_leaves_one_that_goes_on() {
+    let mut pair = Pair::running();
+    let clone = repository(&pair);
+    push_to(&pair.active, &clone, "first");
+    checkpoint(&pair.active);
+    let rounds = crate::seed::number_from_env("COLDSPARE_SWITCHOVERS").unwrap_or(12);
+    let mut met = BTreeMap::new();
+    for round in 0..rounds {
+        let delay = Duration::from_millis(round * 23 % 260);
+        let is_first_active = role(&pair.active) == "active";
+        let (from, to) = if is_first_active { (&mut pair.active, &mut pair.standby) } else { (&mut pair.standby, &mut pair.active) };
+        push_to(from, &clone, &format!("round {round}"));
+        let mut command = from.program();
+        let mut giving = command.args(["switchover", "--timeout", "60s", "--config"]).arg(from.config()).spawn().unwrap();
+        std::thread::sleep(delay); // the moment of the kill: any is right
+        let victim = if round % 2 == 0 { &mut *from } else { &mut *to };
+        victim.kill();
+        let roles = (stopped_role(from), stopped_role(to));
+        *met.entry(format!("{roles:?}")).or_insert(0) += 1;
+        assert!(roles != ("active".into(), "active".into()), "round {round}: two actives");
+        let victim = if round % 2 == 0 { &mut *from } else { &mut *to };
+        victim.start();
+        let _ = giving.wait();
+        // Not begun when it was killed, or not done yet: it is asked for once more.
+        until("the switchover is done", || {
+            let (here, there) = (stopped_role(from), stopped_role(to));
+            assert!((here.as_str(), there.as_str()) != ("active", "active"), "round {round}: two actives");
+            if here == "active" && from.status()["connected"] == true {
+                let _ = from.run(&["switchover", "--timeout", "20s"]);
+            }
+            here == "standby" && there == "active"
+        });
+        until_active(to);
+        checkpoint(to);
+        assert_same(&pair);
+    }
+    println!("roles when the daemon was killed: {met:?}");
+}
+
+/// As the control record says, whether or not a daemon runs.
+fn stopped_role(host: &Host) -> String {
+    let checked = host.run(&["check", "--json"]).json();
+    let node = checked["findings"].as_array().unwrap().iter().find(|f| f["what"] == "node").unwrap()["detail"].as_str().unwrap();
+    node.split(' ').next().unwrap().to_string()
+}
