@@ -126,7 +126,7 @@ fn nothing_is_handed_over_while_something_is_amiss() {
     push_to(&pair.active, &clone, "first");
     checkpoint(&pair.active);
     let config = fs::read_to_string(pair.active.config()).unwrap();
-    fs::write(pair.active.config(), format!("{config}[switchover]\ndrain = [\"false\"]\n")).unwrap();
+    fs::write(pair.active.config(), format!("{config}[hooks]\ndrain = {{ command = [\"/bin/false\"] }}\n")).unwrap();
     pair.active.kill();
     pair.active.start();
     until("they are connected", || pair.active.status()["connected"] == true);
@@ -170,7 +170,7 @@ fn an_old_active_is_refused_and_fails_back_with_its_pushes_in_quarantine() {
     pair.standby.start();
     pair.standby.run(&["promote"]).expect(1, "--fenced-by");
     pair.standby.run(&["promote", "--fenced-by", "false"]).expect(1, "not fenced");
-    pair.standby.run(&["failover"]).expect(2, "failover.fence");
+    pair.standby.run(&["failover"]).expect(2, "hooks.fence");
     assert_eq!(role(&pair.standby), "standby");
     let done = pair.standby.run(&["promote", "--json", "--fenced-by", "true"]).expect_code(0).json();
     assert!(done["loss_bound_ms"].as_u64().is_some_and(|ms| ms > 0), "{done}");
@@ -266,4 +266,55 @@ fn stopped_role(host: &Host) -> String {
     let checked = host.run(&["check", "--json"]).json();
     let node = checked["findings"].as_array().unwrap().iter().find(|f| f["what"] == "node").unwrap()["detail"].as_str().unwrap();
     node.split(' ').next().unwrap().to_string()
+}
+
+/// Adds hooks that note in `dir` that they ran, and what they were told.
+fn set_hooks(host: &Host, dir: &Path, hooks: &[(&str, i32)]) {
+    let mut config = fs::read_to_string(host.config()).unwrap();
+    config.push_str("\n[hooks]\n");
+    for (name, code) in hooks {
+        let ran = dir.join(name);
+        let script = format!("echo $COLDSPARE_ROLE >> {}; exit {code}", ran.display());
+        config.push_str(&format!("{name} = {{ command = [\"/bin/sh\", \"-c\", {script:?}] }}\n"));
+    }
+    fs::write(host.config(), config).unwrap();
+}
+
+#[test]
+fn hooks_run_when_roles_change_and_a_failed_one_is_told() {
+    let mut pair = Pair::running();
+    let dir = pair.dir.path().to_path_buf();
+    let ran = |name: &str| fs::read_to_string(dir.join(name)).unwrap_or_default();
+    pair.active.write("shared/config/file", "content");
+    checkpoint(&pair.active);
+    until("the standby has noted as of when it is", || pair.standby.state().join("as-of").exists());
+    set_hooks(&pair.active, &dir, &[("drain", 0)]);
+    set_hooks(&pair.standby, &dir, &[("promote", 7), ("fence_self", 0)]);
+    pair.active.kill();
+    pair.standby.kill();
+    pair.standby.start();
+    pair.active.start();
+    checkpoint(&pair.active);
+    pair.active.run(&["switchover"]).expect_code(0);
+    until_active(&pair.standby);
+    until("the failed hook is told", || pair.standby.status()["promote_hook"].as_str().is_some_and(|hook| hook.starts_with("failed")));
+    assert_eq!((ran("drain"), ran("promote")), ("active\n".into(), "active\n".into()));
+    // It is run again by nobody but a person.
+    pair.standby.kill();
+    pair.standby.start();
+    until_active(&pair.standby);
+    assert_eq!(ran("promote"), "active\n");
+    pair.standby.run(&["hook", "promote"]).expect_code(1);
+    assert!(pair.standby.status()["promote_hook"].as_str().unwrap().starts_with("failed"));
+
+    // The other one is promoted by force: this one, when it comes back, keeps itself from writing.
+    until("they are connected", || pair.standby.status()["connected"] == true);
+    checkpoint(&pair.standby);
+    pair.standby.kill();
+    until("the link is gone", || pair.active.status()["connected"] == false);
+    pair.active.run(&["promote", "--accept-possible-loss", "--accept-lag"]).expect_code(0);
+    until_active(&pair.active);
+    assert_eq!(ran("fence_self"), "");
+    pair.standby.run(&["run"]).expect_code(4);
+    assert_eq!((ran("fence_self"), role(&pair.standby)), ("active\n".into(), "fenced".into()));
 }

@@ -26,7 +26,6 @@ use crate::state::State;
 pub(crate) struct Application {
     config: Config,
     guard: Guard,
-    config_path: PathBuf,
     state: State,
     roots: Vec<PathBuf>,
     search: Search,
@@ -49,7 +48,7 @@ impl Application {
                 config_path.display()
             )));
         };
-        Application::of(config, guard, config_path)
+        Application::of(config, guard)
     }
 
     /// As [`Application::load`], for who only runs hooks: they need no section `[guard]`.
@@ -57,18 +56,21 @@ impl Application {
     /// # Errors
     /// `Usage`: the configuration can't be read.
     pub(crate) fn load_hooks(config_path: &Path) -> Result<Application, Failure> {
-        let config = Config::load(config_path)?;
-        let guard = config.guard.clone().unwrap_or_default();
-        Application::of(config, guard, config_path)
+        Application::for_hooks(Config::load(config_path)?)
     }
 
-    fn of(config: Config, guard: Guard, config_path: &Path) -> Result<Application, Failure> {
+    fn for_hooks(config: Config) -> Result<Application, Failure> {
+        let guard = config.guard.clone().unwrap_or_default();
+        Application::of(config, guard)
+    }
+
+    fn of(config: Config, guard: Guard) -> Result<Application, Failure> {
         // A root that isn't there has nobody who uses it.
         let roots: Vec<PathBuf> = config.roots.iter().map(|r| r.path.canonicalize().unwrap_or_else(|_| r.path.clone())).collect();
         let status_url = guard.status_url().map(|url| url.parse::<Url>()).transpose().map_err(Failure::usage)?;
         let search = guard.search(roots.clone());
         let state = State::at(&config.state);
-        Ok(Application { config, guard, config_path: config_path.into(), state, roots, search, status_url })
+        Ok(Application { config, guard, state, roots, search, status_url })
     }
 
     /// Its section of the configuration.
@@ -218,7 +220,7 @@ impl Application {
     fn variables(&self, name: HookName) -> Vec<(String, String)> {
         let mut all = vec![
             ("COLDSPARE_HOOK".to_string(), name.word().to_string()),
-            ("COLDSPARE_CONFIG".into(), self.config_path.display().to_string()),
+            ("COLDSPARE_CONFIG".into(), self.config.path.display().to_string()),
             ("COLDSPARE_STATE".into(), self.config.state.display().to_string()),
             ("COLDSPARE_HOME".into(), self.config.roots.first().map(|r| r.path.display().to_string()).unwrap_or_default()),
             ("COLDSPARE_PEER".into(), self.config.peer.address.clone().unwrap_or_default()),
@@ -232,6 +234,33 @@ impl Application {
         all
     }
 }
+
+/// Runs the command for `name` of a configuration; `None` when there is none.
+///
+/// # Errors
+/// In words: it can't be started, failed, or took too long.
+pub(crate) fn run_hook_of(config: &Config, name: HookName, variables: &[(String, String)]) -> Result<Option<()>, String> {
+    let what = |why: String| format!("hooks.{}: {why}", name.word().replace('-', "_"));
+    let application = Application::for_hooks(config.clone()).map_err(|failure| what(failure.message))?;
+    match application.run_hook(name, variables).map_err(|failure| failure.message)? {
+        Some(ran) => ran.check().map(Some).map_err(what),
+        None => Ok(None),
+    }
+}
+
+/// Runs the program and arguments that somebody named as the fence command.
+///
+/// # Errors
+/// As [`run_hook_of`].
+pub(crate) fn run_fence(config: &Config, command: &[String]) -> Result<(), String> {
+    let hook = Hook { command: command.to_vec(), environment: Vec::new(), limit: FENCE_LIMIT, leftovers: hook::Leftovers::Killed };
+    let application = Application::for_hooks(config.clone()).map_err(|failure| failure.message)?;
+    let ran = hook::run(&hook, &application.variables(HookName::Fence)).map_err(|e| format!("{}: {e}", command.join(" ")))?;
+    ran.check()
+}
+
+/// How long a fence command may take that was named on the command line.
+const FENCE_LIMIT: Duration = Duration::from_secs(120);
 
 /// A file without a name: nobody sees it, and nothing of it stays.
 fn probe(root: &Path, min_free_mb: u64) -> DiskState {
@@ -303,7 +332,12 @@ pub(crate) fn run_hook(config_path: &Path, name: HookName) -> Outcome {
     };
     print!("{}", ran.output);
     match (ran.check(), ran.code()) {
-        (Ok(()), _) => Ok(Code::Done),
+        (Ok(()), _) => {
+            if name == HookName::Promote {
+                crate::promotion::steps::note_done(application.state())?;
+            }
+            Ok(Code::Done)
+        }
         (Err(why), Some(_)) => Err(Failure { code: Code::Differs, message: format!("hook {}: {why}", name.word()), passes: false }),
         (Err(why), None) => Err(Failure::unreachable(format!("hook {}: {why}", name.word()))),
     }

@@ -88,6 +88,9 @@ pub(crate) enum Command {
         config: ConfigArg,
         #[command(flatten)]
         terms: TermsArgs,
+        /// Then start the application here, wait until it serves, and route requests here by the hooks
+        #[arg(long)]
+        start: bool,
         /// Print a JSON object
         #[arg(long)]
         json: bool,
@@ -98,6 +101,9 @@ pub(crate) enum Command {
         config: ConfigArg,
         #[command(flatten)]
         terms: TermsArgs,
+        /// Then start the application here, wait until it serves, and route requests here by the hooks
+        #[arg(long)]
+        start: bool,
         /// Print a JSON object
         #[arg(long)]
         json: bool,
@@ -240,7 +246,7 @@ pub(crate) struct TermsArgs {
 impl From<TermsArgs> for crate::promotion::Terms {
     fn from(args: TermsArgs) -> crate::promotion::Terms {
         let TermsArgs { fenced_by, accept_possible_loss, accept_damage, accept_lag, accept_connection } = args;
-        crate::promotion::Terms { fenced_by, accept_possible_loss, accept_damage, accept_lag, accept_connection }
+        crate::promotion::Terms { fenced_by, fence: false, accept_possible_loss, accept_damage, accept_lag, accept_connection }
     }
 }
 

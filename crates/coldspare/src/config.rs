@@ -21,6 +21,9 @@ pub use guard::{ApplicationProfile, Guard, HealthSettings, HookConfig, HookName,
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
+    /// The file that it was read from; empty for one that wasn't.
+    #[serde(skip)]
+    pub path: PathBuf,
     /// The folder for identity, control record, stores and the socket of the daemon.
     pub state: PathBuf,
     /// Where this host listens, UDP: as a standby for its active, as the active for whoever takes itself for that.
@@ -56,9 +59,6 @@ pub struct Config {
     /// Where load balancers ask.
     #[serde(default)]
     pub health: HealthSettings,
-    /// How this host gives the active's role over.
-    #[serde(default)]
-    pub switchover: Switchover,
     /// How it takes that role without a handover.
     #[serde(default)]
     pub failover: Failover,
@@ -233,37 +233,17 @@ impl Brakes {
 
 /// LIMIT: minutes within which counts what was taken: the ledger has an entry for each.
 const WINDOW_MINUTES_MAX: u64 = 1440;
-/// How this host gives the active's role over.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Switchover {
-    /// A program and its arguments: stops the application, so that nothing writes the home; idempotent.
-    pub drain: Vec<String>,
-    /// Seconds that it may take.
-    pub limit_seconds: u64,
-}
-
-impl Default for Switchover {
-    fn default() -> Switchover {
-        Switchover { drain: Vec::new(), limit_seconds: 300 }
-    }
-}
-
 /// How this host takes the active's role without a handover.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Failover {
-    /// A program and its arguments: succeeds only if the old active can write no more; idempotent.
-    pub fence: Vec<String>,
-    /// Seconds that it may take.
-    pub limit_seconds: u64,
     /// Seconds that the tree may be old.
     pub max_lag_seconds: u64,
 }
 
 impl Default for Failover {
     fn default() -> Failover {
-        Failover { fence: Vec::new(), limit_seconds: 120, max_lag_seconds: 900 }
+        Failover { max_lag_seconds: 900 }
     }
 }
 
@@ -284,7 +264,8 @@ impl Config {
     pub fn load(path: &Path) -> Result<Config, Failure> {
         let text = std::fs::read_to_string(path)
             .map_err(|e| Failure::usage(format!("the configuration {} can't be read: {e}; `coldspare init` writes one", path.display())))?;
-        Config::parse(&text).map_err(|e| Failure::usage(format!("the configuration {}: {e}", path.display())))
+        let config = Config::parse(&text).map_err(|e| Failure::usage(format!("the configuration {}: {e}", path.display())))?;
+        Ok(Config { path: path.into(), ..config })
     }
 
     /// Reads and checks a configuration.
@@ -344,9 +325,6 @@ impl Config {
         }
         if self.link.schedule.len() > SCHEDULE_MAX {
             return Err(format!("{} [[link.schedule]] sections; it takes at most {SCHEDULE_MAX}", self.link.schedule.len()));
-        }
-        if self.switchover.limit_seconds == 0 || self.failover.limit_seconds == 0 {
-            return Err("limit_seconds must be above 0".into());
         }
         if let Some(address) = &self.advertise {
             coldspare_transport::invite::check_address(address).map_err(|e| format!("advertise: {e}"))?;
@@ -437,7 +415,6 @@ mod tests {
         check(&format!("{BASE}[hooks.start]\ncommand = \"/bin/true; /bin/false\"\n"), "line 6");
         check(&format!("{BASE}[hooks]\nstrat = {{ command = [] }}\n"), "line 6");
         check(&format!("advertise = \"nowhere\"\n{BASE}"), "advertise");
-        check(&format!("{BASE}[failover]\nlimit_seconds = 0\n"), "limit_seconds");
     }
 
     #[test]

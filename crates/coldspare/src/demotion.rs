@@ -48,7 +48,7 @@ pub(crate) fn demote(config: &Config, state: &State) -> Result<(), Failure> {
             record.place_after_demotion(digest, seq).ok_or_else(|| Failure::damage("the control record has no session of its own"))?;
         make_manifest(state, &capture, Applied { session: place.session, seq: place.seq, as_of_ms })?;
     }
-    role::take(state, &record, Event::Demote).map_err(NotTaken::into_failure)?;
+    role::take(config, state, &record, Event::Demote).map_err(NotTaken::into_failure)?;
     // What it knows ends here: the manifest goes on.
     state.remove_store(&state.index_path())
 }

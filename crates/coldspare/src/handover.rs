@@ -88,7 +88,7 @@ fn is_noted(state: &State) -> bool {
 /// `Fenced`: the other host refuses for good; `Usage`, `Damage`.
 pub(crate) fn give(config: &Config, state: &State) -> Result<(), Failure> {
     let _lock = state.lock()?;
-    let (record, effects) = role::take(state, &state.control()?, Event::Started(role::fresh()?)).map_err(NotTaken::into_failure)?;
+    let (record, effects) = role::take(config, state, &state.control()?, Event::Started(role::fresh()?)).map_err(NotTaken::into_failure)?;
     let offer = effects.into_iter().find_map(|effect| if let Effect::Offer(handover) = effect { Some(handover) } else { None });
     let Some(offer) = offer else { return Ok(()) };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
@@ -114,7 +114,7 @@ async fn offer_until_taken(config: &Config, state: &State, record: ControlRecord
     let offering = async {
         loop {
             match offer_once(config, state, &record, offer, || lock().is_noted = true).await {
-                Ok(event) => return role::take(state, &record, event).map(drop).map_err(NotTaken::into_failure),
+                Ok(event) => return role::take(config, state, &record, event).map(drop).map_err(NotTaken::into_failure),
                 Err(Unanswered::ForGood(failure)) => return Err(failure),
                 Err(Unanswered::Yet(why)) => {
                     if lock().trouble.as_deref() != Some(&why) {

@@ -7,7 +7,7 @@ use coldspare_core::control::{ControlRecord, Role};
 use coldspare_core::{ClusterId, Epoch, NodeId, SessionId};
 use coldspare_transport::{Invitation, Secret};
 
-use crate::config::{Brakes, Config, DEFAULT_PORT, Failover, LinkSettings, Peer, Profile, Root, Send, Switchover, Verify};
+use crate::config::{Brakes, Config, DEFAULT_PORT, Failover, LinkSettings, Peer, Profile, Root, Send, Verify};
 use crate::exit::{Code, Failure, Outcome};
 use crate::roots;
 use crate::state::State;
@@ -136,6 +136,7 @@ fn new_config(init: &Init, listen: Option<SocketAddr>, peer: Option<String>) -> 
         None => absolute(&init.config.with_extension("state"))?,
     };
     let config = Config {
+        path: PathBuf::new(),
         state,
         listen,
         advertise: None,
@@ -148,7 +149,6 @@ fn new_config(init: &Init, listen: Option<SocketAddr>, peer: Option<String>) -> 
         guard: None,
         hooks: crate::config::Hooks::default(),
         health: crate::config::HealthSettings::default(),
-        switchover: Switchover::default(),
         failover: Failover::default(),
     };
     let text = toml::to_string(&config).map_err(Failure::usage)?;

@@ -17,7 +17,6 @@ pub mod exit;
 mod guard;
 mod handover;
 mod health;
-mod hook;
 mod init;
 mod memory;
 mod progress;
@@ -76,8 +75,8 @@ fn run(command: Command) -> Outcome {
         Command::Send { config, .. } => serve::run(&config.path, Serves::Active),
         Command::Receive { config } => serve::run(&config.path, Serves::Standby),
         Command::Run { config } => serve::run(&config.path, Serves::Both),
-        Command::Promote { config, terms, json } => promotion::run(&config.path, &terms.into(), json),
-        Command::Failover { config, terms, json } => promotion::fail_over(&config.path, terms.into(), json),
+        Command::Promote { config, terms, start, json } => promotion::run(&config.path, &terms.into(), then(start), json),
+        Command::Failover { config, terms, start, json } => promotion::fail_over(&config.path, terms.into(), then(start), json),
         Command::Switchover { config, accept_held_back, timeout, json } => {
             handover::run(&config.path, Taking::Now, accept_held_back, timeout, json)
         }
@@ -112,6 +111,10 @@ fn run(command: Command) -> Outcome {
         Command::WatchHelper { roots } => active::run_helper(&roots),
         Command::Man { dir } => write_man_pages(&dir),
     }
+}
+
+fn then(start: bool) -> promotion::Then {
+    if start { promotion::Then::Start } else { promotion::Then::Nothing }
 }
 
 fn write_man_pages(dir: &std::path::Path) -> Outcome {

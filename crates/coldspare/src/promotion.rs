@@ -4,6 +4,8 @@
 //! tree is verified, and it is said what may be lost. The index of an earlier time is removed before the role is stored,
 //! which happens last: every step may be taken again.
 
+pub(crate) mod steps;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -13,9 +15,9 @@ use coldspare_standby::{Depth, Progress};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::config::Config;
+use crate::application;
+use crate::config::{Config, HookName};
 use crate::exit::{Code, Failure, Outcome};
-use crate::hook;
 use crate::role::{self, NotTaken};
 use crate::socket::{self, Request};
 use crate::standby::{Copy, open_copy};
@@ -27,6 +29,8 @@ use crate::state::State;
 pub(crate) struct Terms {
     /// A command that fences the old active, and succeeds only if that can write no more.
     pub(crate) fenced_by: Vec<String>,
+    /// The configuration's fence command does it.
+    pub(crate) fence: bool,
     /// What is lost is accepted, and that the old active may still be one.
     pub(crate) accept_possible_loss: bool,
     /// Damage that a quick verification finds is accepted.
@@ -37,11 +41,22 @@ pub(crate) struct Terms {
     pub(crate) accept_connection: bool,
 }
 
+/// What follows on a promotion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// What somebody else does.
+    Nothing,
+    /// The application is started, and requests are routed here.
+    Start,
+}
+
+const NO_FENCE: &str = "no fence command: set hooks.fence, or give --fenced-by COMMAND or --accept-possible-loss";
+
 /// Runs `promote`; `failover` is the same with the fence command of the configuration.
 ///
 /// # Errors
 /// `Differs`: a safety rule refuses; `Fenced`, `Damage`, `Usage`. The role is what it was.
-pub(crate) fn run(config_path: &Path, terms: &Terms, json: bool) -> Outcome {
+pub(crate) fn run(config_path: &Path, terms: &Terms, then: Then, json: bool) -> Outcome {
     let config = Config::load(config_path)?;
     let state = State::at(&config.state);
     let started = Instant::now();
@@ -64,10 +79,16 @@ pub(crate) fn run(config_path: &Path, terms: &Terms, json: bool) -> Outcome {
         }
     };
     done["seconds"] = json!((started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0);
+    let followed = steps::run_hook(&config, &state);
+    done["promote_hook"] = json!(steps::hook_state(&state));
     if json {
         println!("{done}");
     } else {
         print(&done);
+    }
+    followed?;
+    if then == Then::Start {
+        steps::start(config_path, &config)?;
     }
     Ok(Code::Done)
 }
@@ -76,14 +97,14 @@ pub(crate) fn run(config_path: &Path, terms: &Terms, json: bool) -> Outcome {
 ///
 /// # Errors
 /// As [`run`]; `Usage` when there is no proof.
-pub(crate) fn fail_over(config_path: &Path, mut terms: Terms, json: bool) -> Outcome {
+pub(crate) fn fail_over(config_path: &Path, mut terms: Terms, then: Then, json: bool) -> Outcome {
     if terms.fenced_by.is_empty() && !terms.accept_possible_loss {
-        terms.fenced_by = Config::load(config_path)?.failover.fence;
-        if terms.fenced_by.is_empty() {
-            return Err(Failure::usage("no fence command: set failover.fence, or give --fenced-by COMMAND or --accept-possible-loss"));
+        if !Config::load(config_path)?.hooks.has(HookName::Fence) {
+            return Err(Failure::usage(NO_FENCE));
         }
+        terms.fence = true;
     }
-    run(config_path, &terms, json)
+    run(config_path, &terms, then, json)
 }
 
 /// Promotes the standby; returns its record as it is then, and what there is to say of it.
@@ -123,8 +144,8 @@ pub(crate) fn promote(
     }
     let proof = if is_handed_over { Proof::Handover { digest } } else { prove(config, terms)? };
     let event = Event::Promote { proof, applied, fresh: role::fresh()? };
-    prepare(state)?;
-    let (next, _) = role::take(state, record, event).map_err(NotTaken::into_failure)?;
+    prepare(config, state)?;
+    let (next, _) = role::take(config, state, record, event).map_err(NotTaken::into_failure)?;
     let place = |p: &(coldspare_core::RootId, coldspare_core::RelPath)| json!({"root": p.0.0, "path": p.1.to_string()});
     let done = json!({
         "role": next.role.word(),
@@ -154,7 +175,8 @@ fn as_of(state: &State, applied: Applied) -> Option<u64> {
 ///
 /// # Errors
 /// `Damage`.
-pub(crate) fn prepare(state: &State) -> Result<(), Failure> {
+pub(crate) fn prepare(config: &Config, state: &State) -> Result<(), Failure> {
+    steps::announce(config, state)?;
     state.replace("promoted", coldspare_scan::watch::now_ms().to_string().as_bytes())?;
     state.remove_store(&state.index_path())
 }
@@ -163,7 +185,7 @@ pub(crate) fn prepare(state: &State) -> Result<(), Failure> {
 fn resume(config: &Config, state: &State, record: &ControlRecord, terms: &Terms) -> Result<Value, Failure> {
     let proof = prove(config, terms)?;
     let event = Event::Promote { proof, applied: None, fresh: role::fresh()? };
-    let (next, _) = role::take(state, record, event).map_err(NotTaken::into_failure)?;
+    let (next, _) = role::take(config, state, record, event).map_err(NotTaken::into_failure)?;
     Ok(
         json!({"role": next.role.word(), "epoch": next.promised.0, "session": next.session().map(|s| s.id.to_string()), "handed_over": false}),
     )
@@ -176,10 +198,16 @@ fn is_handed_over(record: &ControlRecord, applied: Option<Applied>, digest: Dige
 }
 
 fn prove(config: &Config, terms: &Terms) -> Result<Proof, Failure> {
+    let not_fenced = |why| refused(format!("the old active is not fenced: {why}"));
     if !terms.fenced_by.is_empty() {
-        let limit = Duration::from_secs(config.failover.limit_seconds);
-        hook::run("fence", &terms.fenced_by, limit).map_err(|e| refused(format!("the old active is not fenced: {e}")))?;
+        application::run_fence(config, &terms.fenced_by).map_err(not_fenced)?;
         return Ok(Proof::Fenced);
+    }
+    if terms.fence {
+        return match application::run_hook_of(config, HookName::Fence, &[]).map_err(not_fenced)? {
+            Some(()) => Ok(Proof::Fenced),
+            None => Err(Failure::usage(NO_FENCE)),
+        };
     }
     if terms.accept_possible_loss {
         return Ok(Proof::LossAccepted);
@@ -216,6 +244,9 @@ fn print(done: &Value) {
     }
     if done["staged_files"].as_u64().is_some_and(|files| files > 0) {
         println!("{} files of a changeset that did not come to its end were left aside", done["staged_files"]);
+    }
+    if let Some(hook) = done["promote_hook"].as_str() {
+        println!("promote hook: {hook}");
     }
     println!("next: start the application here, and `coldspare send` (`coldspare run` goes on by itself)");
 }

@@ -4,6 +4,8 @@ use coldspare_core::SessionId;
 use coldspare_core::control::{ControlRecord, Effect, Event, Fresh, Refusal, step};
 use coldspare_scan::index::Index;
 
+use crate::application;
+use crate::config::{Config, HookName};
 use crate::exit::Failure;
 use crate::state::State;
 
@@ -21,7 +23,7 @@ pub(crate) enum NotTaken {
 ///
 /// # Errors
 /// `Refused`: nothing changed. `Failed`: the event may be taken again; nothing may be said.
-pub(crate) fn take(state: &State, record: &ControlRecord, event: Event) -> Result<(ControlRecord, Vec<Effect>), NotTaken> {
+pub(crate) fn take(config: &Config, state: &State, record: &ControlRecord, event: Event) -> Result<(ControlRecord, Vec<Effect>), NotTaken> {
     let (next, effects) = step(record, event).map_err(NotTaken::Refused)?;
     if next.role != record.role {
         tracing::info!(from = record.role.word(), to = next.role.word(), epoch = next.promised.0, "the role changes");
@@ -31,12 +33,22 @@ pub(crate) fn take(state: &State, record: &ControlRecord, event: Event) -> Resul
         match effect {
             Effect::Store => state.set_control(&next).map_err(NotTaken::Failed)?,
             Effect::DistrustIndex => distrust_index(state).map_err(NotTaken::Failed)?,
-            Effect::FenceSelf => tracing::error!("this host is active no more: stop the application here, nothing it writes is replicated"),
+            Effect::FenceSelf => fence_self(config),
             Effect::Alarm => tracing::error!("a person has to decide which host counts: see \"Conflict\" and \"Fail-back\" in the runbook"),
             Effect::Serve | Effect::Refuse(_) | Effect::Offer(_) | Effect::AnswerNoted | Effect::AnswerTaken(_) => answers.push(effect),
         }
     }
     Ok((next, answers))
+}
+
+/// Runs the command that keeps this host from writing its home. That it is fenced is stored whatever comes of that.
+fn fence_self(config: &Config) {
+    tracing::error!("this host is active no more: nothing that the application writes here is replicated");
+    match application::run_hook_of(config, HookName::FenceSelf, &[]) {
+        Ok(Some(())) => tracing::warn!("hooks.fence_self has run"),
+        Ok(None) => tracing::error!("there is no hooks.fence_self: stop the application here by hand"),
+        Err(why) => tracing::error!("{why}: stop the application here by hand"),
+    }
 }
 
 /// What a session that begins on this host now is made of.

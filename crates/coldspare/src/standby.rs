@@ -273,7 +273,7 @@ impl Shared {
         // What the rules refuse is refused before what can be corrected.
         step(&record, hello.clone())?;
         self.compare_roots(open)?;
-        let (next, answers) = role::take(&self.state, &record, hello).map_err(NotTaken::into_refusal)?;
+        let (next, answers) = role::take(&self.config, &self.state, &record, hello).map_err(NotTaken::into_refusal)?;
         if next.session() != record.session() {
             tracing::info!(session = %open.session.id, epoch = open.session.epoch.0, "following a new session");
         }

@@ -34,6 +34,7 @@ pub(crate) fn status(config_path: &Path, json: bool, watch: bool) -> Outcome {
             }
             Err(failure) => return Err(failure),
         };
+        value["promote_hook"] = serde_json::json!(crate::promotion::steps::hook_state(&state));
         value["guard"] = crate::guard::ask(&state).unwrap_or_default();
         if json {
             println!("{value}");
@@ -135,6 +136,9 @@ fn page(value: &Value) -> String {
         if watch["why"].is_string() {
             line("", text(&watch["why"]));
         }
+    }
+    if let Some(hook) = value["promote_hook"].as_str().filter(|_| value["role"] == "active") {
+        line("promote hook", hook.to_string());
     }
     if let Some(reason) = value["waiting_for_decision"]["reason"].as_str() {
         let answer = value["waiting_for_decision"]["answer"].as_str().map(|answer| format!(" ({answer})")).unwrap_or_default();

@@ -110,7 +110,7 @@ impl Active {
                 Refusal::Epoch { promised, .. } => {
                     // Stored: it holds for the next start, too (R4).
                     let event = RoleEvent::Outranked { promised: *promised };
-                    let (record, _) = role::take(&self.state, &self.record, event).map_err(NotTaken::into_failure)?;
+                    let (record, _) = role::take(&self.config, &self.state, &self.record, event).map_err(NotTaken::into_failure)?;
                     self.record = record;
                     let next = "`coldspare demote` makes this host the other's standby";
                     Ok(Failure::fenced(format!("{refusal}; this host is {} now: {next}", self.record.role.word())))

@@ -4,8 +4,6 @@
 //! tree is; only when that is the same is the role given over, which is stored before it is said. Until then this host is
 //! the active, whatever fails.
 
-use std::time::Duration;
-
 use coldspare_core::control::{Applied, Event as RoleEvent, Taking};
 use coldspare_core::follow::Input;
 use coldspare_core::{Digest, Seq};
@@ -15,10 +13,11 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::{Active, Event, index_failure};
+use crate::config::HookName;
 use crate::exit::{Code, Failure};
 use crate::role::{self, NotTaken};
 use crate::socket::Reply;
-use crate::{handover, hook};
+use crate::{application, handover};
 
 /// How often something may come while the last changeset travels.
 const TRIES_MAX: u32 = 20;
@@ -52,10 +51,9 @@ impl Active {
         }
         self.giving =
             Some(Giving { reply, taking, accept_held_back, checkpoint: None, tries: 0, is_comparing: false, here: None, there: None });
-        let (settings, events) = (self.config.switchover.clone(), self.events.clone());
+        let (config, events) = (self.config.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
-            let limit = Duration::from_secs(settings.limit_seconds);
-            let drained = if settings.drain.is_empty() { Ok(()) } else { hook::run("drain", &settings.drain, limit) };
+            let drained = application::run_hook_of(&config, HookName::Drain, &[]).map(drop);
             let _ = events.blocking_send(Event::Drained(drained));
         });
     }
@@ -85,9 +83,8 @@ impl Active {
                 giving.tries
             });
             if tries > TRIES_MAX {
-                let failure = Failure::usage(
-                    "something keeps writing the home: stop the application first (switchover.drain); nothing is handed over",
-                );
+                let failure =
+                    Failure::usage("something keeps writing the home: stop the application first (hooks.drain); nothing is handed over");
                 return self.give_up_giving(&failure);
             }
             return self.drained(Ok(()));
@@ -146,8 +143,7 @@ impl Active {
         let is_quiet = self.capture.watch.as_ref().is_none_or(|w| w.dirty().is_empty() && !w.dirty().is_everything());
         let place = applied.filter(|a| a.session == self.session.id).map(|a| a.seq);
         if !is_quiet {
-            let failure =
-                Failure::usage("something wrote the home after the last changeset: stop the application first (switchover.drain)");
+            let failure = Failure::usage("something wrote the home after the last changeset: stop the application first (hooks.drain)");
             self.give_up_giving(&failure);
         } else if place != Some(seq) || here != there {
             let failure = Failure::damage(format!(
@@ -159,7 +155,7 @@ impl Active {
         } else {
             handover::note_taking(&self.state, taking)?;
             let event = RoleEvent::HandOver { seq, digest: here };
-            let (record, _) = role::take(&self.state, &self.record, event).map_err(NotTaken::into_failure)?;
+            let (record, _) = role::take(&self.config, &self.state, &self.record, event).map_err(NotTaken::into_failure)?;
             self.record = record;
             if let Some(giving) = self.giving.take() {
                 let _ = giving.reply.try_send(Reply::Done(json!({"seq": seq.0})));

@@ -74,7 +74,7 @@ impl Active {
     pub(super) async fn met(&mut self, rival: Rival) -> Result<(), Failure> {
         let Rival { link, mut sender, open } = rival;
         let event = RoleEvent::Hello { cluster: open.cluster, session: open.session };
-        let refusal = match role::take(&self.state, &self.record, event) {
+        let refusal = match role::take(&self.config, &self.state, &self.record, event) {
             Ok((record, answers)) => {
                 self.record = record;
                 let refused = answers.into_iter().find_map(|a| if let Effect::Refuse(refusal) = a { Some(refusal) } else { None });

@@ -42,7 +42,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
         return Err(serve::wrong_role(&record, serve::Serves::Active));
     }
     let _lock = state.lock()?;
-    let (record, session) = open_session(&state, &record)?;
+    let (record, session) = open_session(&config, &state, &record)?;
     let address = super::peer_address(&config, &state)?;
     coldspare_os::raise_open_files_limit();
     coldspare_os::openat2_works().map_err(Failure::usage)?;
@@ -65,7 +65,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
     };
     runtime.shutdown_timeout(Duration::from_secs(5));
     if outcome.is_ok() {
-        role::take(&state, &state.control()?, Event::Stopped).map_err(NotTaken::into_failure)?;
+        role::take(&config, &state, &state.control()?, Event::Stopped).map_err(NotTaken::into_failure)?;
     }
     outcome
 }
@@ -167,8 +167,8 @@ async fn follow(
 }
 
 /// Continues the session, or opens a new one when something durable may be lost (R1).
-fn open_session(state: &State, record: &ControlRecord) -> Result<(ControlRecord, Session), Failure> {
-    let (record, _) = role::take(state, record, Event::Started(role::fresh()?)).map_err(NotTaken::into_failure)?;
+fn open_session(config: &Config, state: &State, record: &ControlRecord) -> Result<(ControlRecord, Session), Failure> {
+    let (record, _) = role::take(config, state, record, Event::Started(role::fresh()?)).map_err(NotTaken::into_failure)?;
     let session = record.session().ok_or_else(|| Failure::damage("the control record of an active has no session"))?;
     Ok((record, session))
 }

@@ -10,7 +10,7 @@ use coldspare_standby::{Answer, Question};
 use serde_json::{Value, json};
 
 use super::{Shared, lock, open_copy};
-use crate::config::Config;
+use crate::config::{Config, HookName};
 use crate::exit::{Code, Failure, Outcome};
 use crate::socket::{self, Reply, Request};
 use crate::state::State;
@@ -97,5 +97,12 @@ impl Shared {
             return tracing::debug!(seq = seq.0, reason, "still waits for a decision");
         }
         tracing::warn!(seq = seq.0, reason, "a changeset waits for a decision: `coldspare accept` or `coldspare reject`");
+        let config = self.config.clone();
+        let variables = [("COLDSPARE_EVENT".to_string(), "decision".to_string()), ("COLDSPARE_MESSAGE".into(), reason.into())];
+        tokio::task::spawn_blocking(move || {
+            if let Err(why) = crate::application::run_hook_of(&config, HookName::Notify, &variables) {
+                tracing::error!("people could not be told: {why}");
+            }
+        });
     }
 }

@@ -25,11 +25,23 @@ pub(super) fn compare(_: &Shared, copy: &Copy) -> Result<ToActive, LinkError> {
 /// Takes what the active hands over, or notes it.
 pub(super) fn take(shared: &Shared, copy: &Copy, handover: Handover, taking: Taking) -> Result<ToActive, LinkError> {
     let refusal = match try_to_take(shared, copy, handover, taking) {
-        Ok(answer) => return Ok(answer),
+        Ok(answer) => {
+            if matches!(answer, ToActive::Taken { .. }) {
+                run_promote_hook(shared);
+            }
+            return Ok(answer);
+        }
         Err(refusal) => refusal,
     };
     tracing::warn!(reason = %refusal, "the handover is not taken");
     Ok(ToActive::NotTaken(refusal))
+}
+
+/// Beside the daemon's work: it may take minutes.
+fn run_promote_hook(shared: &Shared) {
+    let (config, state) = (shared.config.clone(), shared.state.clone());
+    // A failure is logged, noted, and told by `status`.
+    std::thread::spawn(move || drop(promotion::steps::run_hook(&config, &state)));
 }
 
 fn try_to_take(shared: &Shared, copy: &Copy, handover: Handover, taking: Taking) -> Result<ToActive, Refusal> {
@@ -40,9 +52,9 @@ fn try_to_take(shared: &Shared, copy: &Copy, handover: Handover, taking: Taking)
     let mut record = lock(&shared.record);
     step(&record, event.clone())?;
     if taking == Taking::Now {
-        promotion::prepare(&shared.state).map_err(unable)?;
+        promotion::prepare(&shared.config, &shared.state).map_err(unable)?;
     }
-    let (next, answers) = role::take(&shared.state, &record, event).map_err(role::NotTaken::into_refusal)?;
+    let (next, answers) = role::take(&shared.config, &shared.state, &record, event).map_err(role::NotTaken::into_refusal)?;
     *record = next;
     let answer = answers.into_iter().find_map(|answer| match answer {
         Effect::AnswerTaken(session) => Some(ToActive::Taken { session }),
