@@ -173,11 +173,25 @@ fn files_that_become_noise_wait() {
 }
 
 #[test]
+fn what_moves_is_no_loss() {
+    let pair = pair_with(13);
+    let at = |path: &str| pair.active.home.join(path);
+    // Sent anew, since what is in them changed: attachments, and repositories always.
+    pair.active.write("shared/data/attachments/0/0", "changed");
+    fs::rename(at("shared/data/attachments"), at("shared/data/uploads")).unwrap();
+    pair.active.write("shared/data/uploads/0/0", "changed again");
+    pair.checkpoint();
+    fs::rename(at("shared/data/repositories"), at("shared/data/moved")).unwrap();
+    pair.checkpoint();
+    pair.assert_equal();
+    assert!(!pair.standby.log().contains("waits for a decision"), "{}", pair.standby.log());
+}
+
+#[test]
 fn without_brakes_nobody_is_asked() {
     let mut pair = pair_with(1);
     pair.standby.kill();
-    let config = fs::read_to_string(pair.standby.config()).unwrap();
-    fs::write(pair.standby.config(), format!("{config}\n[brakes]\nenabled = false\n")).unwrap();
+    pair.standby.configure("[brakes]\nenabled = false\n");
     pair.standby.start();
     fs::remove_dir_all(pair.active.home.join("shared")).unwrap();
     pair.checkpoint();

@@ -28,12 +28,6 @@ fn line(quality: Quality) -> Option<Line> {
     Some(Line::new(quality, seed.next()).unwrap())
 }
 
-/// Sets how the active finds its rate.
-fn set_congestion(pair: &Pair, congestion: &str) {
-    let config = fs::read_to_string(pair.active.config()).unwrap();
-    fs::write(pair.active.config(), format!("{config}\n[link]\ncongestion = \"{congestion}\"\n")).unwrap();
-}
-
 /// A repository and some noise are seeded, then a push follows; returns the seconds of the seed and of the push.
 fn seed_and_follow(pair: &mut Pair, noise_bytes: usize) -> (f64, f64) {
     let (here, clone) = (pair.active.home.join("shared/data/repositories/1"), pair.dir.path().join("clone"));
@@ -62,7 +56,7 @@ fn seed_and_follow(pair: &mut Pair, noise_bytes: usize) -> (f64, f64) {
 fn one_percent_of_loss_over_50_ms_leaves_the_line_full() {
     let Some(line) = line(Quality { loss_ppm: 10_000, ..Quality::default() }) else { return };
     let mut pair = Pair::across(&line);
-    set_congestion(&pair, "bbr");
+    pair.active.configure("[link]\ncongestion = \"bbr\"\n");
     let bytes = 40_000_000;
     let (seeded, followed) = seed_and_follow(&mut pair, bytes);
     let share = bytes as f64 * 8.0 / 100e6 / seeded;
@@ -74,7 +68,7 @@ fn one_percent_of_loss_over_50_ms_leaves_the_line_full() {
 fn a_line_of_1280_bytes_is_found_out() {
     let Some(line) = line(Quality { mtu: 1280, ..Quality::default() }) else { return };
     let mut pair = Pair::across(&line);
-    set_congestion(&pair, "bbr");
+    pair.active.configure("[link]\ncongestion = \"bbr\"\n");
     let (seeded, followed) = seed_and_follow(&mut pair, 10_000_000);
     println!("seeded in {seeded:.2} s, a push in {followed:.2} s; {:?}", line.there());
     let too_long = line.there().too_long.load(Ordering::Relaxed);
@@ -86,7 +80,7 @@ fn a_line_that_comes_and_goes_is_used_whenever_it_is_there() {
     let quality = Quality { bits_per_second: 40_000_000, ..Quality::default() };
     let Some(line) = line(quality.clone()) else { return };
     let mut pair = Pair::across(&line);
-    set_congestion(&pair, "bbr");
+    pair.active.configure("[link]\ncongestion = \"bbr\"\n");
     pair.standby.start();
     pair.active.start();
     pair.checkpoint();
@@ -129,7 +123,7 @@ fn a_line_that_comes_and_goes_is_used_whenever_it_is_there() {
 fn a_small_file_behind_a_large_one() {
     let Some(line) = line(Quality::default()) else { return };
     let mut pair = Pair::across(&line);
-    set_congestion(&pair, "bbr");
+    pair.active.configure("[link]\ncongestion = \"bbr\"\n");
     pair.standby.start();
     pair.active.start();
     pair.checkpoint();
@@ -151,7 +145,7 @@ fn a_small_file_behind_a_large_one() {
 fn a_seed_beside_a_tcp_transfer() {
     let Some(line) = line(Quality::default()) else { return };
     let mut pair = Pair::across(&line);
-    set_congestion(&pair, "bbr");
+    pair.active.configure("[link]\ncongestion = \"bbr\"\n");
     let bytes = 60_000_000;
     pair.active.write("shared/noise", Seed::new(3).noise(bytes));
     pair.standby.start();
@@ -188,7 +182,7 @@ fn a_seed_beside_a_tcp_transfer() {
 fn blocked_udp_is_said_at_both_ends_with_what_to_do() {
     let Some(line) = line(Quality { blocks_udp: true, ..Quality::default() }) else { return };
     let mut pair = Pair::across(&line);
-    set_congestion(&pair, "bbr");
+    pair.active.configure("[link]\ncongestion = \"bbr\"\n");
     pair.standby.start();
     pair.active.start();
     pair.active.write("shared/file", "waits");

@@ -89,6 +89,15 @@ impl Pair {
         pair
     }
 
+    /// As [`Pair::following`], with a standby that asks nobody: for homes that lose files by chance, and in great number.
+    pub(crate) fn following_unasked() -> Pair {
+        let mut pair = Pair::new();
+        pair.standby.configure("[brakes]\nenabled = false\n");
+        pair.standby.start();
+        pair.active.start();
+        pair
+    }
+
     /// Sends once, which must succeed.
     pub(crate) fn send_once(&self) -> Value {
         self.active.run(&["send", "--once", "--json"]).expect_code(0).json()
@@ -136,6 +145,12 @@ impl Host {
 
     pub(crate) fn config(&self) -> PathBuf {
         self.etc.join("coldspare.toml")
+    }
+
+    /// Adds sections to the configuration, for the next start.
+    pub(crate) fn configure(&self, sections: &str) {
+        let config = fs::read_to_string(self.config()).unwrap();
+        fs::write(self.config(), format!("{config}\n{sections}")).unwrap();
     }
 
     pub(crate) fn state(&self) -> PathBuf {

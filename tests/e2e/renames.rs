@@ -149,7 +149,7 @@ fn a_receiver_that_is_killed_while_it_renames_has_all_in_the_end() {
 
 #[test]
 fn renames_without_end_delay_nothing_else() {
-    let pair = Pair::following();
+    let pair = Pair::following_unasked();
     for n in 0..20 {
         pair.active.write(&format!("shared/data/spin0/{n}"), format!("{n}"));
     }

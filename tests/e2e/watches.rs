@@ -9,9 +9,10 @@ use crate::pair::{Pair, succeeds, until};
 /// said, where it is not to be had.
 pub(crate) fn following_by<T>(backend: &str, settings: &str, before: impl FnOnce(&Pair) -> T) -> Option<(Pair, T)> {
     let mut pair = Pair::new();
-    let text = fs::read_to_string(pair.active.config()).unwrap();
     let wanted = if backend == "fanotify" { "auto" } else { backend };
-    fs::write(pair.active.config(), format!("{text}\n[send]\nwatch = \"{wanted}\"\n{settings}")).unwrap();
+    pair.active.configure(&format!("[send]\nwatch = \"{wanted}\"\n{settings}"));
+    // Much goes here, by chance.
+    pair.standby.configure("[brakes]\nenabled = false\n");
     let done = before(&pair);
     pair.standby.start();
     pair.active.start();

@@ -38,7 +38,7 @@ struct Load<'a> {
 
 #[test]
 fn the_standby_is_clean_and_true_at_every_moment_under_eight_writers_and_maintenance() {
-    let pair = Pair::following();
+    let pair = Pair::following_unasked();
     let load = Load {
         active: &pair.active,
         standby: &pair.standby,

@@ -154,9 +154,11 @@ pub struct FollowConfig {
 /// LIMIT: cycles under way: one that is captured while the others travel, or are applied.
 pub const IN_FLIGHT_MAX: usize = 4;
 
-/// Before a changeset is captured anew of which the standby waits for a decision; a decision ends the link, and with it the
-/// pause.
-pub const HELD_PAUSE: Duration = Duration::from_secs(60);
+/// Before a changeset is captured anew of which the standby waits for a decision: at first soon, since what goes may come
+/// again elsewhere; doubles up to [`HELD_PAUSE_MAX`]. A decision ends the link, and with it the pause.
+pub const HELD_PAUSE_MIN: Duration = Duration::from_secs(4);
+/// The longest that becomes.
+pub const HELD_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// The state machine; time is a `Duration` since any fixed moment.
 #[derive(Debug)]
@@ -175,6 +177,8 @@ pub struct Follow {
     /// After a cycle that failed, when the next one may begin.
     pause_until: Duration,
     pause: Duration,
+    /// The next pause while a decision is waited for.
+    held_pause: Duration,
     /// Checkpoints that no cycle covers yet.
     asked: Vec<u64>,
     effects: VecDeque<Effect>,
@@ -222,6 +226,7 @@ impl Follow {
             full_scan_at: now + config.full_scan_every,
             pause_until: now,
             pause: config.retry_min,
+            held_pause: HELD_PAUSE_MIN,
             asked: Vec::new(),
             effects: VecDeque::new(),
             config,
@@ -251,7 +256,8 @@ impl Follow {
             }
             Input::Held { seq } => {
                 if let Some(at) = self.cycles.iter().position(|c| c.seq == seq) {
-                    self.pause_until = now + HELD_PAUSE;
+                    self.pause_until = now + self.held_pause;
+                    self.held_pause = (self.held_pause * 2).min(HELD_PAUSE_MAX);
                     self.abandon_from(at);
                 }
             }
@@ -404,6 +410,7 @@ impl Follow {
     }
 
     fn record_acked(&mut self, seq: Seq) {
+        self.held_pause = HELD_PAUSE_MIN;
         self.last_acked = seq;
         self.config.acked = Some(seq);
         self.next_seq = self.next_seq.max(seq.next());

@@ -15,7 +15,7 @@ mod helper;
 mod inotify;
 mod records;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -31,6 +31,7 @@ pub use helper::run as run_helper;
 use inotify::{Inotify, NotWatched};
 
 use crate::dirty::{Dirty, Hint};
+use crate::run::hash_of;
 
 /// The folder, in a root's control folder, whose files mark a place in the stream of events.
 pub const COOKIES: &str = "cookies";
@@ -100,7 +101,7 @@ struct Shared {
     marked: AtomicU64,
     unwatched: AtomicU64,
     /// The same, as far as the look at everything that goes on has met it.
-    recounted: AtomicU64,
+    recounted: Mutex<HashSet<u64>>,
     is_recounting: AtomicBool,
     overflows: AtomicU64,
     /// Set when the kernel lost events, until the watch is built anew.
@@ -220,8 +221,11 @@ impl Watch {
         if let Err(e) = inotify.watch(&self.full(root, path)) {
             lock(&self.shared.covered).remove(&key);
             if let NotWatched::Refused(why) = e {
-                let count = if self.shared.is_recounting.load(Ordering::Relaxed) { &self.shared.recounted } else { &self.shared.unwatched };
-                count.fetch_add(1, Ordering::Relaxed);
+                if self.shared.is_recounting.load(Ordering::Relaxed) {
+                    lock(&self.shared.recounted).insert(hash_of(&key)); // it may be opened more than once
+                } else {
+                    self.shared.unwatched.fetch_add(1, Ordering::Relaxed);
+                }
                 tracing::debug!(path = %path, why, "directory not watched");
             }
         }
@@ -229,14 +233,14 @@ impl Watch {
 
     /// Begins a look at everything: what isn't watched is counted anew, and until [`Watch::recounted`] the old count holds.
     pub(crate) fn recount(&self) {
-        self.shared.recounted.store(0, Ordering::Relaxed);
+        lock(&self.shared.recounted).clear();
         self.shared.is_recounting.store(matches!(self.source, Source::Inotify(_)), Ordering::Relaxed);
     }
 
     /// Ends a look at everything; one that failed may have met less than there is.
     pub(crate) fn recounted(&self, is_whole: bool) {
         if self.shared.is_recounting.swap(false, Ordering::Relaxed) {
-            let counted = self.shared.recounted.load(Ordering::Relaxed);
+            let counted = std::mem::take(&mut *lock(&self.shared.recounted)).len() as u64;
             if is_whole {
                 self.shared.unwatched.store(counted, Ordering::Relaxed);
             } else {
@@ -343,7 +347,7 @@ impl Shared {
             covered: Mutex::default(),
             marked: AtomicU64::new(0),
             unwatched: AtomicU64::new(0),
-            recounted: AtomicU64::new(0),
+            recounted: Mutex::default(),
             is_recounting: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
             stale: AtomicBool::new(false),

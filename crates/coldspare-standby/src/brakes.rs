@@ -52,6 +52,8 @@ pub(crate) struct Passed {
 
 const QUESTION: &str = "question";
 const LEDGERS: &str = "ledgers";
+/// LIMIT: contents that go and are looked for elsewhere in the changeset, 9 bytes each.
+const CONTENTS_MAX: usize = 1_000_000;
 /// LIMIT: files whose content is judged, in one changeset.
 const SAMPLES_MAX: u64 = 10_000;
 
@@ -126,6 +128,7 @@ impl<D: Disk> Standby<D> {
             return Ok(tolls);
         }
         let mut gutted: BTreeSet<(RootId, RelPath)> = BTreeSet::new();
+        let mut removed: Vec<u64> = Vec::new();
         let mut samples = 0;
         let pending = self.store.view(PENDING)?;
         pending.for_each_reversed(|root, path, row: PendingRow| {
@@ -149,7 +152,7 @@ impl<D: Disk> Standby<D> {
                     }
                     // What is left of a repository that went before.
                     None if git::part(&path) != Part::Other || path.name() == b"objects" => {}
-                    None => count_removed(manifest, root, &path, &old, toll)?,
+                    None => count_removed(manifest, root, &path, &old, toll, &mut removed)?,
                 }
                 return Ok(());
             }
@@ -164,6 +167,9 @@ impl<D: Disk> Standby<D> {
             }
             Ok(())
         })?;
+        if tolls.iter().any(|toll| toll.removed_files > 0 || toll.removed_repositories > 0) {
+            spare_what_moved(manifest, &pending, removed, &mut tolls)?;
+        }
         for (number, toll) in tolls.iter_mut().enumerate().filter(|(_, toll)| **toll != Toll::default()) {
             toll.empties = self.is_emptied(manifest, &pending, RootId(u8::try_from(number).expect("roots are few")))?;
         }
@@ -250,10 +256,22 @@ fn parts_of_repository(manifest: &View, root: RootId, base: &RelPath) -> Result<
     Ok(parts)
 }
 
-/// Counts what goes with a path that is in no repository: repositories, and files outside of them.
-fn count_removed(manifest: &View, root: RootId, path: &RelPath, row: &ManifestRow, toll: &mut Toll) -> Result<(), StandbyError> {
-    if !row.entry.is_dir() {
+/// Counts what goes with a path that is in no repository: repositories, and files outside of them, the contents of which are
+/// added to `removed`.
+fn count_removed(
+    manifest: &View,
+    root: RootId,
+    path: &RelPath,
+    row: &ManifestRow,
+    toll: &mut Toll,
+    removed: &mut Vec<u64>,
+) -> Result<(), StandbyError> {
+    let mut count = |toll: &mut Toll, row: &ManifestRow| {
         toll.removed_files += 1;
+        removed.extend(row.entry.digest().map(short).filter(|_| removed.len() < CONTENTS_MAX));
+    };
+    if !row.entry.is_dir() {
+        count(toll, row);
         return Ok(());
     }
     let mut dirs = vec![path.clone()];
@@ -266,9 +284,43 @@ fn count_removed(manifest: &View, root: RootId, path: &RelPath, row: &ManifestRo
         for (name, row) in manifest.children::<ManifestRow>(root, &dir)? {
             match dir.join(&name) {
                 Ok(below) if row.entry.is_dir() => dirs.push(below),
-                _ => toll.removed_files += 1,
+                _ => count(toll, &row),
             }
         }
     }
     Ok(())
+}
+
+/// What goes in one place and comes in another is no loss: files by their content, repositories by their number.
+fn spare_what_moved(manifest: &View, pending: &View, mut removed: Vec<u64>, tolls: &mut [Toll]) -> Result<(), StandbyError> {
+    removed.sort_unstable();
+    let mut is_spared = vec![false; removed.len()];
+    pending.for_each_reversed(|root, path, row: PendingRow| {
+        let Some(entry) = row.entry.filter(|_| row.action.staged().is_some()) else { return Ok(()) };
+        if manifest.manifest(root, &path)?.is_some() {
+            return Ok(());
+        }
+        let toll = &mut tolls[usize::from(root.0)];
+        if path.name() == b"HEAD"
+            && let Some(base) = path.parent()
+        {
+            let comes = |name: &[u8]| base.join(name).is_ok_and(|part| matches!(pending.pending(root, &part), Ok(Some(_))));
+            toll.removed_repositories = toll.removed_repositories.saturating_sub(u64::from(comes(b"objects") && comes(b"refs")));
+        }
+        let Some(content) = entry.digest().map(short) else { return Ok(()) };
+        let first = removed.partition_point(|other| *other < content);
+        let same = removed[first..].iter().take_while(|other| **other == content).count();
+        if let Some(at) = (first..first + same).find(|at| !is_spared[*at]) {
+            is_spared[at] = true;
+            toll.removed_files = toll.removed_files.saturating_sub(1);
+        }
+        Ok(())
+    })
+}
+
+/// Enough of a digest to tell contents of one changeset apart.
+fn short(digest: coldspare_core::Digest) -> u64 {
+    let mut bytes = [0; 8];
+    bytes.copy_from_slice(&digest.0[..8]);
+    u64::from_le_bytes(bytes)
 }

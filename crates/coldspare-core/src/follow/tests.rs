@@ -105,6 +105,35 @@ fn an_acknowledgement_may_overtake_the_end_of_the_capture() {
 }
 
 #[test]
+fn what_waits_for_a_decision_is_tried_again_ever_later_and_at_once_after_one() {
+    let mut f = idle();
+    let mut now = T0;
+    f.handle(now, Input::Hints);
+    for pause in [4, 8, 16, 32, 60, 60] {
+        let found = effects(&mut f);
+        let Some(Effect::Capture { seq, .. }) = found.last() else { panic!("{found:?}") };
+        let seq = *seq;
+        f.handle(now, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+        f.handle(now, Input::Held { seq });
+        assert_eq!(effects(&mut f), [Effect::RestoreHints { seq }]);
+        assert_eq!(f.poll_timeout(), Some(now + Duration::from_secs(pause)));
+        now += Duration::from_secs(pause);
+        f.handle(now, Input::Tick);
+    }
+    let found = effects(&mut f);
+    let Some(Effect::Capture { seq, .. }) = found.last() else { panic!("{found:?}") };
+    f.handle(now, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(now, Input::Held { seq: *seq });
+    // Somebody decided: the link ends.
+    f.handle(now, Input::Lost);
+    let at = f.poll_timeout().expect("it connects again");
+    assert_eq!(at, now + Duration::from_millis(200));
+    f.handle(at, Input::Tick);
+    f.handle(at, Input::Opened { applied: applied(7) });
+    assert!(matches!(effects(&mut f).last(), Some(Effect::Capture { .. })));
+}
+
+#[test]
 fn some_cycles_are_under_way_and_end_in_their_order() {
     let mut f = idle();
     let capture = |seq: u64| Effect::Capture { seq: Seq(seq), baseline: Baseline::Delta(Seq(seq - 1)), scope: Scope::Hinted };
