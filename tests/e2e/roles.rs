@@ -316,5 +316,36 @@ fn hooks_run_when_roles_change_and_a_failed_one_is_told() {
     until_active(&pair.active);
     assert_eq!(ran("fence_self"), "");
     pair.standby.run(&["run"]).expect_code(4);
+    // Fencing the other one proves nothing for this one.
+    pair.standby.run(&["promote", "--fenced-by", "true"]).expect(4, "coldspare demote");
     assert_eq!((ran("fence_self"), role(&pair.standby)), ("active\n".into(), "fenced".into()));
+}
+
+#[test]
+fn a_handover_that_is_late_is_given_up() {
+    let pair = Pair::running();
+    pair.active.write("shared/config/file", "content");
+    checkpoint(&pair.active);
+    let frozen = pair.standby.freeze();
+    pair.active.write("shared/config/file", "more");
+    pair.active.run(&["switchover", "--timeout", "2s"]).expect(3, "this host is the active still");
+    drop(frozen);
+    checkpoint(&pair.active);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!((role(&pair.active), role(&pair.standby)), ("active".into(), "standby".into()));
+    pair.active.run(&["switchover"]).expect_code(0);
+    until_active(&pair.standby);
+    pair.active.run(&["failover", "--fenced-by", "true"]).expect(1, "the active is connected");
+}
+
+#[test]
+fn both_hosts_may_not_have_one_folder() {
+    let mut pair = Pair::new();
+    pair.active.write("shared/config/file", "content");
+    let config = fs::read_to_string(pair.standby.config()).unwrap();
+    let of = |path: &Path| path.to_str().unwrap().to_string();
+    fs::write(pair.standby.config(), config.replace(&of(&pair.standby.home), &of(&pair.active.home))).unwrap();
+    pair.active.start();
+    pair.standby.run(&["receive"]).expect(2, "a folder of its own");
+    assert_eq!(fs::read_to_string(pair.active.home.join("shared/config/file")).unwrap(), "content");
 }

@@ -60,6 +60,8 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 const RETRY_INCOMPLETE_MIN: Duration = Duration::from_secs(60);
 /// The longest that becomes.
 const RETRY_INCOMPLETE_MAX: Duration = Duration::from_secs(3600);
+/// How often it is looked whether a handover that is prepared is late, or nobody wants it any more.
+const GIVING_LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often it is looked which limit of the sending rate holds.
 const SCHEDULE_EVERY: Duration = Duration::from_millis(500);
 /// How often the standby is told that it lacks nothing, while that is so.
@@ -230,7 +232,7 @@ impl Active {
         let machine = self.follow.poll_timeout().map(|at| at.saturating_sub(self.now()));
         let now = Instant::now();
         let callers = self.waiting.values().filter_map(|w| w.deadline).map(|at| at.saturating_duration_since(now)).min();
-        let show = self.bar.as_ref().map(|_| SHOW_EVERY);
+        let show = self.bar.as_ref().map(|_| SHOW_EVERY).or(self.giving.as_ref().map(|_| GIVING_LOOK_EVERY));
         let retry = self.capture.held.has_incomplete().then(|| self.retry_at.saturating_duration_since(now));
         let schedule = self.schedule.changes().then_some(SCHEDULE_EVERY);
         let idle = self.sending.as_ref().map(|_| (self.idle_at + IDLE_EVERY).saturating_duration_since(now));
@@ -260,13 +262,11 @@ impl Active {
         }
         self.tell_idle();
         let now = Instant::now();
+        self.give_up_late_giving(now);
         let late: Vec<u64> = self.waiting.iter().filter(|(_, w)| w.deadline.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         for id in late {
             if let Some(Waiting { reply: Some(reply), .. }) = self.waiting.remove(&id) {
-                let message = match self.trouble() {
-                    Some(trouble) => format!("not durable on the standby in time: {trouble}"),
-                    None => "not durable on the standby in time; it is still being sent".into(),
-                };
+                let message = format!("not durable on the standby in time{}", self.why_late());
                 let _ = reply.try_send(Reply::failed(&Failure::unreachable(message)));
             }
         }
@@ -278,6 +278,15 @@ impl Active {
             self.retry_incomplete();
         }
         self.input(Input::Tick);
+    }
+
+    /// Why not all is on the standby.
+    fn why_late(&self) -> String {
+        match (&self.undecided, self.trouble()) {
+            (Some(reason), _) => format!(": the standby waits for a decision: {reason}"),
+            (None, Some(trouble)) => format!(": {trouble}"),
+            (None, None) => "; it is still being sent".into(),
+        }
     }
 
     /// Lets the standby know that its tree is as new as this, though nothing changes.
@@ -615,7 +624,10 @@ impl Active {
             Request::Promote(_) => {
                 let _ = call.reply.send(Reply::failed(&Failure::usage("this host is the active already"))).await;
             }
-            Request::HandOver { taking, accept_held_back } => self.begin_giving(taking, accept_held_back, call.reply).await,
+            Request::HandOver { taking, accept_held_back, timeout_ms } => {
+                let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+                self.begin_giving(taking, accept_held_back, deadline, call.reply).await;
+            }
         }
     }
 

@@ -19,6 +19,8 @@ use crate::state::State;
 
 /// Between two looks at the control record.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// What the daemon takes to say that time is over.
+const ANSWER_MARGIN: Duration = Duration::from_secs(10);
 /// Between two tries to reach the standby.
 const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// How long the standby may take to compare its tree.
@@ -37,8 +39,10 @@ pub(crate) fn run(config_path: &Path, taking: Taking, accept_held_back: bool, ti
     let record = state.control()?;
     match record.role {
         Role::Active => {
-            let request = Request::HandOver { taking, accept_held_back };
-            if socket::ask(&state.socket_path(), &request, Some(timeout), |_| ())?.is_none() {
+            let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            let request = Request::HandOver { taking, accept_held_back, timeout_ms };
+            // The daemon's answer to a time that is over comes after it.
+            if socket::ask(&state.socket_path(), &request, Some(timeout + ANSWER_MARGIN), |_| ())?.is_none() {
                 return Err(Failure::unreachable("no daemon runs here; start `coldspare run`, which sends the rest and hands over"));
             }
         }
@@ -57,7 +61,8 @@ pub(crate) fn run(config_path: &Path, taking: Taking, accept_held_back: bool, ti
             break record;
         }
         if Instant::now() > deadline {
-            let next = "it goes on as long as `coldspare run` runs here; to keep this host the active: `coldspare promote`";
+            let next = "it goes on as long as `coldspare run` runs here. If the standby is lost for good, make sure that it is off; then \
+                        `coldspare promote --accept-possible-loss` makes this host the active again";
             return Err(Failure::unreachable(format!("the standby did not answer the handover in time; {next}")));
         }
         std::thread::sleep(LOOK_EVERY);

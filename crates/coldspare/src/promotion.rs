@@ -183,8 +183,21 @@ pub(crate) fn prepare(config: &Config, state: &State) -> Result<(), Failure> {
 
 /// Makes a host that was active, and is not any more, active again: its home is what it is.
 fn resume(config: &Config, state: &State, record: &ControlRecord, terms: &Terms) -> Result<Value, Failure> {
-    let proof = prove(config, terms)?;
-    let event = Event::Promote { proof, applied: None, fresh: role::fresh()? };
+    // Fencing proves nothing here: the other host's tree is the one that counts.
+    if !terms.accept_possible_loss {
+        let epoch = record.promised;
+        return Err(Failure::fenced(match record.role {
+            Role::Handover => format!(
+                "this host gave the active's role over: the standby takes it as soon as `coldspare run` here reaches it (epoch {epoch}). If the \
+                 standby is lost for good, make sure that it is off; then --accept-possible-loss makes this host the active again"
+            ),
+            _ => format!(
+                "this host is fenced: another is, or was, the active of epoch {epoch}, and `coldspare demote` makes this one its standby. If \
+                 the other is lost for good, make sure that it is off; then --accept-possible-loss makes this host the active again"
+            ),
+        }));
+    }
+    let event = Event::Promote { proof: Proof::LossAccepted, applied: None, fresh: role::fresh()? };
     let (next, _) = role::take(config, state, record, event).map_err(NotTaken::into_failure)?;
     Ok(
         json!({"role": next.role.word(), "epoch": next.promised.0, "session": next.session().map(|s| s.id.to_string()), "handed_over": false}),

@@ -10,11 +10,13 @@ use std::path::{Path, PathBuf};
 
 use coldspare_core::ClusterId;
 use coldspare_core::path::CONTROL_DIR;
+use coldspare_os::FileLock;
 
 use crate::config::{Config, Root};
 use crate::exit::Failure;
 
 const MARKER: &str = "root";
+const LOCK: &str = "lock";
 
 /// The control folder of a root.
 pub(crate) fn control_dir(root: &Path) -> PathBuf {
@@ -73,4 +75,24 @@ pub(crate) fn resolve(config: &Config, cluster: ClusterId) -> Result<Vec<PathBuf
         out.push(path);
     }
     Ok(out)
+}
+
+/// Takes the right to be the one daemon that works on these roots; held until dropped.
+///
+/// # Errors
+/// `Usage` when another has it: both hosts of a pair were given the same folder, say.
+pub(crate) fn lock(config: &Config, cluster: ClusterId) -> Result<Vec<FileLock>, Failure> {
+    let mut locks = Vec::new();
+    for path in resolve(config, cluster)? {
+        let at = control_dir(&path).join(LOCK);
+        match FileLock::acquire(&at) {
+            Ok(Some(lock)) => locks.push(lock),
+            Ok(None) => {
+                let why = "another coldspare works on this folder; each host of a pair needs a folder of its own";
+                return Err(Failure::usage(format!("{}: {why}", path.display())));
+            }
+            Err(e) => return Err(Failure::usage(format!("{}: can't be locked: {e}", at.display()))),
+        }
+    }
+    Ok(locks)
 }

@@ -44,6 +44,8 @@ pub(crate) enum Request {
         taking: Taking,
         /// What is held back is accepted as lost.
         accept_held_back: bool,
+        /// Milliseconds until it is given up, if it isn't ready by then.
+        timeout_ms: u64,
     },
 }
 

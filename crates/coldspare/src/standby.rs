@@ -107,6 +107,7 @@ pub(crate) fn run(config_path: &Path) -> Outcome {
         return Err(serve::wrong_role(&record, serve::Serves::Standby));
     }
     let _lock = state.lock()?;
+    let _roots = roots::lock(&config, record.cluster)?;
     coldspare_os::raise_open_files_limit();
     coldspare_os::openat2_works().map_err(Failure::usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;

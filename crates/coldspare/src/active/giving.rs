@@ -4,6 +4,8 @@
 //! tree is; only when that is the same is the role given over, which is stored before it is said. Until then this host is
 //! the active, whatever fails.
 
+use std::time::Instant;
+
 use coldspare_core::control::{Applied, Event as RoleEvent, Taking};
 use coldspare_core::follow::Input;
 use coldspare_core::{Digest, Seq};
@@ -27,6 +29,8 @@ pub(super) struct Giving {
     reply: mpsc::Sender<Reply>,
     taking: Taking,
     accept_held_back: bool,
+    /// When it is given up.
+    deadline: Instant,
     /// The checkpoint that it waits for.
     pub(super) checkpoint: Option<u64>,
     /// Checkpoints that were not the last.
@@ -39,7 +43,7 @@ pub(super) struct Giving {
 
 impl Active {
     /// Begins: the application is stopped by the configured command, beside the daemon's work.
-    pub(super) async fn begin_giving(&mut self, taking: Taking, accept_held_back: bool, reply: mpsc::Sender<Reply>) {
+    pub(super) async fn begin_giving(&mut self, taking: Taking, accept_held_back: bool, deadline: Instant, reply: mpsc::Sender<Reply>) {
         let refusal = match (&self.giving, &self.sending) {
             (Some(_), _) => Some(Failure::usage("a handover is under way already")),
             (None, None) => Some(Failure::unreachable("the standby is not connected: nothing is handed over")),
@@ -49,8 +53,17 @@ impl Active {
             let _ = reply.send(Reply::failed(&failure)).await;
             return;
         }
-        self.giving =
-            Some(Giving { reply, taking, accept_held_back, checkpoint: None, tries: 0, is_comparing: false, here: None, there: None });
+        self.giving = Some(Giving {
+            reply,
+            taking,
+            accept_held_back,
+            deadline,
+            checkpoint: None,
+            tries: 0,
+            is_comparing: false,
+            here: None,
+            there: None,
+        });
         let (config, events) = (self.config.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
             let drained = application::run_hook_of(&config, HookName::Drain, &[]).map(drop);
@@ -58,7 +71,21 @@ impl Active {
         });
     }
 
+    /// What isn't ready in time, or wanted by nobody any more, is given up: this host stays the active.
+    pub(super) fn give_up_late_giving(&mut self, now: Instant) {
+        let Some(giving) = &self.giving else { return };
+        if giving.reply.is_closed() || giving.deadline <= now {
+            let why = self.why_late();
+            self.give_up_giving(&Failure::unreachable(format!(
+                "not all was on the standby in time{why}; nothing is handed over, this host is the active still"
+            )));
+        }
+    }
+
     pub(super) fn drained(&mut self, drained: Result<(), String>) {
+        if self.giving.is_none() {
+            return; // given up meanwhile
+        }
         if let Err(why) = drained {
             return self.give_up_giving(&Failure::usage(format!("{why}; nothing is handed over")));
         }

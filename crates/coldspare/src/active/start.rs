@@ -42,6 +42,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
         return Err(serve::wrong_role(&record, serve::Serves::Active));
     }
     let _lock = state.lock()?;
+    let _roots = roots::lock(&config, record.cluster)?;
     let (record, session) = open_session(&config, &state, &record)?;
     let address = super::peer_address(&config, &state)?;
     coldspare_os::raise_open_files_limit();
