@@ -185,7 +185,7 @@ fn is_noise(sample: &[u8]) -> bool {
     let len = sample.len() as f64;
     let entropy: f64 = counts.iter().filter(|c| **c > 0).map(|c| f64::from(*c) / len).map(|share| -share * share.log2()).sum();
     let highest = len.min(256.0).log2();
-    entropy > 0.93 * highest
+    entropy > 0.88 * highest
 }
 
 #[cfg(test)]
