@@ -62,10 +62,10 @@ impl Limits {
         let share = (entries.saturating_mul(self.removed_percent) / 100).max(FEW);
         let is_over = |now: u64, before: u64, limit: u64| now > 0 && now.saturating_add(before) > limit;
         let excess = Excess {
-            files: is_over(toll.removed_files, before.removed_files, self.removed_files.min(share)).then(|| toll.removed_files),
+            files: is_over(toll.removed_files, before.removed_files, self.removed_files.min(share)).then_some(toll.removed_files),
             repositories: is_over(toll.removed_repositories, before.removed_repositories, self.removed_repositories)
-                .then(|| toll.removed_repositories),
-            scrambled: is_over(toll.scrambled_files, before.scrambled_files, self.scrambled_files).then(|| toll.scrambled_files),
+                .then_some(toll.removed_repositories),
+            scrambled: is_over(toll.scrambled_files, before.scrambled_files, self.scrambled_files).then_some(toll.scrambled_files),
             empties: toll.empties,
             before: *before,
             window_minutes: self.window_minutes,

@@ -176,7 +176,7 @@ impl<D: Disk> Standby<D> {
         let before = manifest.children::<ManifestRow>(root, &top)?;
         for (name, _) in &before {
             let path = top.join(name).map_err(|e| self.store.damaged(e.to_string()))?;
-            if !pending.pending(root, &path)?.is_some_and(|row| row.entry.is_none()) {
+            if pending.pending(root, &path)?.is_none_or(|row| row.entry.is_some()) {
                 return Ok(false);
             }
         }
