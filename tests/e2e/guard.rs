@@ -163,7 +163,6 @@ fn by_hand_it_is_stopped_for_certain_and_started_once() {
     g.wait_state("healthy");
     g.run(&["application", "stop"]).expect(2, "--pause");
     g.run(&["guard", "--pause"]).expect_code(0);
-    g.wait_state("paused");
     g.run(&["application", "stop"]).expect_code(0);
     g.run(&["application", "prove-dead"]).expect_code(0);
     assert!(g.run(&["hook", "failover"]).expect_code(0).out.is_empty());
@@ -263,13 +262,15 @@ fn the_resource_agent_passes_ocf_tester() {
 }
 
 /// A daemon that is killed with the test.
-struct Daemon(Child);
+pub(crate) struct Daemon(Child);
 
 impl Daemon {
-    fn start(host: &Host, command: &str) -> Daemon {
+    pub(crate) fn start(host: &Host, command: &str) -> Daemon {
+        let log = host.etc.join(format!("{command}.log"));
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         let mut daemon = host.program();
         daemon.arg(command).arg("--config").arg(host.config());
-        Daemon(daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
+        Daemon(daemon.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
 }
 

@@ -11,6 +11,8 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::network::{HOSTS, Namespace, Network};
+
 /// How long a condition may take to come true.
 const LIMIT: Duration = Duration::from_secs(90);
 
@@ -65,6 +67,17 @@ impl Pair {
         (active.wrapper, standby.wrapper) = (line.near().wrapper(), line.far().wrapper());
         let invitation = standby.init_listening(&format!("{FAR}:{port}"));
         active.init_active(&invitation).expect_code(0);
+        Pair { active, standby, invitation, port, dir }
+    }
+
+    /// As [`Pair::new`], each on a host of the network, with what both roles need; `run` is to serve them.
+    pub(crate) fn in_network(network: &Network) -> Pair {
+        let (dir, port) = (TempDir::new().unwrap(), 7420);
+        let (mut active, mut standby) = (Host::new(dir.path(), "active", "run"), Host::new(dir.path(), "standby", "run"));
+        [active.wrapper, standby.wrapper] = network.hosts.each_ref().map(Namespace::wrapper);
+        let [here, there] = HOSTS.map(|address| format!("{address}:{port}"));
+        let invitation = standby.init_listening(&there);
+        active.init(&["init", "active", "--invite", &invitation, "--listen", &here]).expect_code(0);
         Pair { active, standby, invitation, port, dir }
     }
 

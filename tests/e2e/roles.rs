@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -27,13 +28,13 @@ fn push_to(host: &Host, clone: &Path, text: &str) {
     push(clone, &["HEAD:main"]);
 }
 
-fn role(host: &Host) -> Value {
+pub(crate) fn role(host: &Host) -> Value {
     host.status()["role"].clone()
 }
 
 /// Waits until the host's daemon serves it as the active.
 #[track_caller]
-fn until_active(host: &Host) {
+pub(crate) fn until_active(host: &Host) {
     until("it is the active", || {
         let status = host.status();
         status["role"] == "active" && status["watch"]["backend"] != "none"
@@ -214,7 +215,7 @@ fn an_old_active_is_refused_and_fails_back_with_its_pushes_in_quarantine() {
 
 /// The one folder in a quarantine.
 #[track_caller]
-fn quarantine(home: &Path) -> PathBuf {
+pub(crate) fn quarantine(home: &Path) -> PathBuf {
     let all: Vec<PathBuf> = fs::read_dir(home.join(".coldspare/quarantine")).unwrap().map(|e| e.unwrap().path()).collect();
     assert_eq!(all.len(), 1, "{all:?}");
     all[0].clone()
@@ -262,7 +263,7 @@ fn a_kill_anywhere_in_a_switchover_leaves_one_that_goes_on() {
 }
 
 /// As the control record says, whether or not a daemon runs.
-fn stopped_role(host: &Host) -> String {
+pub(crate) fn stopped_role(host: &Host) -> String {
     let checked = host.run(&["check", "--json"]).json();
     let node = checked["findings"].as_array().unwrap().iter().find(|f| f["what"] == "node").unwrap()["detail"].as_str().unwrap();
     node.split(' ').next().unwrap().to_string()
@@ -348,4 +349,19 @@ fn both_hosts_may_not_have_one_folder() {
     pair.active.start();
     pair.standby.run(&["receive"]).expect(2, "a folder of its own");
     assert_eq!(fs::read_to_string(pair.active.home.join("shared/config/file")).unwrap(), "content");
+}
+
+/// A guard on the host that is fenced asks for the failover, and is gone before it is done.
+#[test]
+fn a_failover_goes_on_though_nobody_listens_any_more() {
+    let pair = Pair::running();
+    pair.active.write("shared/config/file", "content");
+    checkpoint(&pair.active);
+    until("the standby has noted as of when it is", || pair.standby.state().join("as-of").exists());
+    let mut command = pair.standby.program();
+    command.args(["promote", "--accept-connection", "--fenced-by", "true", "--config"]).arg(pair.standby.config());
+    let mut asked = command.env("COLDSPARE_LOG", "trace").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop((asked.stdout.take(), asked.stderr.take()));
+    assert_eq!(asked.wait().unwrap().code(), Some(0));
+    until_active(&pair.standby);
 }

@@ -260,7 +260,11 @@ impl GuardDaemon {
 
     async fn answer(&mut self, call: Call) {
         let reply = match call.request {
-            Request::Status => Reply::Done(self.report()),
+            Request::Status => {
+                // Who has just paused it, or changed the role, goes on by the answer.
+                self.read_duty();
+                Reply::Done(self.report())
+            }
             _ => Reply::failed(&Failure::usage("the guard answers status only")),
         };
         let _ = call.reply.send(reply).await;

@@ -30,6 +30,7 @@ mod state;
 mod status;
 mod verify;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -56,7 +57,8 @@ pub fn main() -> ExitCode {
     match run(cli.command) {
         Ok(code) => ExitCode::from(code as u8),
         Err(failure) => {
-            eprintln!("coldspare: {failure}");
+            // Nobody may be there to read it: the code counts all the same.
+            let _ = writeln!(std::io::stderr(), "coldspare: {failure}");
             ExitCode::from(failure.code as u8)
         }
     }
@@ -130,5 +132,7 @@ fn start_log() {
         .with_env_filter(filter)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_writer(std::io::stderr)
+        // Where no log can be written it can't be told of either, and the work goes on.
+        .log_internal_errors(false)
         .try_init();
 }

@@ -6,6 +6,7 @@
 
 pub(crate) mod steps;
 
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -81,11 +82,8 @@ pub(crate) fn run(config_path: &Path, terms: &Terms, then: Then, json: bool) -> 
     done["seconds"] = json!((started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0);
     let followed = steps::run_hook(&config, &state);
     done["promote_hook"] = json!(steps::hook_state(&state));
-    if json {
-        println!("{done}");
-    } else {
-        print(&done);
-    }
+    // Who asked may be gone by now, such as a guard on the host that was fenced: what is left to do is done all the same.
+    let _ = writeln!(std::io::stdout(), "{}", if json { done.to_string() } else { described(&done) });
     followed?;
     if then == Then::Start {
         steps::start(config_path, &config)?;
@@ -128,7 +126,8 @@ pub(crate) fn promote(
         return Err(refused("the active is connected: hand over with `coldspare switchover` there, or give --accept-connection"));
     }
     let as_of_ms = applied.and_then(|a| as_of(state, a));
-    let lag_ms = as_of_ms.map(|ms| coldspare_scan::watch::now_ms().saturating_sub(ms));
+    let lag = || as_of_ms.map(|ms| coldspare_scan::watch::now_ms().saturating_sub(ms));
+    let lag_ms = lag();
     let lag_max = Duration::from_secs(config.failover.max_lag_seconds);
     if !is_handed_over && !terms.accept_lag && lag_ms.is_none_or(|ms| Duration::from_millis(ms) > lag_max) {
         let age = lag_ms.map_or("nobody knows how old the tree is, if there is one".to_string(), |ms| {
@@ -143,6 +142,8 @@ pub(crate) fn promote(
         return Err(refused(format!("{what}; `coldspare verify --repair` puts right what it can, or give --accept-damage")));
     }
     let proof = if is_handed_over { Proof::Handover { digest } } else { prove(config, terms)? };
+    // The old active may have taken pushes until it was fenced.
+    let loss_bound_ms = if is_handed_over { Some(0) } else { lag() };
     let event = Event::Promote { proof, applied, fresh: role::fresh()? };
     prepare(config, state)?;
     let (next, _) = role::take(config, state, record, event).map_err(NotTaken::into_failure)?;
@@ -153,7 +154,7 @@ pub(crate) fn promote(
         "session": next.session().map(|s| s.id.to_string()),
         "handed_over": is_handed_over,
         "point": applied.map(|a| json!({"session": a.session.to_string(), "seq": a.seq.0, "as_of": as_of_ms.map(crate::active::rfc3339)})),
-        "loss_bound_ms": if is_handed_over { Some(0) } else { lag_ms },
+        "loss_bound_ms": loss_bound_ms,
         "checked_entries": verified.entries,
         "problems": verified.problems.len(),
         "incomplete": copy.incomplete().map_err(Failure::damage)?.iter().map(place).collect::<Vec<_>>(),
@@ -235,31 +236,34 @@ fn refused(message: impl std::fmt::Display) -> Failure {
     Failure { code: Code::Differs, message: message.to_string(), passes: false }
 }
 
-fn print(done: &Value) {
+fn described(done: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("unknown").to_string();
     if done["already"] == true {
-        return println!("this host is the active already, of epoch {}", done["epoch"]);
+        return format!("this host is the active already, of epoch {}", done["epoch"]);
     }
-    println!("this host is the active now, of epoch {}", done["epoch"]);
+    let mut lines = vec![format!("this host is the active now, of epoch {}", done["epoch"])];
     if done["point"].is_object() {
-        println!("its tree: changeset {} as of {}", done["point"]["seq"], text(&done["point"]["as_of"]));
+        lines.push(format!("its tree: changeset {} as of {}", done["point"]["seq"], text(&done["point"]["as_of"])));
     }
     match (done["handed_over"] == true, done["loss_bound_ms"].as_u64()) {
-        (true, _) => println!("handed over: nothing is lost"),
-        (false, Some(ms)) => println!("what was written in the last {:.1} s before the promotion may be lost", ms as f64 / 1000.0),
+        (true, _) => lines.push("handed over: nothing is lost".into()),
+        (false, Some(ms)) => {
+            lines.push(format!("what was written in the last {:.1} s before the promotion may be lost", ms as f64 / 1000.0))
+        }
         (false, None) => {}
     }
     for p in done["incomplete"].as_array().into_iter().flatten() {
-        println!("incomplete: {} (as it was before)", text(&p["path"]));
+        lines.push(format!("incomplete: {} (as it was before)", text(&p["path"])));
     }
     for p in done["held_back"].as_array().into_iter().flatten() {
-        println!("held back on the old active: {}: {}", text(&p["path"]), text(&p["kind"]));
+        lines.push(format!("held back on the old active: {}: {}", text(&p["path"]), text(&p["kind"])));
     }
     if done["staged_files"].as_u64().is_some_and(|files| files > 0) {
-        println!("{} files of a changeset that did not come to its end were left aside", done["staged_files"]);
+        lines.push(format!("{} files of a changeset that did not come to its end were left aside", done["staged_files"]));
     }
     if let Some(hook) = done["promote_hook"].as_str() {
-        println!("promote hook: {hook}");
+        lines.push(format!("promote hook: {hook}"));
     }
-    println!("next: start the application here, and `coldspare send` (`coldspare run` goes on by itself)");
+    lines.push("next: start the application here, and `coldspare send` (`coldspare run` goes on by itself)".into());
+    lines.join("\n")
 }

@@ -71,13 +71,14 @@ pub(crate) fn status(config_path: &Path, json: bool) -> Outcome {
     Ok(Code::Done)
 }
 
-/// Runs `guard --pause`: nothing is done to the application until [`resume`], whether or not a guard runs.
+/// Runs `guard --pause`: nothing new is done to the application until [`resume`], whether or not a guard runs.
 ///
 /// # Errors
 /// `Damage`: it could not be noted.
 pub(crate) fn pause(config_path: &Path) -> Outcome {
     let state = initialised(config_path)?;
     state.replace(PAUSED_NOTE, b"")?;
+    notice(&state);
     Ok(Code::Done)
 }
 
@@ -89,9 +90,15 @@ pub(crate) fn resume(config_path: &Path) -> Outcome {
     let state = initialised(config_path)?;
     if state.remove_note(PAUSED_NOTE)? == Removed::WasThere || ask(&state).is_none() {
         state.remove_note(MEMORY_NOTE)?;
+        notice(&state);
         return Ok(Code::Done);
     }
     Err(Failure::usage("the guard isn't paused; to have it forget what it did, pause it first"))
+}
+
+/// Has the guard, if one runs, read the notes now: one that was paused and resumed between two looks would know of neither.
+fn notice(state: &State) {
+    let _ = ask(state);
 }
 
 /// Refuses what a guard that runs, and may act, would undo.
@@ -99,7 +106,11 @@ pub(crate) fn resume(config_path: &Path) -> Outcome {
 /// # Errors
 /// `Usage`.
 pub(crate) fn refuse_beside_guard(state: &State, what: &str) -> Result<(), Failure> {
-    match ask(state).as_ref().and_then(|report| report["state"].as_str()) {
+    let report = ask(state);
+    match report.as_ref().and_then(|report| report["state"].as_str()) {
+        Some("paused") if report.as_ref().is_some_and(|report| report["acting"].is_object()) => Err(Failure::usage(
+            "the guard is paused, but still at what it had begun; try again when `coldspare guard --status` shows nothing of it",
+        )),
         None | Some("inactive" | "paused" | "escalated") => Ok(()),
         Some(_) => Err(Failure::usage(format!("the guard {what}; run `coldspare guard --pause` first, and `--resume` afterwards"))),
     }
