@@ -96,7 +96,12 @@ enum Event {
     },
     IndexFailed(IndexError),
     /// The command that stops the application ended.
-    Drained(Result<(), String>),
+    Drained {
+        /// Which handover it was for.
+        no: u64,
+        /// Whether the application was stopped.
+        drained: Result<(), String>,
+    },
     /// What this host's tree is.
     Fingerprint(Result<Digest, IndexError>),
     /// Another host takes itself for the active.
@@ -381,7 +386,7 @@ impl Active {
             Event::Heard(Err(e)) => self.link_lost(&e.to_string()),
             Event::Captured { cycle, has_begun, hints, result } => return self.captured(cycle, has_begun, hints, result),
             Event::IndexFailed(e) => return Err(index_failure(e)),
-            Event::Drained(drained) => self.drained(drained),
+            Event::Drained { no, drained } => self.drained(no, drained),
             Event::Fingerprint(digest) => return self.fingerprint(digest),
             Event::Rival(_) => {} // met where it can be answered
         }

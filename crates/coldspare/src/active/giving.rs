@@ -29,6 +29,8 @@ pub(super) struct Giving {
     reply: mpsc::Sender<Reply>,
     taking: Taking,
     accept_held_back: bool,
+    /// Which one it is: what was drained for an earlier one, which was given up, says nothing of this.
+    no: u64,
     /// When it is given up.
     deadline: Instant,
     /// The checkpoint that it waits for.
@@ -53,10 +55,13 @@ impl Active {
             let _ = reply.send(Reply::failed(&failure)).await;
             return;
         }
+        let no = self.next_call;
+        self.next_call += 1;
         self.giving = Some(Giving {
             reply,
             taking,
             accept_held_back,
+            no,
             deadline,
             checkpoint: None,
             tries: 0,
@@ -67,7 +72,7 @@ impl Active {
         let (config, events) = (self.config.clone(), self.events.clone());
         tokio::task::spawn_blocking(move || {
             let drained = application::run_hook_of(&config, HookName::Drain, &[]).map(drop);
-            let _ = events.blocking_send(Event::Drained(drained));
+            let _ = events.blocking_send(Event::Drained { no, drained });
         });
     }
 
@@ -82,13 +87,16 @@ impl Active {
         }
     }
 
-    pub(super) fn drained(&mut self, drained: Result<(), String>) {
-        if self.giving.is_none() {
-            return; // given up meanwhile
+    /// The application was stopped, or not, for the handover `no`.
+    pub(super) fn drained(&mut self, no: u64, drained: Result<(), String>) {
+        match drained {
+            _ if self.giving.as_ref().is_none_or(|giving| giving.no != no) => {} // given up meanwhile
+            Ok(()) => self.send_the_rest(),
+            Err(why) => self.give_up_giving(&Failure::usage(format!("{why}; nothing is handed over"))),
         }
-        if let Err(why) = drained {
-            return self.give_up_giving(&Failure::usage(format!("{why}; nothing is handed over")));
-        }
+    }
+
+    fn send_the_rest(&mut self) {
         let id = self.wait_for(None, None);
         if let Some(giving) = &mut self.giving {
             giving.checkpoint = Some(id);
@@ -114,7 +122,7 @@ impl Active {
                     Failure::usage("something keeps writing the home: stop the application first (hooks.drain); nothing is handed over");
                 return self.give_up_giving(&failure);
             }
-            return self.drained(Ok(()));
+            return self.send_the_rest();
         }
         let (held, _) = self.capture.held.list();
         let accepts = self.giving.as_ref().is_some_and(|g| g.accept_held_back);
