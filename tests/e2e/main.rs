@@ -13,6 +13,7 @@ mod follow;
 mod forks;
 mod git;
 mod git_server;
+mod graphs;
 mod guard;
 mod image;
 mod kills;

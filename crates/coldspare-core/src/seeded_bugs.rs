@@ -172,11 +172,13 @@ mod switch {
         PromotionsKeepTheEpoch,
         /// A host that handed over counts as having that tree, whatever it has.
         AnyTreeWasHandedOver,
+        /// A chain of commit graphs is handed over whatever became of its layers.
+        LayersNeedNotBeThere,
     }
 
     impl SeededBug {
         /// How many there are.
-        pub const COUNT: u32 = SeededBug::AnyTreeWasHandedOver as u32;
+        pub const COUNT: u32 = SeededBug::LayersNeedNotBeThere as u32;
     }
 
     static ON: AtomicU32 = AtomicU32::new(0);

@@ -291,6 +291,7 @@ impl<D: Disk> Capture<D> {
         }
         run.revisit_derived();
         run.pass(CapturePass::Derived)?;
+        run.capture_graphs()?;
         if seeded_bug!(MentionsAfterObjects) {
             run.pass(CapturePass::Mentions)?;
         }

@@ -21,7 +21,7 @@ use crate::capture::CaptureError;
 use crate::dirty::Hint;
 use crate::index::{Row, State};
 use crate::read::{Outcome, RACY_MS};
-use crate::run::{Run, lock};
+use crate::run::Run;
 use crate::unit::Unit;
 use crate::visit::{Candidate, Visit, What};
 
@@ -55,8 +55,7 @@ impl<D: Disk> Run<'_, D> {
     /// Captures a derived file when it is consistent, and drops it on the standby when it isn't.
     pub(crate) fn capture_derived(&self, unit: &Unit, candidate: Candidate, builder: &mut Builder) -> Result<Outcome, CaptureError> {
         let (root, path) = (candidate.root, candidate.path.clone());
-        let is_old = i64::try_from(self.objects_from_ms.load(Ordering::Relaxed)).unwrap_or(i64::MAX) - ctime_ms(&candidate.stat) >= RACY_MS;
-        if !is_old {
+        if !self.is_older_than_objects(&candidate.stat) {
             // It may name objects that came after they were read: the next changeset brings it.
             self.again(root, &path);
             if !unit.has_removed() {
@@ -68,6 +67,9 @@ impl<D: Disk> Run<'_, D> {
             let outcome = self.capture_one(candidate, builder)?;
             if self.stat_of(root, &path).is_none_or(|now| (now.ino, now.ctime) != (seen.ino, seen.ctime)) {
                 // Another than was looked into may have been read.
+                if unit.has_removed() {
+                    unit.again("what is derived from its objects changed while it was read");
+                }
                 self.keep(root, &path);
                 self.again(root, &path);
             }
@@ -83,27 +85,20 @@ impl<D: Disk> Run<'_, D> {
         Ok(Outcome::Vanished)
     }
 
-    /// Whether `path` is a layer of commit graphs whose chain stays on the standby as it was, and may name it.
-    pub(crate) fn is_named_by_kept_chain(&self, root: RootId, path: &RelPath) -> bool {
-        let Some(dir) = path.parent().filter(|dir| dir.as_bytes().ends_with(b"objects/info/commit-graphs")) else { return false };
-        let chain = dir.join(b"commit-graph-chain").ok();
-        let Some(chain) = chain.filter(|chain| chain != path).map(|chain| (root, chain)) else { return false };
-        self.capture.held.is_listed(&chain) || lock(&self.kept).contains(&chain)
+    /// Whether what `stat` tells of was there, as it is, before any object was looked at.
+    pub(crate) fn is_older_than_objects(&self, stat: &Stat) -> bool {
+        let objects_from_ms = i64::try_from(self.objects_from_ms.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        objects_from_ms - ctime_ms(stat) >= RACY_MS
     }
 
     fn is_consistent(&self, unit: &Unit, path: &RelPath) -> bool {
         let (root, repository) = &unit.at;
         let inside = path.below(repository).unwrap_or_default();
-        let name = path.name();
         match inside.strip_prefix(b"objects/").unwrap_or_default() {
             // A bitmap or a reverse index of it is of no use without it, and harmless.
             rest if rest.starts_with(b"pack/multi-pack-index-") => true,
             b"pack/multi-pack-index" => self.names_packs_that_are_there(*root, path).unwrap_or(false),
             b"info/commit-graph" => self.names_commits_that_are_there(unit, path).unwrap_or(false),
-            b"info/commit-graphs/commit-graph-chain" => self.names_layers_that_are_there(unit, path).unwrap_or(false),
-            rest if rest.starts_with(b"info/commit-graphs/") && name.ends_with(b".graph") => {
-                self.names_commits_that_are_there(unit, path).unwrap_or(false)
-            }
             _ => false, // such as incremental multi-pack indexes
         }
     }
@@ -119,20 +114,10 @@ impl<D: Disk> Run<'_, D> {
         }))
     }
 
-    fn names_layers_that_are_there(&self, unit: &Unit, path: &RelPath) -> Option<bool> {
-        let (chain, _) = self.head_of(path_root(unit), path, NAMES_BYTES_MAX)?;
-        let dir = path.parent()?;
-        let layers = chain.split(|&b| b == b'\n').filter(|line| !line.is_empty());
-        Some(layers.into_iter().all(|hash| {
-            let layer = dir.join(&[b"graph-", hash, b".graph"].concat());
-            layer.is_ok_and(|layer| self.names_commits_that_are_there(unit, &layer).unwrap_or(false))
-        }))
-    }
-
     /// Whether each commit that a graph names is in a pack or a loose object, here or by alternates.
     ///
     /// Cost: one pass over the ids of the graph and of the packs' indexes.
-    fn names_commits_that_are_there(&self, unit: &Unit, path: &RelPath) -> Option<bool> {
+    pub(crate) fn names_commits_that_are_there(&self, unit: &Unit, path: &RelPath) -> Option<bool> {
         let root = path_root(unit);
         let (head, size) = self.head_of(root, path, COMMIT_GRAPH_HEAD_BYTES)?;
         let graph = commit_graph(&head, size).ok()?;
@@ -212,7 +197,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// The first bytes of a file, at most `limit`, and its size.
-    fn head_of(&self, root: RootId, path: &RelPath, limit: usize) -> Option<(Vec<u8>, u64)> {
+    pub(crate) fn head_of(&self, root: RootId, path: &RelPath, limit: usize) -> Option<(Vec<u8>, u64)> {
         let disk = &self.capture.disk;
         let dir = disk.open_dir(&self.root(root).dir, path.parent_bytes()).ok()?;
         let file = disk.open_file(&dir, path.name()).ok()?;

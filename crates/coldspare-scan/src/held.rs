@@ -70,11 +70,6 @@ impl HeldBack {
         near.any(|(_, at)| at.below(repository).is_some_and(is_reference))
     }
 
-    /// Whether a path itself is reported as held back.
-    pub(crate) fn is_listed(&self, at: &(RootId, RelPath)) -> bool {
-        self.lock().contains_key(at)
-    }
-
     /// Whether a path is held back, or something that it is in or that is in it.
     pub fn covers(&self, root: RootId, path: &RelPath) -> bool {
         let is_it = |(r, at): &(RootId, RelPath)| *r == root && (path.is_within(at) || at.is_within(path));

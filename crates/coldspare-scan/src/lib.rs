@@ -17,6 +17,7 @@ pub mod capture;
 mod derived;
 pub mod dirty;
 mod discover;
+mod graphs;
 mod held;
 pub mod index;
 pub mod inherit;

@@ -14,6 +14,7 @@ use coldspare_os::{Disk, Stat};
 use crate::batch::Builder;
 use crate::capture::{Capture, CaptureError, Cycle, Outlet, Work};
 use crate::dirty::Hint;
+use crate::graphs::GraphFolder;
 use crate::index::Snapshot;
 use crate::unit::Units;
 use crate::visit::{Candidate, Visit, What};
@@ -34,6 +35,8 @@ pub(crate) struct Run<'a, D: Disk> {
     pub(crate) units: Units,
     /// Files with several names.
     pub(crate) linked: Mutex<Vec<Candidate>>,
+    /// Folders of commit graphs that were met.
+    pub(crate) graphs: Mutex<BTreeSet<GraphFolder>>,
     /// Repositories that share a file.
     pub(crate) ties: Mutex<BTreeSet<(Repository, Repository)>>,
     deferred: Mutex<BTreeMap<(CapturePass, RootId, RelPath), What>>,
@@ -134,6 +137,7 @@ impl<'a, D: Disk> Run<'a, D> {
             next_file: AtomicU32::new(0),
             units: Units::default(),
             linked: Mutex::default(),
+            graphs: Mutex::default(),
             ties: Mutex::default(),
             deferred: Mutex::default(),
             kept: Mutex::default(),

@@ -19,6 +19,7 @@ use crate::batch::Builder;
 use crate::capture::{CaptureError, Work};
 use crate::dirty::{Hint, Names};
 use crate::discover::{join, kind_of};
+use crate::graphs::{self, GraphFolder};
 use crate::index::{Row, State, Witness};
 use crate::links::is_linked;
 use crate::read::{Outcome, is_racy};
@@ -192,6 +193,11 @@ impl<D: Disk> Run<'_, D> {
         let own = Candidate { root, path: path.clone(), stat, at_ms, row };
         if self.consider_dir(own, place.unit.as_deref(), builder)? == Standing::Unknown {
             return Ok(()); // what is below has no place on the standby
+        }
+        if place.unit.is_some() && place.inside == graphs::FOLDER {
+            let dev = place.dev;
+            lock(&self.graphs).insert(GraphFolder { root, path, dev });
+            return Ok(());
         }
         match what {
             What::Names(names) => {
@@ -444,11 +450,6 @@ impl<D: Disk> Run<'_, D> {
         if let Some(unit) = unit.filter(|unit| place.is_of_objects() && unit.fate() == Fate::ReferenceHeld) {
             self.capture.held.owe(&unit.at);
             self.keep(root, &path); // the reference that is held back may need it
-            return Ok(());
-        }
-        if self.is_named_by_kept_chain(root, &path) {
-            self.keep(root, &path);
-            self.again(root, &path);
             return Ok(());
         }
         let claim = if self.meet(root, &path, Met::Gone) { self.claim_entry(root, &path, &Seen::Gone, builder) } else { Claim::Other };

@@ -145,6 +145,7 @@ pub(crate) const BUGS: &[Bug] = &[
     // Capture.
     code!(ObjectsBeforeReferences, "G2", World),
     code!(MentionsAfterObjects, "G2", Scenario(scenarios::objects_come_with_whatever_names_them)),
+    code!(LayersNeedNotBeThere, "G2", Scenario(scenarios::a_chain_comes_with_its_layers_or_not_at_all)),
     code!(ReferencesOfTwoInstants, "G2", World),
     code!(TornFilesAreTaken, "G2", Scenario(scenarios::a_file_that_is_rewritten_is_never_torn)),
     code!(TransientFilesTravel, "G2", World),

@@ -1,5 +1,7 @@
 //! One situation each, in which a promise would be broken: both ends on model disks, or the standby alone.
 
+mod graphs;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
@@ -22,6 +24,8 @@ use coldspare_scan::index::Index;
 use coldspare_scan::watch::Watch;
 use coldspare_sim::model::{CallKind, Fault, ModelDisk, ModelStore, Order, StoreImage};
 use coldspare_standby::{Answer, RootSetup, Standby, StandbyError, Store};
+
+pub(crate) use graphs::a_chain_comes_with_its_layers_or_not_at_all;
 
 const HOME: &str = "/home";
 const CLUSTER: ClusterId = ClusterId([1; 16]);
