@@ -50,6 +50,17 @@ fn until_it_waits(pair: &Pair) -> String {
     waiting(pair)["reason"].as_str().unwrap().to_string()
 }
 
+/// Accepts what waits, and what is asked when more went since, until all is there.
+fn accept_all(pair: &Pair) {
+    until("all is accepted and applied", || {
+        let waits = waiting(pair);
+        if !waits.is_null() && waits["answer"] != "accepted" {
+            pair.standby.run(&["accept"]);
+        }
+        pair.active.run(&["checkpoint", "--timeout", "5s"]).code == 0
+    });
+}
+
 #[test]
 fn a_mass_deletion_waits_and_is_rejected_or_accepted() {
     let pair = pair_with(1);
@@ -71,8 +82,7 @@ fn a_mass_deletion_waits_and_is_rejected_or_accepted() {
     assert_eq!(waiting(&pair)["answer"], "rejected");
     pair.standby.run(&["verify", "--deep", "--git"]).expect_code(0);
 
-    pair.standby.run(&["accept"]).expect_code(0);
-    pair.checkpoint();
+    accept_all(&pair);
     pair.assert_equal();
     assert_eq!(count(&there), 0);
     assert!(waiting(&pair).is_null() && pair.active.status()["waiting_for_decision"].is_null());
@@ -115,11 +125,10 @@ fn repositories_that_go_in_great_number_wait() {
     pair.assert_equal();
     fs::remove_dir_all(home(10)).unwrap();
     let reason = until_it_waits(&pair);
-    assert!(reason.contains("1 repositories would go, after 10 in the last 60 minutes"), "{reason}");
+    assert!(reason.contains("1 repository would go, after 10 in the last 60 minutes (limit 10)"), "{reason}");
     assert!(pair.standby.home.join("shared/data/repositories/10/HEAD").exists());
     // What git itself removes is no loss, however much it is.
-    pair.standby.run(&["accept"]).expect_code(0);
-    pair.checkpoint();
+    accept_all(&pair);
     pair.assert_equal();
 }
 
@@ -167,8 +176,7 @@ fn files_that_become_noise_wait() {
     let scrambled = (0..FILES).filter(|n| fs::read(pair.standby.home.join(attachment(*n))).unwrap().starts_with(b"attachment")).count();
     assert!(scrambled >= FILES - 100, "{scrambled} are as they were");
     assert_eq!(fs::read(&there).unwrap(), good);
-    pair.standby.run(&["accept"]).expect_code(0);
-    pair.checkpoint();
+    accept_all(&pair);
     pair.assert_equal();
 }
 
@@ -185,6 +193,27 @@ fn what_moves_is_no_loss() {
     pair.checkpoint();
     pair.assert_equal();
     assert!(!pair.standby.log().contains("waits for a decision"), "{}", pair.standby.log());
+}
+
+#[test]
+fn an_acceptance_covers_what_was_asked_about() {
+    let pair = pair_with(1);
+    let (here, there) = (pair.active.home.join("shared/data"), pair.standby.home.join("shared/data"));
+    (0..15).for_each(|folder| fs::remove_dir_all(here.join(format!("attachments/{folder}"))).unwrap());
+    until_it_waits(&pair);
+    let reason = waiting(&pair)["reason"].clone();
+    let (since, kept) = (waiting(&pair)["since_ms"].clone(), count(&there));
+    // More goes before the person answers, unseen by anyone.
+    let frozen = pair.active.freeze();
+    (15..30).for_each(|folder| fs::remove_dir_all(here.join(format!("attachments/{folder}"))).unwrap());
+    fs::remove_dir_all(here.join("repositories")).unwrap();
+    pair.standby.run(&["accept"]).expect_code(0);
+    drop(frozen);
+    until("the person is asked again", || waiting(&pair)["answer"].is_null() && waiting(&pair)["since_ms"] != since);
+    assert_ne!(waiting(&pair)["reason"], reason);
+    assert_eq!(count(&there), kept, "something was applied");
+    accept_all(&pair);
+    pair.assert_equal();
 }
 
 #[test]

@@ -26,6 +26,18 @@ pub struct Toll {
     pub empties: bool,
 }
 
+impl Toll {
+    /// What is taken beyond `other`.
+    pub fn beyond(&self, other: &Toll) -> Toll {
+        Toll {
+            removed_files: self.removed_files.saturating_sub(other.removed_files),
+            removed_repositories: self.removed_repositories.saturating_sub(other.removed_repositories),
+            scrambled_files: self.scrambled_files.saturating_sub(other.scrambled_files),
+            empties: self.empties && !other.empties,
+        }
+    }
+}
+
 /// From how much on a person is asked. Counts are of one root, within [`Limits::window_minutes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -61,14 +73,15 @@ impl Limits {
     pub fn judge(&self, before: &Toll, toll: &Toll, entries: u64) -> Option<Excess> {
         let share = (entries.saturating_mul(self.removed_percent) / 100).max(FEW);
         let is_over = |now: u64, before: u64, limit: u64| now > 0 && now.saturating_add(before) > limit;
+        let files_max = self.removed_files.min(share);
         let excess = Excess {
-            files: is_over(toll.removed_files, before.removed_files, self.removed_files.min(share)).then_some(toll.removed_files),
+            files: is_over(toll.removed_files, before.removed_files, files_max).then_some(toll.removed_files),
             repositories: is_over(toll.removed_repositories, before.removed_repositories, self.removed_repositories)
                 .then_some(toll.removed_repositories),
             scrambled: is_over(toll.scrambled_files, before.scrambled_files, self.scrambled_files).then_some(toll.scrambled_files),
             empties: toll.empties,
             before: *before,
-            window_minutes: self.window_minutes,
+            limits: Limits { removed_files: files_max, ..*self },
         };
         let is_none = excess.files.is_none() && excess.repositories.is_none() && excess.scrambled.is_none() && !excess.empties;
         (!is_none && !seeded_bug!(BrakesAreOff)).then_some(excess)
@@ -83,7 +96,8 @@ pub struct Excess {
     scrambled: Option<u64>,
     empties: bool,
     before: Toll,
-    window_minutes: u64,
+    /// With the share of this root taken into account.
+    limits: Limits,
 }
 
 impl fmt::Display for Excess {
@@ -92,14 +106,17 @@ impl fmt::Display for Excess {
         if self.empties {
             parts.push("nothing would be left of it".to_string());
         }
-        let mut part = |count: Option<u64>, what: &str, before: u64| {
+        let Limits { window_minutes, removed_files, removed_repositories, scrambled_files, .. } = self.limits;
+        let mut part = |count: Option<u64>, [one, many]: [&str; 2], what: &str, before: u64, limit: u64| {
             let Some(count) = count else { return };
-            let earlier = if before > 0 { format!(", after {before} in the last {} minutes", self.window_minutes) } else { String::new() };
-            parts.push(format!("{count} {what}{earlier}"));
+            let noun = if count == 1 { one } else { many };
+            let earlier = if before > 0 { format!(", after {before} in the last {window_minutes} minutes") } else { String::new() };
+            parts.push(format!("{count} {noun} would {what}{earlier} (limit {limit})"));
         };
-        part(self.repositories, "repositories would go", self.before.removed_repositories);
-        part(self.files, "files would go", self.before.removed_files);
-        part(self.scrambled, "files would get content that looks encrypted", self.before.scrambled_files);
+        part(self.repositories, ["repository", "repositories"], "go", self.before.removed_repositories, removed_repositories);
+        part(self.files, ["file", "files"], "go", self.before.removed_files, removed_files);
+        let what = "get content that looks encrypted";
+        part(self.scrambled, ["file", "files"], what, self.before.scrambled_files, scrambled_files);
         f.write_str(&parts.join("; "))
     }
 }
@@ -206,16 +223,17 @@ mod tests {
         let repositories = |removed_repositories| Toll { removed_repositories, ..NONE };
         let scrambled = |scrambled_files| Toll { scrambled_files, ..NONE };
         check(NONE, files(1_000), 1_000_000, "");
-        check(NONE, files(1_001), 1_000_000, "1001 files would go");
-        check(files(990), files(11), 1_000_000, "11 files would go, after 990 in the last 60 minutes");
+        check(NONE, files(1_001), 1_000_000, "1001 files would go (limit 1000)");
+        check(files(990), files(11), 1_000_000, "11 files would go, after 990 in the last 60 minutes (limit 1000)");
         check(files(990), files(10), 1_000_000, "");
         check(NONE, files(100), 300, ""); // few enough, whatever the share
-        check(NONE, files(101), 300, "101 files would go");
+        check(NONE, files(101), 300, "101 files would go (limit 100)");
         check(NONE, files(300), 3_000, "");
-        check(NONE, files(301), 3_000, "301 files would go");
+        check(NONE, files(301), 3_000, "301 files would go (limit 300)");
         check(NONE, repositories(10), 50, "");
-        check(repositories(7), repositories(4), 50, "4 repositories would go, after 7 in the last 60 minutes");
-        check(NONE, scrambled(101), 1_000_000, "101 files would get content that looks encrypted");
+        check(repositories(7), repositories(4), 50, "4 repositories would go, after 7 in the last 60 minutes (limit 10)");
+        check(repositories(10), repositories(1), 50, "1 repository would go, after 10 in the last 60 minutes (limit 10)");
+        check(NONE, scrambled(101), 1_000_000, "101 files would get content that looks encrypted (limit 100)");
         check(NONE, Toll { empties: true, removed_files: 3, ..NONE }, 4, "nothing would be left of it");
     }
 

@@ -4,7 +4,7 @@
 //! again from time to time; what no longer takes too much goes through by itself.
 //!
 //! Invariants: nothing that is too much is committed unless a person accepted it after the question was recorded; an
-//! acceptance is used up by the next commit.
+//! acceptance covers what the question told of, and is used up by the next commit.
 
 use std::collections::BTreeSet;
 
@@ -38,7 +38,7 @@ pub struct Question {
 pub enum Answer {
     /// Nothing yet.
     None,
-    /// The next changeset is applied, whatever it takes.
+    /// What was asked about is applied, with no more beside it than goes without a question.
     Accepted,
     /// The standby stays as it is.
     Rejected,
@@ -52,6 +52,8 @@ pub(crate) struct Passed {
 
 const QUESTION: &str = "question";
 const LEDGERS: &str = "ledgers";
+/// What the question told of, by root.
+const ASKED: &str = "asked";
 /// LIMIT: contents that go and are looked for elsewhere in the changeset, 9 bytes each.
 const CONTENTS_MAX: usize = 1_000_000;
 /// LIMIT: files whose content is judged, in one changeset.
@@ -95,28 +97,37 @@ impl<D: Disk> Standby<D> {
         ledgers.resize(self.roots.len(), Ledger::default());
         let question = self.question()?;
         let minute = self.disk.now_ms() / 60_000;
-        let mut reasons = Vec::new();
+        let (mut reasons, mut is_more) = (Vec::new(), false);
         let mut is_new = question.is_some();
-        for (number, toll) in self.tolls(changeset)?.into_iter().enumerate().filter(|(_, toll)| *toll != Toll::default()) {
+        let tolls = self.tolls(changeset)?;
+        let asked: Vec<Toll> = self.brakes_value(ASKED)?.unwrap_or_default();
+        for (number, toll) in tolls.iter().enumerate().filter(|(_, toll)| **toll != Toll::default()) {
             let root = RootId(u8::try_from(number).expect("roots are few"));
             let entries = self.count_entries(&changeset.manifest, root, limits.entries_of_large_root())?;
-            if let Some(excess) = limits.judge(&ledgers[number].within(minute, limits.window_minutes), &toll, entries) {
+            if let Some(excess) = limits.judge(&ledgers[number].within(minute, limits.window_minutes), toll, entries) {
                 reasons.push(format!("{}: {excess}", self.root(root).path.display()));
+                let more = toll.beyond(&asked.get(number).copied().unwrap_or_default());
+                is_more |= limits.judge(&Toll::default(), &more, entries).is_some();
             }
-            ledgers[number].add(minute, limits.window_minutes, &toll);
+            ledgers[number].add(minute, limits.window_minutes, toll);
             is_new = true;
         }
         if reasons.is_empty() {
             return Ok(Passed { ledgers, is_new });
         }
-        if question.as_ref().is_some_and(|q| q.answer == Answer::Accepted) {
+        let is_accepted = question.as_ref().is_some_and(|q| q.answer == Answer::Accepted);
+        if is_accepted && !is_more {
             ledgers.iter_mut().for_each(Ledger::clear);
             return Ok(Passed { ledgers, is_new: true });
         }
         let reason = reasons.join("; ");
-        let (since_ms, answer) = question.map_or((self.disk.now_ms(), Answer::None), |q| (q.since_ms, q.answer));
+        // What was accepted was less: that is another question.
+        let (since_ms, answer) = question.filter(|_| !is_accepted).map_or((self.disk.now_ms(), Answer::None), |q| (q.since_ms, q.answer));
         let question = Question { since_ms, seq: changeset.seq, reason: reason.clone(), answer };
-        self.store.write(|txn| set_value(txn, QUESTION, &question))?;
+        self.store.write(|txn| {
+            set_value(txn, ASKED, &tolls)?;
+            set_value(txn, QUESTION, &question)
+        })?;
         Err(StandbyError::Held { reason, is_rejected: answer == Answer::Rejected })
     }
 
@@ -225,7 +236,9 @@ impl Passed {
     pub(crate) fn record(&self, txn: &WriteTransaction) -> Result<(), redb::Error> {
         if self.is_new {
             set_value(txn, LEDGERS, &self.ledgers)?;
-            txn.open_table(BRAKES)?.remove(QUESTION)?;
+            let mut table = txn.open_table(BRAKES)?;
+            table.remove(QUESTION)?;
+            table.remove(ASKED)?;
         }
         Ok(())
     }
