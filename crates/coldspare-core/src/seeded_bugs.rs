@@ -172,11 +172,15 @@ mod switch {
         PromotionsKeepTheEpoch,
         /// A host that handed over counts as having that tree, whatever it has.
         AnyTreeWasHandedOver,
+        /// What a changeset replaces is not kept.
+        HistoryIsNotKept,
+        /// Names in the history are not synced before the files lose theirs in the tree.
+        HistoryIsNotSynced,
     }
 
     impl SeededBug {
         /// How many there are.
-        pub const COUNT: u32 = SeededBug::AnyTreeWasHandedOver as u32;
+        pub const COUNT: u32 = SeededBug::HistoryIsNotSynced as u32;
     }
 
     static ON: AtomicU32 = AtomicU32::new(0);

@@ -58,6 +58,9 @@ impl<D: Disk> Standby<D> {
     /// Where what leaves the tree with this changeset is divergence: everywhere with the first of a session, and later in
     /// what that one left as it was, until it comes.
     pub(crate) fn divergence(&self, committed: Applied) -> Result<Divergence, StandbyError> {
+        if self.standing().rewind.is_some() {
+            return Ok(Divergence::default()); // a person's word
+        }
         if self.is_first_of_session(committed) {
             return Ok(Divergence { everywhere: Some(committed), within: None });
         }

@@ -117,6 +117,6 @@ fn is_left(e: &std::io::Error) -> bool {
     matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::IsADirectory | ErrorKind::NotADirectory)
 }
 
-fn trash_name(root: RootId, path: &RelPath) -> Vec<u8> {
+pub(crate) fn trash_name(root: RootId, path: &RelPath) -> Vec<u8> {
     blake3::hash(&key::encode(root, path)).to_hex()[..32].as_bytes().to_vec()
 }
