@@ -209,9 +209,14 @@ impl<D: Disk> Standby<D> {
                     ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists | ErrorKind::IsADirectory | ErrorKind::NotADirectory
                 ) =>
             {
-                self.quarantine(root, dir, name, path)
+                return self.quarantine(root, dir, name, path);
             }
-            other => other.map_err(io("moving to quarantine", path.as_bytes())),
+            other => other.map_err(io("moving to quarantine", path.as_bytes()))?,
+        }
+        // Two names of one file, which came back from the history: the kernel renames nothing and says it did.
+        match self.disk.remove_file(dir, name) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(io("moving to quarantine", path.as_bytes())(e)),
+            _ => Ok(()),
         }
     }
 
