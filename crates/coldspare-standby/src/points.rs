@@ -6,6 +6,7 @@
 use std::fmt;
 use std::io::ErrorKind;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 use coldspare_core::control::Applied;
 use coldspare_core::{RootId, key};
@@ -152,7 +153,11 @@ impl<D: Disk> Standby<D> {
                 Ok(())
             })?;
         }
-        self.remove_below(floor)
+        if count > 0 || !self.is_history_swept.load(Ordering::Relaxed) {
+            self.remove_below(floor)?;
+            self.is_history_swept.store(true, Ordering::Relaxed);
+        }
+        Ok(())
     }
 
     /// Removes what led back to points before `floor`.

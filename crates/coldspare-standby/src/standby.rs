@@ -49,6 +49,8 @@ pub struct Standby<D: Disk> {
     pub(crate) history_limits: Option<HistoryLimits>,
     /// Held by those who read the history, and while a part of it goes.
     pub(crate) history_lock: Mutex<()>,
+    /// Whether what earlier runs left to be removed from the history is gone.
+    pub(crate) is_history_swept: AtomicBool,
     /// Held while the tree changes, and shared by those who must see it between two changesets.
     pub(crate) tree_lock: RwLock<()>,
 }
@@ -153,6 +155,7 @@ impl<D: Disk> Standby<D> {
             limits: None,
             history_limits: None,
             history_lock: Mutex::new(()),
+            is_history_swept: AtomicBool::new(false),
             tree_lock: RwLock::new(()),
         };
         standby.unfinished.store(standby.count_unfinished(), Ordering::Relaxed);

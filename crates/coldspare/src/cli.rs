@@ -166,6 +166,33 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the points that the standby can go back to (on the standby)
+    Points {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring the standby back to a point, where it stays until `resume` or a promotion (on the standby)
+    Rewind {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// A number of `points`; latest; or a time such as 2026-01-31T12:00:00Z, for the last point that is not younger
+        #[arg(long, value_name = "POINT")]
+        to: String,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Follow the active again after a `rewind` (on the standby)
+    Resume {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Keep the application alive on the active: stop, kill and start it when it fails, hand over when that doesn't help
     Guard {
         #[command(flatten)]

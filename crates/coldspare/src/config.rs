@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use coldspare_core::brakes::Limits;
 use coldspare_core::exclude::{BITBUCKET, Exclude};
+use coldspare_standby::HistoryLimits;
 use coldspare_transport::{Congestion, Tuning};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,9 @@ pub struct Config {
     /// From how much on a person is asked before the standby loses something.
     #[serde(default)]
     pub brakes: Brakes,
+    /// How much of what the standby loses is kept, and how long.
+    #[serde(default)]
+    pub history: History,
     /// The application, and how it is kept alive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
@@ -228,6 +232,32 @@ impl Brakes {
             return Err(format!("window_minutes = {} is not between 1 and {WINDOW_MINUTES_MAX}", self.window_minutes));
         }
         Ok(())
+    }
+}
+
+/// What of replaced and removed content the standby keeps, so that it can go back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct History {
+    /// Minutes: the tree of any moment within them can be had again.
+    pub age_minutes: u64,
+    /// Bytes that are kept at most.
+    pub space_bytes: u64,
+    /// Bytes that stay free on each root's filesystem: below, what is kept goes first.
+    pub free_bytes: u64,
+}
+
+impl Default for History {
+    fn default() -> History {
+        History { age_minutes: 24 * 60, space_bytes: 10 << 30, free_bytes: 1 << 30 }
+    }
+}
+
+impl History {
+    /// As the standby takes them.
+    pub fn limits(&self) -> HistoryLimits {
+        let History { age_minutes, space_bytes, free_bytes } = *self;
+        HistoryLimits { age_ms: age_minutes.saturating_mul(60_000), space_bytes, free_bytes }
     }
 }
 
