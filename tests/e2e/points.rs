@@ -9,6 +9,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::git::{self, commit, git_ok, push};
+use crate::image::Mount;
 use crate::pair::{Pair, run, until};
 use crate::seed::{Seed, number_from_env};
 
@@ -22,6 +23,11 @@ fn pair_with_repository(history: &str) -> (Pair, PathBuf) {
     pair.standby.configure(history);
     pair.standby.start();
     pair.active.start();
+    let clone = with_repository(&pair);
+    (pair, clone)
+}
+
+fn with_repository(pair: &Pair) -> PathBuf {
     let (bare, clone) = (pair.active.home.join(REPOSITORY), pair.dir.path().join("clone"));
     git::init_bare(&bare);
     git::clone(&bare, &clone);
@@ -31,7 +37,7 @@ fn pair_with_repository(history: &str) -> (Pair, PathBuf) {
         pair.active.write(&format!("shared/data/attachments/{}/{number}", number % 5), format!("attachment {number}"));
     }
     pair.checkpoint();
-    (pair, clone)
+    clone
 }
 
 /// A copy of the standby's home as it is, with all that is to be had again.
@@ -67,12 +73,13 @@ fn change(pair: &Pair, clone: &Path, round: u64) {
     let bare = pair.active.home.join(REPOSITORY);
     commit(clone, &format!("file{}", round % 4), &format!("round {round}"));
     push(clone, &["HEAD:main", &format!("+HEAD:refs/heads/b{}", round % 3)]);
-    pair.active.write(&format!("shared/data/attachments/{}/{}", round % 5, round % 50), format!("changed in {round}"));
+    let at = |name: &str| pair.active.home.join("shared/data").join(name);
+    let folder = if at("attachments").exists() { "attachments" } else { "uploads" };
+    pair.active.write(&format!("shared/data/{folder}/{}/{}", round % 5, round % 50), format!("changed in {round}"));
     match round % 6 {
         1 => drop(git_ok(&bare, &["repack", "-q", "-adb"])),
-        2 => fs::rename(pair.active.home.join("shared/data/attachments"), pair.active.home.join("shared/data/uploads")).unwrap(),
-        3 => fs::rename(pair.active.home.join("shared/data/uploads"), pair.active.home.join("shared/data/attachments")).unwrap(),
-        4 => fs::remove_dir_all(pair.active.home.join(format!("shared/data/attachments/{}", round % 5))).unwrap_or_default(),
+        2 | 3 => fs::rename(at(folder), at(if folder == "uploads" { "attachments" } else { "uploads" })).unwrap(),
+        4 => fs::remove_dir_all(at(folder).join((round % 5).to_string())).unwrap(),
         5 => drop(git_ok(&bare, &["pack-refs", "--all"])),
         _ => {}
     }
@@ -93,8 +100,11 @@ fn the_standby_goes_back_to_any_point_exactly_and_follows_again_when_told() {
         let (no, tree) = recorded.iter().nth(seed.below(recorded.len() as u64) as usize).unwrap();
         if turn == 2 {
             // Killed anywhere on its way.
-            let mut rewind = pair.standby.program().args(["rewind", "--to", &no.to_string(), "--config"]).arg(pair.standby.config()).spawn().unwrap();
-            until("it begins", || pair.standby.log().contains(&format!("back to a point point={no}")) || rewind.try_wait().unwrap().is_some());
+            let mut rewind =
+                pair.standby.program().args(["rewind", "--to", &no.to_string(), "--config"]).arg(pair.standby.config()).spawn().unwrap();
+            until("it begins", || {
+                pair.standby.log().contains(&format!("back to a point point={no}")) || rewind.try_wait().unwrap().is_some()
+            });
             pair.standby.kill();
             rewind.wait().unwrap();
             pair.standby.start();
@@ -114,7 +124,9 @@ fn the_standby_goes_back_to_any_point_exactly_and_follows_again_when_told() {
     pair.standby.run(&["rewind", "--to", &first.to_string()]).expect_code(0);
     pair.active.write("shared/data/later", "later");
     pair.active.run(&["checkpoint", "--timeout", "3s"]).expect_code(3);
-    until("the active knows", || pair.active.status()["waiting_for_decision"]["reason"].as_str().is_some_and(|r| r.contains("coldspare resume")));
+    until("the active knows", || {
+        pair.active.status()["waiting_for_decision"]["reason"].as_str().is_some_and(|r| r.contains("coldspare resume"))
+    });
     let status = pair.standby.status();
     assert_eq!((&status["rewound"], &status["as_of_ms"]), (&(*first).into(), &points(&pair)[1]["as_of_ms"]), "{status}");
     pair.standby.kill();
@@ -171,4 +183,83 @@ fn the_history_stays_within_its_space_and_the_oldest_points_go_first() {
     pair.standby.run(&["rewind", "--to", &first.to_string()]).expect(1, "no point");
     pair.standby.run(&["rewind", "--to", &oldest]).expect_code(0);
     pair.standby.run(&["verify", "--deep"]).expect_code(0);
+}
+
+/// Exports while pushes go on, and writes into the copy.
+fn drill(pair: &Pair, clone: &Path, expected: fn(&Value) -> bool) {
+    change(pair, clone, 1);
+    pair.checkpoint();
+    let (no, tree) = (last_point(pair), snapshot(pair, "before"));
+    let (then, now) = (pair.dir.path().join("standby/then"), pair.dir.path().join("standby/now"));
+    // Where the home is, so that blocks can be shared.
+    let beside = |dir: &Path| pair.standby.home.parent().unwrap().join(dir.file_name().unwrap());
+    let (then, now) = (beside(&then), beside(&now));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut round = 100;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) || round < 106 {
+                change(pair, clone, round);
+                round += 1;
+            }
+        });
+        let exported = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until("there is more to go back over", || points(pair).len() as u64 > no + 2);
+            let export = |point: &str, dir: &Path| pair.standby.run(&["export", "--point", point, "--json", &dir.to_string_lossy()]);
+            let done = export(&no.to_string(), &then).expect_code(0).json();
+            assert!(done["files"].as_u64().unwrap() > 50 && expected(&done), "{done}");
+            export("latest", &now).expect_code(0);
+            export("latest", &now).expect(2, "is not empty");
+            export("latest", &pair.standby.home.join("copy")).expect(2, "is in the root");
+            fs::remove_dir(pair.standby.home.join("copy")).unwrap();
+        }));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        writer.join().unwrap();
+        exported.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    });
+    let args = ["-aHAXnc", "--delete", "--itemize-changes"];
+    let differences = run(Command::new("rsync").args(args).arg(slash(&tree)).arg(slash(&then.join("home")))).expect_code(0).out;
+    assert_eq!(differences, "");
+    for copy in [&then, &now] {
+        let repository = copy.join("home").join(REPOSITORY);
+        git::assert_clean(&repository);
+        let other = copy.join("clone");
+        git::clone(&repository, &other);
+        commit(&other, "drill", "a drill");
+        push(&other, &["HEAD:main"]);
+        git_ok(&repository, &["gc", "-q", "--prune=now"]);
+        fs::write(copy.join("home/shared/data/attachments-of-the-drill"), "drill").unwrap();
+        git::assert_clean(&repository);
+    }
+    pair.checkpoint();
+    pair.assert_equal();
+    pair.standby.run(&["verify", "--deep", "--git"]).expect_code(0);
+}
+
+#[test]
+fn a_copy_for_a_drill_is_the_point_and_writing_into_it_harms_nobody() {
+    let (pair, clone) = pair_with_repository("");
+    drill(&pair, &clone, |done| done["cloned"] != 0 || done["linked"] != 0 && done["copied"] != 0);
+}
+
+#[test]
+fn a_copy_for_a_drill_shares_blocks_where_the_filesystem_can() {
+    let mut pair = Pair::new();
+    let at = pair.dir.path().join("disk");
+    let image = pair.dir.path().join("disk.image");
+    fs::create_dir(&at).unwrap();
+    let Some(_mount) = Mount::xfs(&image, 512 << 20, &at) else { return };
+    for (name, here) in [("home", pair.standby.home.clone()), ("store", pair.standby.store.clone())] {
+        let there = at.join(name);
+        run(Command::new("cp").arg("-a").arg(&here).arg(&there)).expect_code(0);
+        let config = fs::read_to_string(pair.standby.config()).unwrap();
+        fs::write(pair.standby.config(), config.replace(&here.display().to_string(), &there.display().to_string())).unwrap();
+    }
+    (pair.standby.home, pair.standby.store) = (at.join("home"), at.join("store"));
+    pair.standby.configure("[history]\nfree_bytes = 0\n");
+    pair.standby.start();
+    pair.active.start();
+    let clone = with_repository(&pair);
+    drill(&pair, &clone, |done| done["linked"] == 0 && done["copied"] == 0 && done["cloned"] != 0);
+    pair.standby.kill();
 }

@@ -176,11 +176,13 @@ mod switch {
         HistoryIsNotKept,
         /// Names in the history are not synced before the files lose theirs in the tree.
         HistoryIsNotSynced,
+        /// A standby that a person brought back to a point takes changesets.
+        RewoundGoesOn,
     }
 
     impl SeededBug {
         /// How many there are.
-        pub const COUNT: u32 = SeededBug::HistoryIsNotSynced as u32;
+        pub const COUNT: u32 = SeededBug::RewoundGoesOn as u32;
     }
 
     static ON: AtomicU32 = AtomicU32::new(0);

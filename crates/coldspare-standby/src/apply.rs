@@ -143,7 +143,7 @@ impl<D: Disk> Standby<D> {
                 // Taken before the crash, by an exchange perhaps: what left the tree for it may still be in the trash.
                 touched.exchanged(root, path, entry);
                 touched.took_before(root);
-                return self.purge(manifest, root, path);
+                return self.purge_left(manifest, root, path, touched);
             }
             Err(e) => return Err(io("examining the staged", path.as_bytes())(e)),
         };
@@ -154,7 +154,7 @@ impl<D: Disk> Standby<D> {
             // Exchanged before the crash: what is staged is what was in the tree.
             self.discard_staged(root, (&stage, &name), path, touched)?;
             touched.exchanged(root, path, entry);
-            return self.purge(manifest, root, path);
+            return self.purge_left(manifest, root, path, touched);
         }
         match self.disk.stat(&dir, path.name()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -166,7 +166,7 @@ impl<D: Disk> Standby<D> {
                     Ok(()) => {
                         self.discard_staged(root, (&stage, &name), path, touched)?;
                         touched.exchanged(root, path, entry);
-                        return self.purge(manifest, root, path);
+                        return self.purge_left(manifest, root, path, touched);
                     }
                     // Not every filesystem can.
                     Err(e) if e.kind() == ErrorKind::InvalidInput => self.leave(root, &dir, path, touched)?,
@@ -191,7 +191,7 @@ impl<D: Disk> Standby<D> {
             _ => {}
         }
         touched.add(root, path.parent().unwrap_or_else(RelPath::root));
-        self.purge(manifest, root, path)
+        self.purge_left(manifest, root, path, touched)
     }
 
     /// What was exchanged with the new tree, and stands where that was staged, leaves.
@@ -210,6 +210,14 @@ impl<D: Disk> Standby<D> {
         }
     }
 
+    /// Of what left the tree for the trash, or for the history, nothing stays there that shouldn't.
+    fn purge_left(&self, manifest: &View, root: RootId, path: &RelPath, touched: &Touched) -> Result<(), StandbyError> {
+        if let Some(point) = touched.point.filter(|_| touched.shelved.contains(&root)) {
+            self.sort_out(manifest, root, path, point)?;
+        }
+        self.purge(manifest, root, path)
+    }
+
     /// What the manifest knows at `path` leaves the tree.
     fn leave(&self, root: RootId, dir: &D::Dir, path: &RelPath, touched: &mut Touched) -> Result<(), StandbyError> {
         self.discard_staged(root, (dir, path.name()), path, touched)
@@ -219,7 +227,7 @@ impl<D: Disk> Standby<D> {
         let dir = match self.disk.open_dir(&self.root(root).dir, path.parent_bytes()) {
             Ok(dir) => dir,
             // Its folder went first, or became a file.
-            Err(e) if is_no_folder(&e) => return self.purge(manifest, root, path),
+            Err(e) if is_no_folder(&e) => return self.purge_left(manifest, root, path, touched),
             Err(e) => return Err(io("opening the folder of", path.as_bytes())(e)),
         };
         match self.disk.stat(&dir, path.name()) {
@@ -232,7 +240,7 @@ impl<D: Disk> Standby<D> {
             Ok(_) => self.disk.remove_file(&dir, path.name()).map_err(io("removing", path.as_bytes()))?,
         }
         touched.add(root, path.parent().unwrap_or_else(RelPath::root));
-        self.purge(manifest, root, path)
+        self.purge_left(manifest, root, path, touched)
     }
 
     fn set_dir_attributes(

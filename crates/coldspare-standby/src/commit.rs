@@ -337,7 +337,7 @@ impl<D: Disk> Standby<D> {
             standing.rewind = None; // as the active has it
         }
         let point = self.next_point()?;
-        let made = PointRow { applied, at_ms: self.disk.now_ms(), changes: 0, bytes: 0, is_rewind };
+        let made = PointRow { applied, at_ms: self.disk.now_ms(), changes: 0, bytes: 0, is_rewind, position: None };
         let is_kept = self.next_kept()?.is_some();
         self.store.write(|txn| {
             let mut undo = if is_kept { Some(Undo::new(txn, divergence, point)?) } else { None };

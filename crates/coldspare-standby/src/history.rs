@@ -307,7 +307,7 @@ impl<'a, 'txn> Undo<'a, 'txn> {
         let floor = meta.get(FLOOR)?.map_or(0, |v| v.value());
         if points.is_empty()? && floor < no {
             // The tree that was there before the first changeset of this store.
-            let first = PointRow { applied: before, changes: 0, bytes: 0, is_rewind: false, ..made };
+            let first = PointRow { applied: before, changes: 0, bytes: 0, is_rewind: false, ..made.clone() };
             points.insert(no - 1, coldspare_core::codec::encode(&first).as_slice())?;
             meta.insert(FLOOR, no - 1)?;
         }

@@ -4,19 +4,16 @@
 //! is durable before anything is removed of what led back to it; what a crash leaves of that is removed later.
 
 use std::fmt;
-use std::io::ErrorKind;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use coldspare_core::control::Applied;
-use coldspare_core::{RootId, key};
-use coldspare_os::{Disk, FileKind};
+use coldspare_os::Disk;
 use redb::ReadableTable;
 
 use crate::error::{StandbyError, io};
-use crate::history::{FIRST, FLOOR, HISTORY_DIR, NEXT, depth_of, history_key};
-use crate::purge::trash_name;
-use crate::row::{HistoryRow, PointRow};
+use crate::history::{FIRST, FLOOR, HISTORY_DIR, NEXT, history_key};
+use crate::row::PointRow;
 use crate::standby::Standby;
 use crate::store::{HISTORY, META, POINTS};
 
@@ -45,6 +42,8 @@ pub struct Point {
     pub bytes: u64,
     /// Whether it came about by going back to another.
     pub is_rewind: bool,
+    /// Where the database stood soon after that, in its own words.
+    pub position: Option<String>,
 }
 
 /// How much of the history is kept, and how long.
@@ -77,17 +76,36 @@ impl<D: Disk> Standby<D> {
     pub fn points(&self) -> Result<Vec<Point>, StandbyError> {
         let floor = self.history_number(FLOOR, 0)?;
         let rows = self.store.read(|txn| {
-            let rows: Result<Vec<_>, redb::Error> =
-                txn.open_table(POINTS)?.range(floor..)?.map(|row| row.map(|(no, v)| (no.value(), v.value().to_vec())).map_err(Into::into)).collect();
+            let rows: Result<Vec<_>, redb::Error> = txn
+                .open_table(POINTS)?
+                .range(floor..)?
+                .map(|row| row.map(|(no, v)| (no.value(), v.value().to_vec())).map_err(Into::into))
+                .collect();
             rows
         })?;
         rows.into_iter()
             .map(|(no, value)| {
-                let PointRow { applied, at_ms, changes, bytes, is_rewind } = self.store.decode(&value)?;
+                let PointRow { applied, at_ms, changes, bytes, is_rewind, position } = self.store.decode(&value)?;
                 let (changes, bytes) = if no == floor { (0, 0) } else { (changes, bytes) };
-                Ok(Point { no: PointNo(no), applied, at_ms, changes, bytes, is_rewind })
+                Ok(Point { no: PointNo(no), applied, at_ms, changes, bytes, is_rewind, position })
             })
             .collect()
+    }
+
+    /// Takes note of where the database stands, for a point that is there still. It is durable with the next changeset.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn note_position(&self, no: PointNo, position: &str) -> Result<(), StandbyError> {
+        self.store.write_lazily(|txn| {
+            let mut points = txn.open_table(POINTS)?;
+            let row = points.get(no.0)?.and_then(|row| coldspare_core::codec::decode::<PointRow>(row.value()).ok());
+            if let Some(row) = row {
+                let row = PointRow { position: Some(position.into()), ..row };
+                points.insert(no.0, coldspare_core::codec::encode(&row).as_slice())?;
+            }
+            Ok(())
+        })
     }
 
     /// The number of the point that the next changeset leads to.
@@ -162,13 +180,11 @@ impl<D: Disk> Standby<D> {
 
     /// Removes what led back to points before `floor`.
     fn remove_below(&self, floor: PointNo) -> Result<(), StandbyError> {
-        for number in 0..self.root_count() {
-            let root = RootId(number);
-            let history = &self.root(root).history;
+        for root in &self.roots {
+            let history = &root.history;
             for listed in self.disk.list(history).map_err(io("listing", HISTORY_DIR))? {
                 let point = std::str::from_utf8(&listed.name).ok().and_then(|name| name.parse().ok()).map(PointNo);
                 if point.is_none_or(|point| point <= floor) {
-                    point.map_or(Ok(()), |point| self.set_foreign_aside(root, point))?;
                     self.remove_all(history, &listed.name).map_err(io("removing", HISTORY_DIR))?;
                 }
             }
@@ -187,48 +203,6 @@ impl<D: Disk> Standby<D> {
                 return Ok(());
             }
         }
-    }
-
-    /// What coldspare didn't put into a folder before that left the tree is not removed with it (G5).
-    fn set_foreign_aside(&self, root: RootId, point: PointNo) -> Result<(), StandbyError> {
-        let view = self.store.view(HISTORY)?;
-        let Ok(folder) = self.disk.open_dir(&self.root(root).history, point.to_string().as_bytes()) else { return Ok(()) };
-        let mut tops = Vec::new();
-        view.for_each_raw_in(history_key(point, &[root.0])..history_key(point, &[root.0 + 1]), |k, v| {
-            let row = HistoryRow::read(k, v).map_err(|e| self.store.damaged(e))?;
-            let (_, path) = view.path_of(&k[POINT_BYTES..])?;
-            if row.old.is_some_and(|old| old.entry.is_dir()) && row.kept == depth_of(&path) {
-                tops.push(path);
-            }
-            Ok(true)
-        })?;
-        for top in tops {
-            let name = trash_name(root, &top);
-            let mut dirs = vec![(top, name)];
-            while let Some((path, at)) = dirs.pop() {
-                let dir = match self.disk.open_dir(&folder, &at) {
-                    Ok(dir) => dir,
-                    Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => continue,
-                    Err(e) => return Err(io("opening what was kept of", path.as_bytes())(e)),
-                };
-                for listed in self.disk.list(&dir).map_err(io("listing what was kept of", path.as_bytes()))? {
-                    let below = path.join(&listed.name).ok();
-                    let known = match &below {
-                        Some(below) => view.value(&history_key(point, &key::encode(root, below)))?.is_some(),
-                        None => false,
-                    };
-                    match below {
-                        Some(below) if known => {
-                            if listed.kind == FileKind::Dir {
-                                dirs.push((below, [&at, b"/".as_slice(), &listed.name].concat()));
-                            }
-                        }
-                        _ => self.quarantine(root, &dir, &listed.name, &path)?,
-                    }
-                }
-            }
-        }
-        Ok(())
     }
 
     /// What another store left in the history leads back to no point of this one.
@@ -275,7 +249,7 @@ mod tests {
 
     fn point(no: u64, at_ms: u64, bytes: u64) -> Point {
         let applied = Applied { session: SessionId([1; 16]), seq: Seq(no), as_of_ms: at_ms };
-        Point { no: PointNo(no), applied, at_ms, changes: 1, bytes, is_rewind: false }
+        Point { no: PointNo(no), applied, at_ms, changes: 1, bytes, is_rewind: false, position: None }
     }
 
     #[track_caller]

@@ -237,11 +237,7 @@ impl<D: Disk> Standby<D> {
             return Ok(PendingRow::new(Some(entry), action, now.ino));
         };
         let (spot, name, action) = places.spot(root, path)?;
-        crate::stage::create(
-            path,
-            || self.disk.link(&from, &from_name, spot.dir(), &name),
-            || self.disk.remove_file(spot.dir(), &name),
-        )?;
+        crate::stage::create(path, || self.disk.link(&from, &from_name, spot.dir(), &name), || self.disk.remove_file(spot.dir(), &name))?;
         // Its attributes are set once it is in place: it may be a name of a file of the tree.
         Ok(PendingRow::new(Some(entry), action, found.ino))
     }

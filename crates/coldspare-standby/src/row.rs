@@ -110,6 +110,8 @@ pub(crate) struct PointRow {
     pub bytes: u64,
     /// Whether it came about by going back to another.
     pub is_rewind: bool,
+    /// What the database said soon after that.
+    pub position: Option<String>,
 }
 
 /// Going back to a point.
@@ -212,8 +214,8 @@ mod tests {
         check(standing, &format!("01{ones}0203000900"));
         check(Standing { rewind: Some(Rewind { to: 4, is_done: true }), ..standing }, &format!("01{ones}02030009010401"));
         check(Standing::default(), "00000000");
-        let point = PointRow { applied, at_ms: 5, changes: 6, bytes: 7, is_rewind: true };
-        check(point, &format!("{ones}020305060701"));
+        let point = PointRow { applied, at_ms: 5, changes: 6, bytes: 7, is_rewind: true, position: Some("8".into()) };
+        check(point, &format!("{ones}020305060701010138"));
         check(HistoryRow { old: None, kept: 0 }, "0000");
         let link = Entry { body: Body::Hardlink { to: RelPath::new(*b"a").unwrap() }, ..entry };
         check(HistoryRow { old: Some(ManifestRow { entry: link, ino: 7 }), kept: 2 }, "01fba40101020604000301610702");

@@ -228,7 +228,7 @@ impl<D: Disk> Standby<D> {
             // Its rows must not be taken for what an unfinished changeset left.
             self.apply(committed)?;
         }
-        if let Some(to) = self.rewound() {
+        if let Some(to) = self.rewound().filter(|_| !seeded_bug!(RewoundGoesOn)) {
             return Err(StandbyError::Rewound { to });
         }
         let applied = self.applied();

@@ -185,6 +185,19 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Write a copy of a point that can be written into, for a drill, while replication goes on (on the standby)
+    Export {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// A number of `points`; latest; or a time such as 2026-01-31T12:00:00Z, for the last point that is not younger
+        #[arg(long, default_value = "latest")]
+        point: String,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+        /// An empty folder, or one to make; on the standby's filesystem nothing has to be copied if that can share blocks
+        dir: PathBuf,
+    },
     /// Follow the active again after a `rewind` (on the standby)
     Resume {
         #[command(flatten)]

@@ -95,6 +95,7 @@ fn run(command: Command) -> Outcome {
         Command::Reject { config, json } => standby::decide::run(&config.path, false, json),
         Command::Points { config, json } => standby::points::run(&config.path, &Verb::List, json),
         Command::Rewind { config, to, json } => standby::points::run(&config.path, &Verb::Rewind { to }, json),
+        Command::Export { config, point, json, dir } => standby::export::run(&config.path, &point, &dir, json),
         Command::Resume { config, json } => standby::points::run(&config.path, &Verb::Resume, json),
         Command::Guard { config, status, json, pause, resume } => match (status, pause, resume) {
             (true, ..) => guard::status(&config.path, json),

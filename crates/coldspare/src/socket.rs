@@ -43,6 +43,13 @@ pub(crate) enum Request {
         /// As a person names it.
         to: String,
     },
+    /// Write a point into a folder.
+    Export {
+        /// As a person names it.
+        point: String,
+        /// The folder, absolute.
+        dir: std::path::PathBuf,
+    },
     /// Take changesets again after that.
     Resume,
     /// Make this standby the active.

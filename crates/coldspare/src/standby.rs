@@ -6,6 +6,7 @@
 mod bundle;
 mod contact;
 pub(crate) mod decide;
+pub(crate) mod export;
 mod intake;
 pub(crate) mod points;
 mod scrub;
@@ -638,6 +639,7 @@ impl Shared {
                     Request::Decide { accept } => shared.decide(accept).await,
                     Request::Points => shared.points().await,
                     Request::Rewind { to } => shared.rewind(to).await,
+                    Request::Export { point, dir } => shared.export(point, dir).await,
                     Request::Resume => shared.resume().await,
                     Request::Promote(terms) => shared.promote(terms).await,
                     Request::HandOver { .. } => Reply::failed(&Failure::usage("this host is the standby; only the active hands over")),

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coldspare_core::control::{Applied, Role};
+use coldspare_failover::hook::{self, Hook, Leftovers};
 use coldspare_standby::{Point, PointNo, StandbyError};
 use serde_json::{Value, json};
 
@@ -19,6 +20,11 @@ use crate::state::State;
 const PRUNE_EVERY: Duration = Duration::from_secs(5);
 /// Between two that changesets ask for.
 const PRUNE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+
+/// How long the database may take to say where it stands.
+const POSITION_LIMIT: Duration = Duration::from_secs(5);
+/// LIMIT: bytes of what it says.
+const POSITION_BYTES_MAX: usize = 256;
 
 /// What is asked of the points.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +113,7 @@ fn list(copy: &Copy, limits: &History) -> Result<Value, StandbyError> {
 }
 
 fn to_json(point: &Point, last: Option<PointNo>) -> Value {
-    let Point { no, applied, at_ms, changes, bytes, is_rewind } = point;
+    let Point { no, applied, at_ms, changes, bytes, is_rewind, position } = point;
     let as_of_ms = Some(applied.as_of_ms).filter(|ms| *ms > 0);
     json!({
         "point": no.0,
@@ -120,6 +126,7 @@ fn to_json(point: &Point, last: Option<PointNo>) -> Value {
         "changes": changes,
         "bytes": bytes,
         "rewind": is_rewind,
+        "position": position,
         "current": Some(*no) == last,
     })
 }
@@ -184,7 +191,8 @@ fn text(verb: &Verb, done: &Value) -> String {
                     (false, false) => "",
                 };
                 let (no, seq, changes, bytes) = (&p["point"], &p["seq"], &p["changes"], &p["bytes"]);
-                out.push_str(&format!("{no:>8} {seq:>10} {:<24} {changes:>9} {bytes:>14}{note}\n", word(as_of)));
+                let position = p["position"].as_str().map(|position| format!("  {position}")).unwrap_or_default();
+                out.push_str(&format!("{no:>8} {seq:>10} {:<24} {changes:>9} {bytes:>14}{position}{note}\n", word(as_of)));
             }
             let history = &done["history"];
             let (points, bytes) = (&history["points"], &history["bytes"]);
@@ -193,6 +201,27 @@ fn text(verb: &Verb, done: &Value) -> String {
             out
         }
     }
+}
+
+/// Has the last point say where the database stands, if it doesn't yet.
+fn note_position(copy: &Copy, command: Vec<String>, told: Option<PointNo>) -> Option<PointNo> {
+    let last = copy.points().ok()?.pop().filter(|point| point.position.is_none()).map(|point| point.no);
+    if let Some(no) = last.filter(|_| last != told)
+        && let Err(why) = ask_position(command).and_then(|position| copy.note_position(no, &position).map_err(|e| e.to_string()))
+    {
+        tracing::warn!(error = why, "the database doesn't say where it stands");
+    }
+    last
+}
+
+fn ask_position(command: Vec<String>) -> Result<String, String> {
+    let hook = Hook { command, environment: Vec::new(), limit: POSITION_LIMIT, leftovers: Leftovers::Killed };
+    let ran = hook::run(&hook, &[]).map_err(|e| e.to_string())?;
+    ran.check()?;
+    let line = ran.output.lines().rev().map(str::trim).find(|line| !line.is_empty()).ok_or("it says nothing")?;
+    let mut position = coldspare_core::path::escape(line.as_bytes());
+    position.truncate(position.floor_char_boundary(POSITION_BYTES_MAX));
+    Ok(position)
 }
 
 impl Shared {
@@ -240,10 +269,7 @@ impl Shared {
     }
 
     /// Does something with the copy, once it is open, on a blocking thread.
-    pub(super) async fn with_copy(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Copy) -> Result<Value, Failure> + Send + 'static,
-    ) -> Reply {
+    pub(super) async fn with_copy(self: &Arc<Self>, work: impl FnOnce(&Copy) -> Result<Value, Failure> + Send + 'static) -> Reply {
         let Some(copy) = self.opened().await else {
             let why = lock(&self.trouble).clone().unwrap_or_default();
             return Reply::failed(&Failure::damage(format!("the standby isn't open: {why}")));
@@ -255,12 +281,19 @@ impl Shared {
         }
     }
 
-    /// Lets points go that are beyond the limits, beside the rest of the work.
+    /// Lets points go that are beyond the limits, and asks where the database stands, beside the rest of the work.
     pub(super) async fn keep_history_short(self: Arc<Self>) {
+        let mut told = None;
         loop {
             let _asked = tokio::time::timeout(PRUNE_EVERY, self.prune.notified()).await;
             let copy = lock(&self.copy).clone();
             if let Some(copy) = copy {
+                let (command, asked_of) = (self.config.database.position.clone(), copy.clone());
+                if !command.is_empty() {
+                    let asked = tokio::task::spawn_blocking(move || note_position(&asked_of, command, told));
+                    // Of a point that got no answer nothing is asked again.
+                    told = asked.await.unwrap_or(told);
+                }
                 match tokio::task::spawn_blocking(move || copy.prune_history()).await {
                     Ok(Ok(0)) => {}
                     Ok(Ok(points)) => tracing::debug!(points, "points went"),
