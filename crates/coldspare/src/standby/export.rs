@@ -65,12 +65,17 @@ fn export(copy: &Copy, roots: &[Root], point: &str, dir: &Path) -> Result<Value,
 
 fn make_folders(roots: &[Root], dir: &Path) -> Result<Vec<PathBuf>, Failure> {
     let fail = |path: &Path, e: std::io::Error| Failure::usage(format!("{}: {e}", path.display()));
-    if !dir.exists() {
-        std::fs::create_dir(dir).map_err(|e| fail(dir, e))?;
-    }
-    let real = dir.canonicalize().map_err(|e| fail(dir, e))?;
+    // A folder of a root isn't touched.
+    let real = match (dir.canonicalize(), dir.parent(), dir.file_name()) {
+        (Ok(real), ..) => real,
+        (Err(_), Some(above), Some(name)) => above.canonicalize().map_err(|e| fail(above, e))?.join(name),
+        (Err(e), ..) => return Err(fail(dir, e)),
+    };
     if let Some(root) = roots.iter().find(|root| root.path.canonicalize().is_ok_and(|path| real.starts_with(path))) {
         return Err(Failure::usage(format!("{} is in the root {:?}: a copy there would be taken for drift", dir.display(), root.name)));
+    }
+    if !real.exists() {
+        std::fs::create_dir(&real).map_err(|e| fail(dir, e))?;
     }
     if std::fs::read_dir(&real).map_err(|e| fail(dir, e))?.next().is_some() {
         return Err(Failure::usage(format!("{} is not empty", dir.display())));
