@@ -190,7 +190,7 @@ fn text(verb: &Verb, done: &Value) -> String {
                     (false, true) => "  gone back to",
                     (false, false) => "",
                 };
-                let (no, seq, changes, bytes) = (&p["point"], &p["seq"], &p["changes"], &p["bytes"]);
+                let [no, seq, changes, bytes] = ["point", "seq", "changes", "bytes"].map(|name| p[name].to_string());
                 let position = p["position"].as_str().map(|position| format!("  {position}")).unwrap_or_default();
                 out.push_str(&format!("{no:>8} {seq:>10} {:<24} {changes:>9} {bytes:>14}{position}{note}\n", word(as_of)));
             }
