@@ -32,6 +32,20 @@ impl Mount {
         mount
     }
 
+    /// A new XFS that can share blocks, of `bytes` in the file `image`, mounted at `at`; says why not.
+    pub(crate) fn xfs(image: &Path, bytes: u64, at: &Path) -> Option<Mount> {
+        File::create(image).unwrap().set_len(bytes).unwrap();
+        if !succeeds("mkfs.xfs", &["-q", "-m", "reflink=1", &image.to_string_lossy()]) {
+            println!("skipped: mkfs.xfs is missing");
+            return None;
+        }
+        let mount = Mount::new(&["-o", "loop", &image.to_string_lossy()], at);
+        if mount.is_none() {
+            println!("skipped: a loop image can't be mounted here");
+        }
+        mount
+    }
+
     /// Moves a folder and its content to a new ext4 of `bytes`, mounted in its place.
     pub(crate) fn instead_of(at: &Path, bytes: u64) -> Option<Mount> {
         let (image, kept) = (at.with_extension("image"), at.with_extension("kept"));

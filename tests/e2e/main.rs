@@ -21,6 +21,7 @@ mod lines;
 mod links;
 mod network;
 mod pair;
+mod points;
 mod power;
 mod races;
 mod recorder;

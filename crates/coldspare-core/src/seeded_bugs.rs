@@ -174,11 +174,17 @@ mod switch {
         AnyTreeWasHandedOver,
         /// A chain of commit graphs is handed over whatever became of its layers.
         LayersNeedNotBeThere,
+        /// What a changeset replaces is not kept.
+        HistoryIsNotKept,
+        /// Names in the history are not synced before the files lose theirs in the tree.
+        HistoryIsNotSynced,
+        /// A standby that a person brought back to a point takes changesets.
+        RewoundGoesOn,
     }
 
     impl SeededBug {
         /// How many there are.
-        pub const COUNT: u32 = SeededBug::LayersNeedNotBeThere as u32;
+        pub const COUNT: u32 = SeededBug::RewoundGoesOn as u32;
     }
 
     static ON: AtomicU32 = AtomicU32::new(0);

@@ -309,6 +309,12 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// `UnexpectedEof`: the source ends before `from_offset + len`; what there was is copied.
     fn copy_range(&self, from: &Self::File, from_offset: u64, to: &Self::File, to_offset: u64, len: u64) -> io::Result<()>;
 
+    /// Has `to`, which is empty, share all blocks of `from`.
+    ///
+    /// # Errors
+    /// `Unsupported` (`EOPNOTSUPP`), `EINVAL`: the filesystem can't; `EXDEV` over filesystems.
+    fn clone_file(&self, from: &Self::File, to: &Self::File) -> io::Result<()>;
+
     /// Reads the extended attributes of a file or directory, of all namespaces, sorted by name; an empty name is `at`.
     ///
     /// Empty for symlinks, and where the filesystem has none. Left out: what only the superuser may read, in

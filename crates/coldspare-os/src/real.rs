@@ -224,6 +224,10 @@ impl Disk for RealDisk {
         Ok(())
     }
 
+    fn clone_file(&self, from: &RealFile, to: &RealFile) -> io::Result<()> {
+        Ok(retry_on_intr(|| rustix::fs::ioctl_ficlone(&to.0, &from.0))?)
+    }
+
     fn xattrs(&self, at: &RealDir, name: &[u8]) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         if name.is_empty() {
             return read_xattrs(&Handle::Open(at.0.as_fd()));

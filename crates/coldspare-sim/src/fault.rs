@@ -89,6 +89,7 @@ impl Disk for FaultyDisk {
             fn remove_dir(at: &Dir, name: &[u8]) -> ();
             fn write_at(file: &File, offset: u64, buf: &[u8]) -> ();
             fn set_len(file: &File, len: u64) -> ();
+            fn clone_file(from: &File, to: &File) -> ();
             fn copy_range(from: &File, from_offset: u64, to: &File, to_offset: u64, len: u64) -> ();
             fn set_attributes_of_file(file: &File, attributes: &Attributes<'_>) -> Stat;
             fn set_attributes_of_dir(dir: &Dir, attributes: &Attributes<'_>) -> Stat;

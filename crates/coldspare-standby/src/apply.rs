@@ -13,6 +13,7 @@ use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::divergence::Divergence;
 use crate::error::{StandbyError, io};
+use crate::points::PointNo;
 use crate::row::{Action, ManifestRow, PendingRow, Staged};
 use crate::stage::{attributes, xattrs};
 use crate::standby::Standby;
@@ -33,6 +34,10 @@ pub(crate) struct Touched {
     unsettled: BTreeSet<(RootId, RelPath)>,
     /// Roots from whose trash something went: what comes back to it after a crash would be taken for somebody else's.
     emptied: BTreeSet<RootId>,
+    /// Where folders go that leave the tree.
+    point: Option<PointNo>,
+    /// Roots to whose history folders went.
+    shelved: BTreeSet<RootId>,
 }
 
 impl Touched {
@@ -41,6 +46,12 @@ impl Touched {
             self.paths.insert((root, path));
             self.is_many = self.paths.len() > TOUCHED_MAX;
         }
+    }
+
+    /// Takes note that something left the tree before a crash, and where it went may not be durable.
+    fn took_before(&mut self, root: RootId) {
+        self.emptied.insert(root);
+        self.shelved.insert(root);
     }
 
     /// Takes note that `entry` stands at `path` now, which may have come there by an exchange.
@@ -59,8 +70,9 @@ impl<D: Disk> Standby<D> {
         let pending = self.store.view(PENDING)?;
         let manifest = self.store.view(MANIFEST)?;
         let divergence = if seeded_bug!(DivergenceIsNotKept) { Divergence::default() } else { self.divergence(committed)? };
+        let point = self.next_kept()?;
         // What goes to quarantine touches folders there, too.
-        let mut touched = Touched { is_many: divergence.is_any(), divergence, ..Touched::default() };
+        let mut touched = Touched { is_many: divergence.is_any(), divergence, point, ..Touched::default() };
         self.store.for_each_key(ORDER, |k| {
             let Some((&[rank, _wave], k)) = k.split_first_chunk::<2>() else {
                 return Err(self.store.damaged("an order key that is too short"));
@@ -79,9 +91,12 @@ impl<D: Disk> Standby<D> {
             let row = pending.pending(root, &path)?;
             self.set_dir_attributes(&manifest, root, &path, row, &mut touched)?;
         }
+        if self.standing().rewind.is_some() {
+            self.settle_restored(&pending, &mut touched)?;
+        }
         self.synced(self.sync_touched(&touched))?;
         drop((pending, manifest));
-        self.record_applied(committed)?;
+        self.record_applied(committed, &touched.divergence)?;
         self.sweep();
         Ok(())
     }
@@ -127,8 +142,8 @@ impl<D: Disk> Standby<D> {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 // Taken before the crash, by an exchange perhaps: what left the tree for it may still be in the trash.
                 touched.exchanged(root, path, entry);
-                touched.emptied.insert(root);
-                return self.purge(manifest, root, path);
+                touched.took_before(root);
+                return self.purge_left(manifest, root, path, touched);
             }
             Err(e) => return Err(io("examining the staged", path.as_bytes())(e)),
         };
@@ -139,7 +154,7 @@ impl<D: Disk> Standby<D> {
             // Exchanged before the crash: what is staged is what was in the tree.
             self.discard_staged(root, (&stage, &name), path, touched)?;
             touched.exchanged(root, path, entry);
-            return self.purge(manifest, root, path);
+            return self.purge_left(manifest, root, path, touched);
         }
         match self.disk.stat(&dir, path.name()) {
             Err(e) if e.kind() == ErrorKind::NotFound => {}
@@ -151,7 +166,7 @@ impl<D: Disk> Standby<D> {
                     Ok(()) => {
                         self.discard_staged(root, (&stage, &name), path, touched)?;
                         touched.exchanged(root, path, entry);
-                        return self.purge(manifest, root, path);
+                        return self.purge_left(manifest, root, path, touched);
                     }
                     // Not every filesystem can.
                     Err(e) if e.kind() == ErrorKind::InvalidInput => self.leave(root, &dir, path, touched)?,
@@ -176,15 +191,31 @@ impl<D: Disk> Standby<D> {
             _ => {}
         }
         touched.add(root, path.parent().unwrap_or_else(RelPath::root));
-        self.purge(manifest, root, path)
+        self.purge_left(manifest, root, path, touched)
     }
 
     /// What was exchanged with the new tree, and stands where that was staged, leaves.
-    fn discard_staged(&self, root: RootId, staged: (&D::Dir, &[u8]), path: &RelPath, touched: &Touched) -> Result<(), StandbyError> {
-        match touched.divergence.of(root, path) {
-            Some(committed) => self.set_aside(committed, root, staged, path),
+    fn discard_staged(&self, root: RootId, staged: (&D::Dir, &[u8]), path: &RelPath, touched: &mut Touched) -> Result<(), StandbyError> {
+        if let Some(committed) = touched.divergence.of(root, path) {
+            return self.set_aside(committed, root, staged, path);
+        }
+        // A file has a name in the history since before the commit.
+        let is_dir = || self.disk.stat(staged.0, staged.1).is_ok_and(|stat| stat.kind == FileKind::Dir);
+        match touched.point.filter(|_| is_dir()) {
+            Some(point) => {
+                touched.shelved.insert(root);
+                self.shelve(root, point, staged, path)
+            }
             None => self.discard(root, staged, path),
         }
+    }
+
+    /// Of what left the tree for the trash, or for the history, nothing stays there that shouldn't.
+    fn purge_left(&self, manifest: &View, root: RootId, path: &RelPath, touched: &Touched) -> Result<(), StandbyError> {
+        if let Some(point) = touched.point.filter(|_| touched.shelved.contains(&root)) {
+            self.sort_out(manifest, root, path, point)?;
+        }
+        self.purge(manifest, root, path)
     }
 
     /// What the manifest knows at `path` leaves the tree.
@@ -196,12 +227,12 @@ impl<D: Disk> Standby<D> {
         let dir = match self.disk.open_dir(&self.root(root).dir, path.parent_bytes()) {
             Ok(dir) => dir,
             // Its folder went first, or became a file.
-            Err(e) if is_no_folder(&e) => return self.purge(manifest, root, path),
+            Err(e) if is_no_folder(&e) => return self.purge_left(manifest, root, path, touched),
             Err(e) => return Err(io("opening the folder of", path.as_bytes())(e)),
         };
         match self.disk.stat(&dir, path.name()) {
             // Gone before a crash: it may still be in the trash.
-            Err(e) if e.kind() == ErrorKind::NotFound => drop(touched.emptied.insert(root)),
+            Err(e) if e.kind() == ErrorKind::NotFound => touched.took_before(root),
             Err(e) => return Err(io("examining", path.as_bytes())(e)),
             Ok(stat) if !is_own(manifest.manifest(root, path)?.as_ref(), &stat) => self.quarantine(root, &dir, path.name(), path)?,
             Ok(stat) if stat.kind == FileKind::Dir => self.leave(root, &dir, path, touched)?,
@@ -209,7 +240,7 @@ impl<D: Disk> Standby<D> {
             Ok(_) => self.disk.remove_file(&dir, path.name()).map_err(io("removing", path.as_bytes()))?,
         }
         touched.add(root, path.parent().unwrap_or_else(RelPath::root));
-        self.purge(manifest, root, path)
+        self.purge_left(manifest, root, path, touched)
     }
 
     fn set_dir_attributes(
@@ -289,6 +320,9 @@ impl<D: Disk> Standby<D> {
         for root in &touched.emptied {
             self.disk.sync_dir(&self.root(*root).trash).map_err(io("syncing", b"trash"))?;
         }
+        if let Some(point) = touched.point {
+            touched.shelved.iter().try_for_each(|root| self.sync_shelved(*root, point))?;
+        }
         Ok(())
     }
 
@@ -325,7 +359,7 @@ impl<D: Disk> Standby<D> {
 
 /// Whether what stands at a path is what the manifest says stands there: what is of another kind, or a file of another
 /// inode, was not put there by us.
-fn is_own(row: Option<&ManifestRow>, stat: &Stat) -> bool {
+pub(crate) fn is_own(row: Option<&ManifestRow>, stat: &Stat) -> bool {
     let is_it = |row: &ManifestRow| {
         let kind = match row.entry.body {
             Body::Dir => FileKind::Dir,

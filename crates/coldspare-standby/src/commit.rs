@@ -14,9 +14,12 @@ use coldspare_core::git::{self, ALTERNATES, FIRST_WAVE};
 use coldspare_core::{Baseline, Body, Entry, RelPath, RootId, Seq, codec, key, seeded_bug};
 use coldspare_os::Disk;
 
+use crate::divergence::Divergence;
 use crate::error::{StandbyError, io};
+use crate::history::{self, Undo};
 use crate::place::Places;
-use crate::row::{Action, ManifestRow, PendingRow, Record};
+use crate::points::PointNo;
+use crate::row::{Action, ManifestRow, PendingRow, PointRow, Record};
 use crate::stage::{attributes, create, insert_rows, order_of, xattrs};
 use crate::standby::{Changeset, Standby, Unrecorded, lock};
 use crate::store::{INCOMPLETE, KEPT, LINKS, ORDER, PENDING, Store, UNSETTLED, View, WANTED};
@@ -40,7 +43,7 @@ impl<D: Disk> Standby<D> {
         if ops != totals.ops {
             return Err(StandbyError::Protocol(format!("{ops} operations came, {} were sent", totals.ops)));
         }
-        self.check_space()?;
+        self.make_room()?;
         self.drop_given_up(&changeset)?;
         let staged = std::mem::take(&mut *lock(&changeset.unrecorded));
         let mut sync = Unrecorded { few: staged.few, ..Unrecorded::default() };
@@ -62,6 +65,7 @@ impl<D: Disk> Standby<D> {
         self.finish_trees(&mut sync)?;
         self.order_forks(&changeset)?;
         self.list_divergence(&changeset, committed)?;
+        self.keep_replaced(&changeset, committed, &mut sync)?;
         self.sync_staged(&sync)?;
         if seeded_bug!(AppliedBeforeCommit) {
             self.apply(committed)?;
@@ -82,6 +86,7 @@ impl<D: Disk> Standby<D> {
             }
             if changeset.baseline == Baseline::Full {
                 Store::set_distrusted(txn, false)?;
+                Store::set_resumed(txn, false)?;
             }
             if let Some(passed) = &passed {
                 passed.record(txn)?;
@@ -128,7 +133,7 @@ impl<D: Disk> Standby<D> {
 
     /// Puts forks behind the repositories that they borrow objects from, and before them when they go, so that no
     /// reader meets one without the other.
-    fn order_forks(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
+    pub(crate) fn order_forks(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
         let pending = self.store.view(PENDING)?;
         let roots: Vec<&[u8]> = self.roots.iter().map(|root| root.path.as_os_str().as_encoded_bytes()).collect();
         let mut parents: BTreeMap<Repository, Vec<Repository>> = BTreeMap::new();
@@ -217,7 +222,7 @@ impl<D: Disk> Standby<D> {
     /// Refuses what comes without the folder that it is in: no row would tell of that folder.
     ///
     /// Cost: a pass over the changeset's rows, and look-ups for each folder in which something changes.
-    fn check_folders(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
+    pub(crate) fn check_folders(&self, changeset: &Changeset<D>) -> Result<(), StandbyError> {
         let pending = self.store.view(PENDING)?;
         let mut last = None;
         pending.for_each_reversed(|root, path, row: PendingRow| {
@@ -300,7 +305,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Gives the folders of staged trees their attributes, the deepest first, now that nothing changes in them.
-    fn finish_trees(&self, sync: &mut Unrecorded) -> Result<(), StandbyError> {
+    pub(crate) fn finish_trees(&self, sync: &mut Unrecorded) -> Result<(), StandbyError> {
         let pending = self.store.view(PENDING)?;
         pending.for_each_reversed(|root, path, row: PendingRow| {
             let (Some(entry), Some(at)) = (&row.entry, row.action.staged()) else { return Ok(()) };
@@ -317,12 +322,26 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Makes the changeset's rows the manifest and forgets the changeset, in one transaction.
-    pub(crate) fn record_applied(&self, applied: Applied) -> Result<(), StandbyError> {
+    pub(crate) fn record_applied(&self, applied: Applied, divergence: &Divergence) -> Result<(), StandbyError> {
         let mut standing = self.standing();
+        let before = standing.applied;
         standing.committed = None;
         standing.applied = Some(applied);
+        let is_rewind = standing.rewind.is_some();
+        if let Some(rewind) = &mut standing.rewind {
+            rewind.is_done = true;
+        }
+        if let Some(rewind) = standing.rewind
+            && self.is_latest(PointNo(rewind.to))?
+        {
+            standing.rewind = None; // as the active has it
+        }
+        let point = self.next_point()?;
+        let made = PointRow { applied, at_ms: self.disk.now_ms(), changes: 0, bytes: 0, is_rewind, position: None };
+        let is_kept = self.next_kept()?.is_some();
         self.store.write(|txn| {
-            crate::rename::move_rows(txn)?;
+            let mut undo = if is_kept { Some(Undo::new(txn, divergence, point)?) } else { None };
+            crate::rename::move_rows(txn, undo.as_mut())?;
             {
                 use redb::ReadableTable;
                 let pending = txn.open_table(PENDING)?;
@@ -331,21 +350,35 @@ impl<D: Disk> Standby<D> {
                     let (k, v) = row?;
                     let decoded: Result<PendingRow, _> = codec::decode(v.value());
                     let row = decoded.map_err(|e| redb::Error::Corrupted(format!("a pending row: {e}")))?;
-                    let was_dir = match &row.entry {
-                        Some(entry) => {
-                            let is_dir = entry.is_dir();
-                            let new = ManifestRow { entry: entry.clone(), ino: row.ino }.seal(k.value());
-                            let old = manifest.insert(k.value(), new.as_slice())?;
-                            old.is_some_and(|old| is_manifest_dir(k.value(), old.value())) && !is_dir
-                        }
-                        None => manifest.remove(k.value())?.is_some_and(|old| is_manifest_dir(k.value(), old.value())),
+                    let new = row.entry.as_ref().map(|entry| ManifestRow { entry: entry.clone(), ino: row.ino }.seal(k.value()));
+                    let old = match &new {
+                        Some(new) => manifest.insert(k.value(), new.as_slice())?.map(|old| old.value().to_vec()),
+                        None => manifest.remove(k.value())?.map(|old| old.value().to_vec()),
                     };
+                    if old != new
+                        && let Some(undo) = &mut undo
+                    {
+                        undo.changed(k.value(), old.as_deref(), &row)?;
+                    }
+                    let is_dir = row.entry.as_ref().is_some_and(Entry::is_dir);
+                    let was_dir = old.is_some_and(|old| is_manifest_dir(k.value(), &old)) && !is_dir;
                     if was_dir && let Ok((root, path)) = key::decode(k.value()) {
                         for range in [key::children(root, &path), key::deeper(root, &path)] {
-                            manifest.retain_in(range.start.as_slice()..range.end.as_slice(), |_, _| false)?;
+                            let range = range.start.as_slice()..range.end.as_slice();
+                            if let Some(undo) = &mut undo {
+                                for row in manifest.range::<&[u8]>(range.clone())? {
+                                    let (k, old) = row?;
+                                    undo.went_with(&path, k.value(), old.value())?;
+                                }
+                            }
+                            manifest.retain_in::<&[u8], _>(range, |_, _| false)?;
                         }
                     }
                 }
+            }
+            match (undo, before) {
+                (Some(undo), Some(before)) => undo.finish(txn, made, before)?,
+                _ => history::begin(txn, point, &made)?,
             }
             settle(txn)?;
             forget_wanted(txn)?;

@@ -58,6 +58,9 @@ impl<D: Disk> Standby<D> {
     /// Where what leaves the tree with this changeset is divergence: everywhere with the first of a session, and later in
     /// what that one left as it was, until it comes.
     pub(crate) fn divergence(&self, committed: Applied) -> Result<Divergence, StandbyError> {
+        if self.standing().rewind.is_some() {
+            return Ok(Divergence::default()); // a person's word
+        }
         if self.is_first_of_session(committed) {
             return Ok(Divergence { everywhere: Some(committed), within: None });
         }
@@ -206,9 +209,14 @@ impl<D: Disk> Standby<D> {
                     ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists | ErrorKind::IsADirectory | ErrorKind::NotADirectory
                 ) =>
             {
-                self.quarantine(root, dir, name, path)
+                return self.quarantine(root, dir, name, path);
             }
-            other => other.map_err(io("moving to quarantine", path.as_bytes())),
+            other => other.map_err(io("moving to quarantine", path.as_bytes()))?,
+        }
+        // Two names of one file, which came back from the history: the kernel renames nothing and says it did.
+        match self.disk.remove_file(dir, name) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(io("moving to quarantine", path.as_bytes())(e)),
+            _ => Ok(()),
         }
     }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use coldspare_core::{RelPath, RootId, Seq};
 
+use crate::points::PointNo;
+
 /// A changeset that could not be staged or applied. Unless it says otherwise nothing of it is visible.
 #[derive(Debug, thiserror::Error)]
 pub enum StandbyError {
@@ -87,6 +89,23 @@ pub enum StandbyError {
         reason: String,
         /// Whether a person said no.
         is_rejected: bool,
+    },
+    /// A person went back to a point: the active's changesets are not taken until a person says so.
+    #[error("the standby was brought back to point {to} and stays there; `coldspare resume` on the standby lets replication go on")]
+    Rewound {
+        /// That point.
+        to: PointNo,
+    },
+    /// There is no such point.
+    #[error("there is no point {0}; `coldspare points` lists them")]
+    UnknownPoint(PointNo),
+    /// What a point needs is not in the history: it was damaged, or somebody removed it.
+    #[error("{path} is not in the history as point {point} had it; the standby stays as it is")]
+    NotKept {
+        /// The point.
+        point: PointNo,
+        /// The path.
+        path: RelPath,
     },
     /// The active broke the rules of the protocol.
     #[error("the active sent nonsense: {0}")]

@@ -8,6 +8,7 @@ use coldspare_core::{RelPath, RootId, key};
 use coldspare_os::{Disk, FileKind};
 
 use crate::error::{StandbyError, io};
+use crate::points::PointNo;
 use crate::row::ManifestRow;
 use crate::standby::Standby;
 use crate::store::View;
@@ -70,6 +71,34 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
+    /// Leaves, of a folder that went to the history, what the manifest knows of it; the rest goes to quarantine.
+    pub(crate) fn sort_out(&self, manifest: &View, root: RootId, path: &RelPath, point: PointNo) -> Result<(), StandbyError> {
+        let Ok(folder) = self.disk.open_dir(&self.root(root).history, point.to_string().as_bytes()) else { return Ok(()) };
+        let name = trash_name(root, path);
+        if !self.disk.stat(&folder, &name).is_ok_and(|stat| stat.kind == FileKind::Dir) {
+            return Ok(());
+        }
+        let mut dirs = vec![(path.clone(), name)];
+        while let Some((path, at)) = dirs.pop() {
+            let fail = || io("looking at what is kept of", path.as_bytes());
+            let dir = self.disk.open_dir(&folder, &at).map_err(fail())?;
+            for listed in self.disk.list(&dir).map_err(fail())? {
+                let is_dir = listed.kind == FileKind::Dir;
+                let below = path.join(&listed.name).ok();
+                let row = below.as_ref().map_or(Ok(None), |below| manifest.manifest(root, below))?;
+                match below {
+                    Some(below) if row.is_some_and(|row| row.entry.is_dir() == is_dir) => {
+                        if is_dir {
+                            dirs.push((below, [&at, b"/".as_slice(), &listed.name].concat()));
+                        }
+                    }
+                    _ => self.quarantine(root, &dir, &listed.name, &path)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Moves something that coldspare didn't put there out of the way, and says so.
     pub(crate) fn quarantine(&self, root: RootId, dir: &D::Dir, name: &[u8], path: &RelPath) -> Result<(), StandbyError> {
         let quarantine = self.open_quarantine(root)?;
@@ -117,6 +146,6 @@ fn is_left(e: &std::io::Error) -> bool {
     matches!(e.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty | ErrorKind::IsADirectory | ErrorKind::NotADirectory)
 }
 
-fn trash_name(root: RootId, path: &RelPath) -> Vec<u8> {
+pub(crate) fn trash_name(root: RootId, path: &RelPath) -> Vec<u8> {
     blake3::hash(&key::encode(root, path)).to_hex()[..32].as_bytes().to_vec()
 }

@@ -15,6 +15,7 @@ use redb::ReadableTable;
 
 use crate::apply::{Touched, is_no_folder};
 use crate::error::{StandbyError, io};
+use crate::history::Undo;
 use crate::row::{Action, ManifestRow, PendingRow, Record};
 use crate::standby::{Changeset, Standby};
 use crate::store::{KEPT, MANIFEST, ORDER, PENDING, UNSETTLED};
@@ -145,7 +146,7 @@ fn renames(
 }
 
 /// Moves what the store knows below the renamed folders, and of them.
-pub(crate) fn move_rows(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
+pub(crate) fn move_rows(txn: &redb::WriteTransaction, mut undo: Option<&mut Undo<'_, '_>>) -> Result<(), redb::Error> {
     for Rename { root, from, to } in renames(&txn.open_table(ORDER)?, &txn.open_table(PENDING)?)? {
         let own = key::encode(root, &from);
         let mut own_end = own.clone();
@@ -168,6 +169,9 @@ pub(crate) fn move_rows(txn: &redb::WriteTransaction) -> Result<(), redb::Error>
                 for (k, v) in some {
                     manifest.remove(k.as_slice())?;
                     if let Some(new) = new_key(&k) {
+                        if let Some(undo) = &mut undo {
+                            undo.moved(&k, &new, &v)?;
+                        }
                         let row = ManifestRow::read(&k, &v).map_err(redb::Error::Corrupted)?;
                         manifest.insert(new.as_slice(), row.seal(&new).as_slice())?;
                     }

@@ -19,10 +19,21 @@ impl ManifestRow {
     ///
     /// The store checks nothing when it reads: a bit that flipped on the disk would be taken for what the active sent.
     pub(crate) fn seal(&self, key: &[u8]) -> Vec<u8> {
-        let mut value = codec::encode(self);
-        let seal = seal(key, &value);
-        value.extend_from_slice(&seal);
-        value
+        sealed(key, self)
+    }
+}
+
+fn sealed(key: &[u8], row: &impl Serialize) -> Vec<u8> {
+    let mut value = codec::encode(row);
+    let seal = seal(key, &value);
+    value.extend_from_slice(&seal);
+    value
+}
+
+fn unsealed<T: for<'de> Deserialize<'de>>(key: &[u8], value: &[u8]) -> Result<T, String> {
+    match value.split_last_chunk::<SEAL_BYTES>() {
+        Some((row, found)) if seal(key, row) == *found => codec::decode(row).map_err(|e| e.to_string()),
+        _ => Err("the row doesn't have its seal".into()),
     }
 }
 
@@ -48,10 +59,7 @@ pub(crate) trait Record: Sized {
 
 impl Record for ManifestRow {
     fn read(key: &[u8], value: &[u8]) -> Result<ManifestRow, String> {
-        match value.split_last_chunk::<SEAL_BYTES>() {
-            Some((row, found)) if seal(key, row) == *found => codec::decode(row).map_err(|e| e.to_string()),
-            _ => Err("the row doesn't have its seal".into()),
-        }
+        unsealed(key, value)
     }
 }
 
@@ -65,6 +73,54 @@ impl Record for coldspare_core::Problem {
     fn read(_: &[u8], value: &[u8]) -> Result<coldspare_core::Problem, String> {
         codec::decode(value).map_err(|e| e.to_string())
     }
+}
+
+/// What a changeset replaced at a path: a row of the history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct HistoryRow {
+    /// The row that the manifest had; `None` where there was nothing.
+    pub old: Option<ManifestRow>,
+    /// How many components of the path name what was moved or linked to the history with its content: all of them, or those
+    /// of the folder that went as a whole; 0 where no content left the tree.
+    pub kept: u16,
+}
+
+impl HistoryRow {
+    /// The value that the store has under `key`, with its seal.
+    pub(crate) fn seal(&self, key: &[u8]) -> Vec<u8> {
+        sealed(key, self)
+    }
+
+    /// Reads what is stored under `key`.
+    pub(crate) fn read(key: &[u8], value: &[u8]) -> Result<HistoryRow, String> {
+        unsealed(key, value)
+    }
+}
+
+/// A point: what the store has of a changeset that was the tree, or is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PointRow {
+    /// The changeset.
+    pub applied: Applied,
+    /// Milliseconds since 1970 on the standby's clock: when it became the tree.
+    pub at_ms: u64,
+    /// Paths that it changed.
+    pub changes: u64,
+    /// Bytes that the history holds for the sake of the point before.
+    pub bytes: u64,
+    /// Whether it came about by going back to another.
+    pub is_rewind: bool,
+    /// What the database said soon after that.
+    pub position: Option<String>,
+}
+
+/// Going back to a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Rewind {
+    /// The number of the point.
+    pub to: u64,
+    /// Whether the tree is that point: then no changeset is taken until a person says so.
+    pub is_done: bool,
 }
 
 /// One path of the changeset that is being staged or applied.
@@ -126,6 +182,8 @@ pub(crate) struct Standing {
     pub committed: Option<Applied>,
     /// How often the store was opened; part of the names of staged files, so that none is used twice.
     pub generation: u64,
+    /// Going back to a point that a person chose, under way or done.
+    pub rewind: Option<Rewind>,
 }
 
 #[cfg(test)]
@@ -147,13 +205,20 @@ mod tests {
         let file = format!("fba40101020604000105{}", "06".repeat(32));
         check(ManifestRow { entry: entry.clone(), ino: 7 }, &format!("{file}0107"));
         let place = Action::Place { from: Staged(b"f/1".to_vec()) };
-        check(PendingRow { wave: 3, ..PendingRow::new(Some(entry), place, 7) }, &format!("01{file}010003662f310703"));
+        check(PendingRow { wave: 3, ..PendingRow::new(Some(entry.clone()), place, 7) }, &format!("01{file}010003662f310703"));
         check(PendingRow::new(None, Action::Remove, 0), "00040001");
         check(PendingRow::new(None, Action::Rename { from: RelPath::new(*b"a").unwrap() }, 0), "000501610001");
         let applied = Applied { session: SessionId([1; 16]), seq: Seq(2), as_of_ms: 3 };
         let ones = "01".repeat(16);
-        check(Standing { applied: Some(applied), committed: None, generation: 9 }, &format!("01{ones}02030009"));
-        check(Standing::default(), "000000");
+        let standing = Standing { applied: Some(applied), committed: None, generation: 9, rewind: None };
+        check(standing, &format!("01{ones}0203000900"));
+        check(Standing { rewind: Some(Rewind { to: 4, is_done: true }), ..standing }, &format!("01{ones}02030009010401"));
+        check(Standing::default(), "00000000");
+        let point = PointRow { applied, at_ms: 5, changes: 6, bytes: 7, is_rewind: true, position: Some("8".into()) };
+        check(point, &format!("{ones}020305060701010138"));
+        check(HistoryRow { old: None, kept: 0 }, "0000");
+        let link = Entry { body: Body::Hardlink { to: RelPath::new(*b"a").unwrap() }, ..entry };
+        check(HistoryRow { old: Some(ManifestRow { entry: link, ino: 7 }), kept: 2 }, "01fba40101020604000301610702");
     }
 
     #[test]

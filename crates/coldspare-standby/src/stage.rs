@@ -141,7 +141,7 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
-    fn stage_dir(&self, places: &mut Places<'_, D>, root: RootId, path: &RelPath) -> Result<Action, StandbyError> {
+    pub(crate) fn stage_dir(&self, places: &mut Places<'_, D>, root: RootId, path: &RelPath) -> Result<Action, StandbyError> {
         let Some(top) = places.new_top(root, path)? else { return Ok(Action::Attributes) };
         places.tree_dir(root, &top, path)?;
         let staged = places.in_tree(root, &top, path);
@@ -234,7 +234,7 @@ impl<D: Disk> Standby<D> {
         let is_much = all.rows.len() >= UNRECORDED_ROWS || all.bytes >= UNRECORDED_BYTES;
         drop(all);
         if is_much {
-            self.check_space()?;
+            self.make_room()?;
             self.record_durably(changeset)?;
         }
         Ok(())

@@ -14,6 +14,8 @@ use coldspare_os::{Disk, Space};
 
 use crate::assemble::Assemblies;
 use crate::error::{OpenError, StandbyError};
+use crate::history::HISTORY_DIR;
+use crate::points::HistoryLimits;
 use crate::row::{PendingRow, Staged, Standing};
 use crate::store::{HELD, INCOMPLETE, KEPT, LEFT, LINKS, MANIFEST, ORDER, PENDING, Store, View};
 
@@ -43,6 +45,12 @@ pub struct Standby<D: Disk> {
     sync_failed: AtomicBool,
     /// From how much on a person is asked.
     pub(crate) limits: Option<Limits>,
+    /// How much of the history is kept, and how long.
+    pub(crate) history_limits: Option<HistoryLimits>,
+    /// Held by those who read the history, and while a part of it goes.
+    pub(crate) history_lock: Mutex<()>,
+    /// Whether what earlier runs left to be removed from the history is gone.
+    pub(crate) is_history_swept: AtomicBool,
     /// Held while the tree changes, and shared by those who must see it between two changesets.
     pub(crate) tree_lock: RwLock<()>,
 }
@@ -59,6 +67,8 @@ pub(crate) struct Root<D: Disk> {
     pub(crate) trees: D::Dir,
     /// What left the tree and is being removed.
     pub(crate) trash: D::Dir,
+    /// What left the tree and is kept.
+    pub(crate) history: D::Dir,
 }
 
 /// The changeset that is being staged.
@@ -143,6 +153,9 @@ impl<D: Disk> Standby<D> {
             unfinished: AtomicU64::new(0),
             sync_failed: AtomicBool::new(false),
             limits: None,
+            history_limits: None,
+            history_lock: Mutex::new(()),
+            is_history_swept: AtomicBool::new(false),
             tree_lock: RwLock::new(()),
         };
         standby.unfinished.store(standby.count_unfinished(), Ordering::Relaxed);
@@ -153,12 +166,23 @@ impl<D: Disk> Standby<D> {
             // From a crash: nothing knows of it.
             standby.sweep();
         }
+        standby.forget_other_history()?;
+        standby.finish_rewind()?;
         Ok(standby)
     }
 
     /// The changeset that is the tree; `None` before the first one.
     pub fn applied(&self) -> Option<Applied> {
         self.standing().applied
+    }
+
+    /// Whether the active has to name everything, though there is a tree: its rows are not all known, or it is not the one
+    /// that the active knows of.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn needs_everything(&self) -> Result<bool, StandbyError> {
+        Ok(self.rewound().is_some() || self.store.is_distrusted()? || self.store.is_resumed()?)
     }
 
     /// Whether a changeset is committed and not yet the tree: files of it may be in place, others not.
@@ -194,7 +218,7 @@ impl<D: Disk> Standby<D> {
     ///
     /// # Errors
     /// `Sequence` when it doesn't follow the last one (R5); `LeftOut` when the active didn't know that repositories were left
-    /// out, of which this one may bring a part; `Store`, `OutOfSpace`; `Io` when a committed changeset still
+    /// out, of which this one may bring a part; `Rewound`; `Store`, `OutOfSpace`; `Io` when a committed changeset still
     /// can't be finished.
     pub fn begin(&self, session: SessionId, seq: Seq, baseline: Baseline, acked: Seq) -> Result<(), StandbyError> {
         if self.sync_failed.load(Ordering::Relaxed) {
@@ -203,6 +227,9 @@ impl<D: Disk> Standby<D> {
         if let Some(committed) = self.standing().committed {
             // Its rows must not be taken for what an unfinished changeset left.
             self.apply(committed)?;
+        }
+        if let Some(to) = self.rewound().filter(|_| !seeded_bug!(RewoundGoesOn)) {
+            return Err(StandbyError::Rewound { to });
         }
         let applied = self.applied();
         let follows = match (baseline, applied) {
@@ -219,7 +246,7 @@ impl<D: Disk> Standby<D> {
             return Err(StandbyError::LeftOut { seq: left_out });
         }
         self.abandon()?;
-        if self.check_space().is_err() {
+        if self.make_room().is_err() {
             // What an earlier try left may be what takes the room; sending it again is better than standing still.
             self.drop_left_over()?;
             self.check_space()?;
@@ -409,7 +436,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Turns the rows of an unfinished changeset into content that can be found by its digest.
-    fn keep_left_over(&self) -> Result<(), StandbyError> {
+    pub(crate) fn keep_left_over(&self) -> Result<(), StandbyError> {
         let pending = self.store.view(PENDING)?;
         // A changeset may have named nothing yet but what it keeps.
         if pending.len()? == 0 && self.store.is_empty(KEPT)? {
@@ -433,6 +460,11 @@ impl<D: Disk> Standby<D> {
             drop(left);
             clear(txn)
         })
+    }
+
+    /// As [`Standby::check_space`], once the history gave what it has.
+    pub(crate) fn make_room(&self) -> Result<(), StandbyError> {
+        self.check_space().or_else(|e| if self.drop_history()? { self.check_space() } else { Err(e) })
     }
 
     /// Refuses to begin or go on when the last bytes or inodes would be used up.
@@ -498,6 +530,7 @@ fn open_root<D: Disk>(disk: &D, setup: RootSetup) -> Result<Root<D>, OpenError> 
     let files = work(&stage, WORK_DIRS[2])?;
     let trees = work(&stage, WORK_DIRS[3])?;
     let trash = work(&control, TRASH)?;
+    let history = work(&control, HISTORY_DIR)?;
     for dir in [&stage, &control, &dir] {
         durable(dir)?;
     }
@@ -511,7 +544,7 @@ fn open_root<D: Disk>(disk: &D, setup: RootSetup) -> Result<Root<D>, OpenError> 
         }
         (Err(e), _) | (_, Err(e)) => return Err(fail("can't be examined", e)),
     }
-    Ok(Root { path, exclude, dir, control, files, trees, trash })
+    Ok(Root { path, exclude, dir, control, files, trees, trash, history })
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -16,9 +16,11 @@ use crate::row::{ManifestRow, PendingRow, Record, Standing};
 
 /// LIMIT: bytes of store pages held in memory.
 const CACHE_BYTES: usize = 8 << 20;
-const FORMAT: u64 = 3;
+const FORMAT: u64 = 4;
 /// In the table of numbers: rows of the manifest were damaged, so that the active has to name everything.
 const DISTRUSTED: &str = "distrusted";
+/// In the table of numbers: the tree is an earlier one than the active knows of, so that it has to name everything.
+const RESUMED: &str = "resumed";
 
 type Bytes = &'static [u8];
 pub(crate) const MANIFEST: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("manifest");
@@ -41,8 +43,12 @@ pub(crate) const WANTED: TableDefinition<'static, Bytes, ()> = TableDefinition::
 pub(crate) const BRAKES: TableDefinition<'static, &str, Bytes> = TableDefinition::new("brakes");
 /// What the active holds back.
 pub(crate) const HELD: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("held");
+/// What changesets replaced: the number of the point that each led to, and the key of the path.
+pub(crate) const HISTORY: TableDefinition<'static, Bytes, Bytes> = TableDefinition::new("history");
+/// The points, by number.
+pub(crate) const POINTS: TableDefinition<'static, u64, Bytes> = TableDefinition::new("points");
 const STANDING: TableDefinition<'static, &str, Bytes> = TableDefinition::new("standing");
-const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+pub(crate) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 
 /// The store.
 #[derive(Debug)]
@@ -101,7 +107,7 @@ impl Store {
     fn of(db: Database, path: &Path) -> Result<Store, OpenError> {
         let store = Store { db, path: path.into() };
         let found = store.write(|txn| {
-            for table in [MANIFEST, PENDING, LEFT, HELD] {
+            for table in [MANIFEST, PENDING, LEFT, HELD, HISTORY] {
                 txn.open_table(table)?;
             }
             for table in [ORDER, LINKS, KEPT, INCOMPLETE, UNSETTLED, WANTED] {
@@ -109,6 +115,7 @@ impl Store {
             }
             txn.open_table(STANDING)?;
             txn.open_table(BRAKES)?;
+            txn.open_table(POINTS)?;
             let mut meta = txn.open_table(META)?;
             let found = meta.get("format")?.map(|v| v.value());
             if found.is_none() {
@@ -176,6 +183,22 @@ impl Store {
             meta.insert(DISTRUSTED, 1)?;
         } else {
             meta.remove(DISTRUSTED)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the standby was brought back to a point, and the active has not named everything since.
+    pub(crate) fn is_resumed(&self) -> Result<bool, StandbyError> {
+        self.read(|txn| Ok(txn.open_table(META)?.get(RESUMED)?.is_some()))
+    }
+
+    /// Says whether the tree is behind what the active knows of.
+    pub(crate) fn set_resumed(txn: &WriteTransaction, is_resumed: bool) -> Result<(), redb::Error> {
+        let mut meta = txn.open_table(META)?;
+        if is_resumed {
+            meta.insert(RESUMED, 1)?;
+        } else {
+            meta.remove(RESUMED)?;
         }
         Ok(())
     }
@@ -287,6 +310,21 @@ impl View {
         use std::ops::Bound::{Excluded, Unbounded};
         let range = (after.map_or(Unbounded, Excluded), Unbounded);
         for row in self.rows.range::<&[u8]>(range).map_err(fail(&self.path))? {
+            let (k, v) = row.map_err(fail(&self.path))?;
+            if !each(k.value(), v.value())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// As [`View::for_each_raw`], in a range of keys, until `each` says `false`.
+    pub(crate) fn for_each_raw_in(
+        &self,
+        range: std::ops::Range<Vec<u8>>,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StandbyError>,
+    ) -> Result<(), StandbyError> {
+        for row in self.rows.range(range.start.as_slice()..range.end.as_slice()).map_err(fail(&self.path))? {
             let (k, v) = row.map_err(fail(&self.path))?;
             if !each(k.value(), v.value())? {
                 break;

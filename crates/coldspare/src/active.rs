@@ -622,6 +622,10 @@ impl Active {
                 let failure = Failure::usage("this host is the active; decisions are taken on the standby");
                 let _ = call.reply.send(Reply::failed(&failure)).await;
             }
+            Request::Points | Request::Rewind { .. } | Request::Resume | Request::Export { .. } => {
+                let failure = Failure::usage("this host is the active; points are those of the standby");
+                let _ = call.reply.send(Reply::failed(&failure)).await;
+            }
             Request::Verify(_) => {
                 let failure = Failure::usage("this host is the active; `coldspare verify` runs on the standby");
                 let _ = call.reply.send(Reply::failed(&failure)).await;

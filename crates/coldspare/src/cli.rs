@@ -166,6 +166,46 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the points that the standby can go back to (on the standby)
+    Points {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Bring the standby back to a point, where it stays until `resume` or a promotion (on the standby)
+    Rewind {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// A number of `points`; latest; or a time such as 2026-01-31T12:00:00Z, for the last point that is not younger
+        #[arg(long, value_name = "POINT")]
+        to: String,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Write a copy of a point that can be written into, for a drill, while replication goes on (on the standby)
+    Export {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// A number of `points`; latest; or a time such as 2026-01-31T12:00:00Z, for the last point that is not younger
+        #[arg(long, default_value = "latest")]
+        point: String,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+        /// An empty folder, or one to make; on the standby's filesystem nothing has to be copied if that can share blocks
+        dir: PathBuf,
+    },
+    /// Follow the active again after a `rewind` (on the standby)
+    Resume {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Keep the application alive on the active: stop, kill and start it when it fails, hand over when that doesn't help
     Guard {
         #[command(flatten)]

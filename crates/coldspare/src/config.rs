@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use coldspare_core::brakes::Limits;
 use coldspare_core::exclude::{BITBUCKET, Exclude};
+use coldspare_standby::HistoryLimits;
 use coldspare_transport::{Congestion, Tuning};
 use serde::{Deserialize, Serialize};
 
@@ -50,6 +51,12 @@ pub struct Config {
     /// From how much on a person is asked before the standby loses something.
     #[serde(default)]
     pub brakes: Brakes,
+    /// How much of what the standby loses is kept, and how long.
+    #[serde(default)]
+    pub history: History,
+    /// What a point says of the database.
+    #[serde(default, skip_serializing_if = "Database::is_empty")]
+    pub database: Database,
     /// The application, and how it is kept alive.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guard: Option<Guard>,
@@ -231,6 +238,46 @@ impl Brakes {
     }
 }
 
+/// What of replaced and removed content the standby keeps, so that it can go back.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct History {
+    /// Minutes: the tree of any moment within them can be had again.
+    pub age_minutes: u64,
+    /// Bytes that are kept at most.
+    pub space_bytes: u64,
+    /// Bytes that stay free on each root's filesystem: below, what is kept goes first.
+    pub free_bytes: u64,
+}
+
+impl Default for History {
+    fn default() -> History {
+        History { age_minutes: 24 * 60, space_bytes: 10 << 30, free_bytes: 1 << 30 }
+    }
+}
+
+impl History {
+    /// As the standby takes them.
+    pub fn limits(&self) -> HistoryLimits {
+        let History { age_minutes, space_bytes, free_bytes } = *self;
+        HistoryLimits { age_ms: age_minutes.saturating_mul(60_000), space_bytes, free_bytes }
+    }
+}
+
+/// The database of the application.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Database {
+    /// A program, absolute, and its arguments: its last line says where the database stands.
+    pub position: Vec<String>,
+}
+
+impl Database {
+    fn is_empty(&self) -> bool {
+        self.position.is_empty()
+    }
+}
+
 /// LIMIT: minutes within which counts what was taken: the ledger has an entry for each.
 const WINDOW_MINUTES_MAX: u64 = 1440;
 /// How this host takes the active's role without a handover.
@@ -319,6 +366,9 @@ impl Config {
             return Err(format!("verify.scrub_days = {} is above {SCRUB_DAYS_MAX}", self.verify.scrub_days));
         }
         self.brakes.check().map_err(|e| format!("brakes.{e}"))?;
+        if self.database.position.first().is_some_and(|program| !program.starts_with('/')) {
+            return Err(format!("database.position = {:?}: the program must be absolute", self.database.position));
+        }
         self.hooks.check()?;
         if let Some(guard) = &self.guard {
             guard.check(&self.hooks)?;
@@ -411,6 +461,7 @@ mod tests {
         check(&format!("{BASE}[verify]\nscrub_days = 9999\n"), "scrub_days");
         check(&format!("{BASE}[brakes]\nremoved_percent = 0\n"), "removed_percent");
         check(&format!("{BASE}[brakes]\nwindow_minutes = 100000\n"), "window_minutes");
+        check(&format!("{BASE}[database]\nposition = [\"psql\"]\n"), "absolute");
         check(&format!("{BASE}[guard]\nprofil = \"generic\"\n"), "line 6");
         check(&format!("{BASE}[hooks.start]\ncommand = \"/bin/true; /bin/false\"\n"), "line 6");
         check(&format!("{BASE}[hooks]\nstrat = {{ command = [] }}\n"), "line 6");

@@ -7,7 +7,7 @@ use coldspare_core::control::{ControlRecord, Role};
 use coldspare_core::{ClusterId, Epoch, NodeId, SessionId};
 use coldspare_transport::{Invitation, Secret};
 
-use crate::config::{Brakes, Config, DEFAULT_PORT, Failover, LinkSettings, Peer, Profile, Root, Send, Verify};
+use crate::config::{Brakes, Config, DEFAULT_PORT, Database, Failover, History, LinkSettings, Peer, Profile, Root, Send, Verify};
 use crate::exit::{Code, Failure, Outcome};
 use crate::roots;
 use crate::state::State;
@@ -146,6 +146,8 @@ fn new_config(init: &Init, listen: Option<SocketAddr>, peer: Option<String>) -> 
         link: LinkSettings::default(),
         verify: Verify::default(),
         brakes: Brakes::default(),
+        history: History::default(),
+        database: Database::default(),
         guard: None,
         hooks: crate::config::Hooks::default(),
         health: crate::config::HealthSettings::default(),

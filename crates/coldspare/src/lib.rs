@@ -39,6 +39,7 @@ use cli::{ApplicationCommand, Cli, Command, InitCommand};
 use coldspare_core::control::Taking;
 use exit::{Failure, Outcome};
 use serve::Serves;
+use standby::points::Verb;
 
 /// The version of this build.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -92,6 +93,10 @@ fn run(command: Command) -> Outcome {
         }
         Command::Accept { config, json } => standby::decide::run(&config.path, true, json),
         Command::Reject { config, json } => standby::decide::run(&config.path, false, json),
+        Command::Points { config, json } => standby::points::run(&config.path, &Verb::List, json),
+        Command::Rewind { config, to, json } => standby::points::run(&config.path, &Verb::Rewind { to }, json),
+        Command::Export { config, point, json, dir } => standby::export::run(&config.path, &point, &dir, json),
+        Command::Resume { config, json } => standby::points::run(&config.path, &Verb::Resume, json),
         Command::Guard { config, status, json, pause, resume } => match (status, pause, resume) {
             (true, ..) => guard::status(&config.path, json),
             (_, true, _) => guard::pause(&config.path),

@@ -1,4 +1,4 @@
-//! The daemon's socket: one JSON object a line, for `status`, `checkpoint`, `verify`, `accept` and `reject`.
+//! The daemon's socket: one JSON object a line, for `status`, `checkpoint`, `verify`, decisions and points.
 //!
 //! A request is one line; the answer is any number of progress lines and one last line.
 
@@ -36,6 +36,22 @@ pub(crate) enum Request {
         /// Whether it is applied.
         accept: bool,
     },
+    /// List the points.
+    Points,
+    /// Go back to a point.
+    Rewind {
+        /// As a person names it.
+        to: String,
+    },
+    /// Write a point into a folder.
+    Export {
+        /// As a person names it.
+        point: String,
+        /// The folder, absolute.
+        dir: std::path::PathBuf,
+    },
+    /// Take changesets again after that.
+    Resume,
     /// Make this standby the active.
     Promote(Terms),
     /// Give the active's role over.

@@ -6,7 +6,9 @@
 mod bundle;
 mod contact;
 pub(crate) mod decide;
+pub(crate) mod export;
 mod intake;
+pub(crate) mod points;
 mod scrub;
 mod taking;
 
@@ -85,6 +87,8 @@ struct Shared {
     /// The session whose quarantine was looked at.
     bundled: Mutex<Option<SessionId>>,
     reopen: tokio::sync::Notify,
+    /// A changeset added to the history.
+    prune: tokio::sync::Notify,
     /// The standby is closed for good.
     is_over: Arc<AtomicBool>,
     /// This host is the active now.
@@ -132,7 +136,7 @@ pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord) 
         e => Failure::usage(e),
     };
     let store = Store::open(&state.manifest_path()).map_err(failure)?;
-    let copy = Standby::open(RealDisk::staying(), store, setups).map_err(failure)?;
+    let copy = Standby::open(RealDisk::staying(), store, setups).map_err(failure)?.with_history(config.history.limits());
     Ok(match config.brakes.limits() {
         Some(limits) => copy.with_brakes(limits),
         None => copy,
@@ -164,6 +168,7 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
         scrub: Arc::default(),
         bundled: Mutex::default(),
         reopen: tokio::sync::Notify::new(),
+        prune: tokio::sync::Notify::new(),
         is_over: Arc::default(),
         promoted: tokio::sync::Notify::new(),
         is_promoting: AtomicBool::new(false),
@@ -172,6 +177,7 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
     });
     tokio::spawn(shared.clone().answer_calls(calls));
     tokio::spawn(shared.clone().keep_open());
+    tokio::spawn(shared.clone().keep_history_short());
     shared.make_bundles(None);
     shared.start_scrub()?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
@@ -341,15 +347,16 @@ impl Shared {
             return link.close(&reason);
         };
         let record = lock(&self.record).clone();
-        let is_distrusted = copy.is_distrusted().unwrap_or(true);
+        let needs_everything = copy.needs_everything().unwrap_or(true);
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
             build: crate::BUILD.into(),
             node: record.node,
             promised: record.promised,
-            // A manifest that lost rows knows nothing for certain: the active names everything, and asks before it sends.
-            applied: copy.applied().filter(|_| !is_distrusted),
-            staged_files: copy.staged_files().unwrap_or_default().max(u64::from(is_distrusted)),
+            // A manifest that lost rows knows nothing for certain, and an earlier tree isn't the one that the active's index
+            // tells of: the active names everything, and asks before it sends.
+            applied: copy.applied().filter(|_| !needs_everything),
+            staged_files: copy.staged_files().unwrap_or_default().max(u64::from(needs_everything)),
         };
         tracing::info!(active = %link.remote_addr(), seq = welcome.applied.map_or(0, |a| a.seq.0), "connected");
         *lock(&self.peer_build) = Some(open.build);
@@ -420,6 +427,7 @@ impl Shared {
                             self.make_bundles(Some(applied.session));
                             self.heard_as_of(applied.as_of_ms);
                             *lock(&self.trouble) = None;
+                            self.prune.notify_one();
                             tracing::debug!(seq = applied.seq.0, "applied");
                             ToActive::Acked { seq: applied.seq, as_of_ms: applied.as_of_ms }
                         }
@@ -429,6 +437,8 @@ impl Shared {
                                 tracing::debug!(seq = seq.0, error = %e, "a changeset was not applied");
                             } else if let StandbyError::Held { reason, is_rejected } = &e {
                                 self.note_question(seq, reason, *is_rejected);
+                            } else if let StandbyError::Rewound { .. } = &e {
+                                tracing::debug!(seq = seq.0, error = %e, "a changeset was not applied");
                             } else {
                                 tracing::warn!(seq = seq.0, error = %e, "a changeset was not applied");
                                 self.note_trouble(&e);
@@ -496,8 +506,12 @@ impl Shared {
                 Ok(None)
             }
             ToStandby::Idle { as_of_ms } => {
-                self.heard_as_of(as_of_ms);
-                self.note_as_of();
+                // What the active has nothing newer than may not be what is here.
+                let copy = lock(&self.copy).clone();
+                if copy.is_some_and(|copy| !copy.needs_everything().unwrap_or(true)) {
+                    self.heard_as_of(as_of_ms);
+                    self.note_as_of();
+                }
                 Ok(None)
             }
             ToStandby::HeldBack { is_first, problems } => {
@@ -623,6 +637,10 @@ impl Shared {
                     }
                     Request::Verify(asked) => shared.verify(asked, &reply).await,
                     Request::Decide { accept } => shared.decide(accept).await,
+                    Request::Points => shared.points().await,
+                    Request::Rewind { to } => shared.rewind(to).await,
+                    Request::Export { point, dir } => shared.export(point, dir).await,
+                    Request::Resume => shared.resume().await,
                     Request::Promote(terms) => shared.promote(terms).await,
                     Request::HandOver { .. } => Reply::failed(&Failure::usage("this host is the standby; only the active hands over")),
                 };
@@ -777,6 +795,8 @@ impl Shared {
             "scrub": scrub::to_json(&lock(&self.scrub), self.config.verify.scrub_days),
             "wanted": copy.as_ref().and_then(|c| c.wanted().ok()).map(|wanted| wanted.len()),
             "waiting_for_decision": copy.as_ref().and_then(|c| c.question().ok().flatten()).map(|q| decide::to_json(&q)),
+            "history": copy.as_ref().and_then(|c| points::status(c, &self.config.history)),
+            "rewound": copy.as_ref().and_then(|c| c.rewound()).map(|point| point.0),
             "trouble": self.trouble(),
             "entries": copy.as_ref().and_then(|c| c.entries().ok()),
             "staged_files": copy.as_ref().and_then(|c| c.staged_files().ok()),
@@ -827,10 +847,13 @@ fn failure_for_peer(e: StandbyError) -> PeerFailure {
         StandbyError::OutOfSpace { detail } => PeerFailure::OutOfSpace(detail),
         StandbyError::Sequence { applied } | StandbyError::LeftOut { seq: applied } => PeerFailure::Sequence { applied },
         StandbyError::Protocol(detail) => PeerFailure::Protocol(detail),
-        e @ StandbyError::Held { .. } => PeerFailure::Held(e.to_string()),
-        e @ (StandbyError::Io { .. } | StandbyError::Store { .. } | StandbyError::Damaged { .. } | StandbyError::SyncFailed) => {
-            PeerFailure::Io(e.to_string())
-        }
+        e @ (StandbyError::Held { .. } | StandbyError::Rewound { .. }) => PeerFailure::Held(e.to_string()),
+        e @ (StandbyError::Io { .. }
+        | StandbyError::Store { .. }
+        | StandbyError::Damaged { .. }
+        | StandbyError::SyncFailed
+        | StandbyError::UnknownPoint(_)
+        | StandbyError::NotKept { .. }) => PeerFailure::Io(e.to_string()),
     }
 }
 

@@ -144,6 +144,14 @@ fn page(value: &Value) -> String {
         let answer = value["waiting_for_decision"]["answer"].as_str().map(|answer| format!(" ({answer})")).unwrap_or_default();
         line("waits", format!("for a decision{answer}: {reason}"));
     }
+    if let Some(point) = value["rewound"].as_u64() {
+        line("rewound", format!("to point {point}, where it stays: `coldspare resume` lets replication go on"));
+    }
+    let history = &value["history"];
+    if history.is_object() {
+        let oldest = text(&history["oldest"]);
+        line("history", format!("{} points since {oldest}, {} bytes of {}", history["points"], history["bytes"], history["space_bytes"]));
+    }
     let held = value["held_back"].as_array().map_or(0, Vec::len);
     line("held back", held.to_string());
     for p in value["held_back"].as_array().into_iter().flatten().take(20) {

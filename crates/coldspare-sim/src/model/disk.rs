@@ -395,6 +395,10 @@ impl Disk for ModelDisk {
         self.change(|state| state.set_len(file.held.id, len), &file.told(Content))
     }
 
+    fn clone_file(&self, _: &ModelFile, _: &ModelFile) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into()) // as ext4
+    }
+
     fn copy_range(&self, from: &ModelFile, from_offset: u64, to: &ModelFile, to_offset: u64, len: u64) -> io::Result<()> {
         self.enter("copy_range", Changes)?;
         if !to.is_writable && len > 0 {

@@ -5,7 +5,7 @@ use coldspare_sim::failover::Bounds;
 use coldspare_sim::model::Defect::{self, StoreSyncs, Syncs};
 use coldspare_sim::world;
 
-use crate::scenarios;
+use crate::{points, scenarios};
 
 /// One bug.
 pub(crate) struct Bug {
@@ -83,7 +83,7 @@ const WORK: &[u8] = b"/home/.coldspare";
 const STAGE: &[u8] = b"/home/.coldspare/stage";
 const FILES: &[u8] = b"/home/.coldspare/stage/f";
 const TREES: &[u8] = b"/home/.coldspare/stage/t";
-const TRASH: &[u8] = b"/home/.coldspare/trash";
+const HISTORY: &[u8] = b"/home/.coldspare/history";
 
 pub(crate) const BUGS: &[Bug] = &[
     // What is forgotten to be synced.
@@ -101,7 +101,7 @@ pub(crate) const BUGS: &[Bug] = &[
     disk("changed folders are not synced", "G3", Syncs(|s| s.name == "sync_dir" && !s.path.starts_with(WORK)), &["push"]),
     disk("changed files are not synced", "G3", Syncs(|s| s.name == "sync_file" && !s.path.starts_with(WORK)), &["attributes"]),
     disk("the filesystem is not synced for a symlink", "G3", Syncs(|s| s.name == "sync_fs"), &["one after another"]),
-    disk("the trash is not synced", "G1", Syncs(|s| s.path == TRASH), &["recovery", "file and folder change places"]),
+    disk("the history is not synced", "G1", Syncs(|s| s.path.starts_with(HISTORY)), &["recovery", "file and folder change places"]),
     disk("renamed folders are not synced", "G3", Syncs(|s| s.name == "sync_dir" && !s.path.starts_with(WORK)), &["renamed folders"]),
     disk("the store is not synced", "G3", StoreSyncs, &["push"]),
     code!(StagedFilesystemIsNotSynced, "G3", CrashStates(&["many"])),
@@ -183,4 +183,8 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(HandoversAreTakenAnywhere, "R7", SWITCHOVER),
     code!(PromotionsKeepTheEpoch, "R8", SWITCHOVER),
     code!(AnyTreeWasHandedOver, "G5", Scenario(scenarios::what_was_written_after_a_handover_is_divergence)),
+    // Points.
+    code!(HistoryIsNotKept, "G5", Scenario(points::a_point_is_not_left_unasked)),
+    code!(HistoryIsNotSynced, "G5", Scenario(points::a_point_can_be_had_again_after_a_power_loss)),
+    code!(RewoundGoesOn, "G5", Scenario(points::a_point_is_not_left_unasked)),
 ];

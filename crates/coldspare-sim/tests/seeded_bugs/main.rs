@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)] // also in what several tests share
 
 mod bugs;
+mod points;
 mod readers;
 mod scenarios;
 #[path = "../workloads/mod.rs"]

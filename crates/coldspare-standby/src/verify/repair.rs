@@ -114,6 +114,7 @@ impl<D: Disk> Standby<D> {
         self.store.write(|txn| {
             let mut manifest = txn.open_table(MANIFEST)?;
             damaged.iter().try_for_each(|k| manifest.remove(k.as_slice()).map(drop))?;
+            crate::history::cut(txn)?;
             Store::set_distrusted(txn, true)
         })?;
         Ok(damaged.len() as u64)
