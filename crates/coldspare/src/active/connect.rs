@@ -6,7 +6,8 @@ use coldspare_core::Seq;
 use coldspare_core::control::{ControlRecord, Event as RoleEvent, Refusal, Session};
 use coldspare_core::follow::Input;
 use coldspare_core::git::family::Repository;
-use coldspare_scan::capture::Certainty;
+use coldspare_scan::bulk::Bulk;
+use coldspare_scan::capture::{CaptureError, Certainty};
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
     ControlReceiver, ControlSender, Identity, Invitation, LinkError, Open, PROTOCOL_VERSION, PeerKey, RootInfo, ToActive, ToStandby,
@@ -82,6 +83,7 @@ impl Active {
         self.told_held = None;
         self.last_trouble = None;
         tokio::spawn(listen_to(receiver, self.events.clone()));
+        self.start_bulk();
         if let (Some(_), Some(sending)) = (self.config.listen, self.sending.clone()) {
             let address = crate::init::advertised(&self.config);
             tokio::spawn(async move { sending.control(ToStandby::Reachable { address }).await });
@@ -91,6 +93,19 @@ impl Active {
         }
         self.input(Input::Opened { applied: welcome.applied });
         Ok(None)
+    }
+
+    /// Begins to send what is put off, until the link is gone.
+    fn start_bulk(&self) {
+        let (Some(sending), Some(bulk)) = (self.sending.clone(), &self.capture.bulk) else { return };
+        bulk.connected(self.follow.last_acked());
+        let (capture, events, wake) = (self.capture.clone(), self.events.clone(), self.wake.clone());
+        tokio::task::spawn_blocking(move || {
+            let sent = capture.send_bulk(&sending, &|| wake.notify_one());
+            if let Err(CaptureError::Index(e)) = sent {
+                let _ = events.blocking_send(Event::IndexFailed(e));
+            }
+        });
     }
 
     fn not_connected(&mut self, e: ConnectError) -> Result<(), Failure> {
@@ -132,6 +147,7 @@ impl Active {
         self.give_up_giving(&Failure::unreachable(format!("the link to the standby was lost ({why}); nothing is handed over")));
         if let Some(sending) = self.sending.take() {
             sending.hang_up();
+            self.capture.bulk.iter().for_each(Bulk::wake);
         }
         if let Some(peer) = self.peer.take() {
             self.tally.bytes_sent += peer.link.stats().bytes_sent;
