@@ -88,8 +88,10 @@ struct State {
     parked: BTreeMap<At, Parked>,
     /// Files that are to be sent.
     queue: VecDeque<Item>,
-    /// How often files were put off since they were last handed over.
+    /// How often files were put off since the standby last had them.
     tries: BTreeMap<At, u32>,
+    /// Those of them that are in a changeset which isn't answered.
+    handed: BTreeMap<At, Seq>,
     /// What the index is to say of files that were sent.
     sent: Vec<Change>,
 }
@@ -164,6 +166,18 @@ impl Bulk {
     /// Takes note of what the standby acknowledged last.
     pub fn acknowledged(&self, seq: Seq) {
         self.acked.store(seq.0, Ordering::Relaxed);
+        let State { tries, handed, .. } = &mut *lock(&self.state);
+        handed.retain(|at, sent| {
+            if *sent <= seq {
+                tries.remove(at);
+            }
+            *sent > seq
+        });
+    }
+
+    /// The changeset `seq` was given up: what it had counts as put off as often as before.
+    pub fn given_up(&self, seq: Seq) {
+        lock(&self.state).handed.retain(|_, sent| *sent != seq);
     }
 
     /// Whether the standby is to be told, once, that no bulk is under way or awaited any more.
@@ -181,11 +195,11 @@ impl Bulk {
         lock(&self.state).tries.get(at).is_none_or(|tries| *tries < TRIES_MAX)
     }
 
-    /// A file is handed over with a changeset.
-    pub(crate) fn handed_over(&self, root: RootId, path: &RelPath) {
+    /// A file is handed over with the changeset `seq`.
+    pub(crate) fn handed_over(&self, root: RootId, path: &RelPath, seq: Seq) {
         let mut state = lock(&self.state);
-        if !state.tries.is_empty() {
-            state.tries.remove(&(root, path.clone()));
+        if !state.tries.is_empty() && state.tries.contains_key(&(root, path.clone())) {
+            state.handed.insert((root, path.clone()), seq);
         }
     }
 
@@ -213,6 +227,7 @@ impl Bulk {
             if parked.files.insert(item.at.clone()) {
                 if state.tries.len() >= TRIED_MAX {
                     state.tries.clear();
+                    state.handed.clear();
                 }
                 *state.tries.entry(item.at.clone()).or_default() += 1;
                 tracing::debug!(path = %item.at.1, "put off: its content is sent as bulk");
@@ -392,5 +407,68 @@ impl<D: Disk> Run<'_, D> {
     /// The row for a file that was read.
     fn row_of(&self, file: &Opened<'_, D>, entry: Entry) -> Row {
         self.row(None, entry, &file.before, file.at_ms())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dirty::Hint;
+
+    fn at(path: &str) -> At {
+        (RootId(0), RelPath::new(path.as_bytes()).unwrap())
+    }
+
+    fn hints(path: &str, since_ms: u64) -> Hints {
+        let mut dirty = Dirty::default();
+        dirty.add(RootId(0), at(path).1, b"HEAD", Hint::Changed, since_ms);
+        dirty.take()
+    }
+
+    fn item(repository: &str, file: &str) -> Item {
+        Item { at: at(&format!("{repository}/{file}")), unit: Some(at(repository)) }
+    }
+
+    #[test]
+    fn a_unit_is_hinted_again_once_all_of_its_content_is_there_and_with_it_what_waits_for_others() {
+        let (bulk, mut dirty) = (Bulk::default(), Dirty::default());
+        let (one, two) = (item("r/1", "a.pack"), item("r/1", "b.pack"));
+        let units = vec![(at("r/1"), hints("r/1", 5)), (at("fork"), hints("fork", 7))];
+        bulk.park(vec![one.clone(), two.clone(), item("r/2", "c.pack")], units, &mut dirty);
+        assert!(bulk.is_parked(&at("r/1")) && bulk.is_parked(&at("fork")) && dirty.is_empty());
+        assert_eq!(bulk.waiting().0, Some(5), "the lag counts it");
+        assert!(!bulk.done(&one, Fate::Changed, &mut dirty) && dirty.is_empty());
+        assert!(bulk.done(&two, Fate::Changed, &mut dirty));
+        assert!(dirty.knows(RootId(0), &at("r/1/HEAD").1) && dirty.knows(RootId(0), &at("fork/HEAD").1));
+        assert_eq!(bulk.parked(), [at("r/2")]);
+    }
+
+    #[test]
+    fn what_waits_with_others_that_do_not_wait_any_more_is_hinted_at_once() {
+        let (bulk, mut dirty) = (Bulk::default(), Dirty::default());
+        bulk.park(Vec::new(), vec![(at("fork"), hints("fork", 7))], &mut dirty);
+        assert!(!bulk.is_any() && dirty.knows(RootId(0), &at("fork/HEAD").1));
+    }
+
+    #[test]
+    fn a_file_is_put_off_some_times_and_anew_after_it_was_handed_over() {
+        let (bulk, mut dirty) = (Bulk::default(), Dirty::default());
+        let file = item("r/1", "a.pack");
+        for _ in 0..TRIES_MAX {
+            assert!(bulk.may_wait(&file.at));
+            bulk.park(vec![file.clone()], Vec::new(), &mut dirty);
+            bulk.done(&file, Fate::Changed, &mut dirty);
+        }
+        assert!(!bulk.may_wait(&file.at));
+        for seq in [Seq(4), Seq(5)] {
+            bulk.handed_over(file.at.0, &file.at.1, seq);
+            bulk.given_up(Seq(4));
+            assert!(!bulk.may_wait(&file.at), "the standby doesn't have it");
+        }
+        bulk.acknowledged(Seq(5));
+        assert!(bulk.may_wait(&file.at));
+        bulk.park(vec![file.clone()], Vec::new(), &mut dirty);
+        bulk.done(&file, Fate::Not, &mut dirty);
+        assert!(!bulk.may_wait(&file.at), "a changeset says what is wrong with it");
     }
 }

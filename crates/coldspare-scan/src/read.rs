@@ -220,7 +220,7 @@ impl<D: Disk> Run<'_, D> {
         let chunks = sent.known.map_or(Chunks::None, Chunks::Are);
         builder.change(self.put(root, path, row, chunks));
         self.capture.held.release(root, path);
-        self.bulk.inspect(|bulk| bulk.handed_over(root, path));
+        self.bulk.inspect(|bulk| bulk.handed_over(root, path, self.cycle.seq));
         let content = ContentRef::Segments { file: sent.file, segments: sent.segments };
         self.push(builder, Op::Put { root, path: path.clone(), entry, content })?;
         // The standby holds a large file open until its operation comes.

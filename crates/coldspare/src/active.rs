@@ -318,6 +318,7 @@ impl Active {
                 Effect::RecordAcked { seq } => self.record_acked(seq),
                 Effect::RestoreHints { seq } => {
                     self.capture.held.given_up(seq);
+                    self.capture.bulk.iter().for_each(|bulk| bulk.given_up(seq));
                     if let (Some(hints), Some(watch)) = (self.taken.remove(&seq), &self.capture.watch) {
                         watch.dirty().restore(hints);
                     }
