@@ -39,7 +39,7 @@ use crate::exit::{Code, Failure, Outcome};
 use crate::progress::Bar;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
-use connect::Connected;
+use connect::{BulkSender, Connected};
 pub(crate) use connect::{ConnectError, greet_standby, peer_address};
 use giving::Giving;
 use greet::Rival;
@@ -121,6 +121,8 @@ struct Active {
     started: Instant,
     mode: Mode,
     sending: Option<Sending>,
+    /// Who sends what is put off.
+    bulk: Option<BulkSender>,
     peer: Option<Peer>,
     peer_node: Option<NodeId>,
     certainty: Certainty,
@@ -710,8 +712,10 @@ impl Active {
     async fn stop(mut self, why: &str, code: Code) -> Outcome {
         if let Some(sending) = self.sending.take() {
             sending.hang_up();
-            self.capture.bulk.iter().for_each(Bulk::wake);
             sending.link.close(why);
+            if let Some(bulk) = self.bulk.take() {
+                bulk.ended().await;
+            }
             sending.link.drained().await;
         }
         Ok(code)

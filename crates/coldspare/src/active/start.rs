@@ -131,6 +131,7 @@ async fn follow(
         started: Instant::now(),
         mode,
         sending: None,
+        bulk: None,
         peer: None,
         peer_node: known_standby(state),
         certainty: Certainty::Ask,
