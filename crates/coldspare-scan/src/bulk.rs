@@ -363,7 +363,12 @@ impl<D: Disk> Run<'_, D> {
         let unit = self.units.of(root, path);
         unit.iter().for_each(|unit| unit.wait());
         let unit = unit.map(|unit| unit.at.clone());
-        lock(&self.put_offs).push(Item { at: (root, path.clone()), unit });
+        let mut put_offs = lock(&self.put_offs);
+        // An index isn't looked at without its pack: it would be found one cycle later.
+        let index = path.as_bytes().strip_suffix(b".pack").and_then(|stem| RelPath::new([stem, b".idx"].concat()).ok());
+        let is_large = |at: &RelPath| self.stat_of(root, at).is_some_and(|stat| stat.size > FILE_BYTES_MAX && stat.nlink == 1);
+        let index = index.filter(|at| is_large(at));
+        put_offs.extend([Some(path.clone()), index].into_iter().flatten().map(|path| Item { at: (root, path), unit: unit.clone() }));
     }
 
     fn send_as_bulk(&self, item: &Item, outlet: &dyn BulkOutlet) -> Result<Fate, CaptureError> {

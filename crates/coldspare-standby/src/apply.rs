@@ -310,7 +310,6 @@ impl<D: Disk> Standby<D> {
             tracing::warn!(error = %e, "the list of staged content can't be emptied");
         }
         self.unfinished.store(0, Ordering::Relaxed);
-        self.sweep_bulk();
         for root in &self.roots {
             for (dir, what) in [(&root.files, "f"), (&root.trees, "t"), (&root.trash, "trash")] {
                 let Ok(names) = self.disk.list(dir) else { continue };
@@ -321,6 +320,8 @@ impl<D: Disk> Standby<D> {
                 }
             }
         }
+        // Behind the rest: what a changeset took and did not place has one name again.
+        self.sweep_bulk();
     }
 }
 
