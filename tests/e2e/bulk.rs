@@ -1,7 +1,7 @@
 //! Large content travels beside the changesets: a push overtakes it, and nothing is confirmed before it is there.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::git::{clone, commit, git, git_ok, init_bare, push, tip};
 use crate::pair::{Host, Pair, until};
@@ -43,7 +43,7 @@ fn main_there(pair: &Pair, number: u32) -> String {
 }
 
 /// Pushes much that doesn't shrink; its commit.
-fn import(work: &PathBuf) -> String {
+fn import(work: &Path) -> String {
     fs::write(work.join("large"), Seed::new(3).noise(IMPORT_BYTES)).unwrap();
     git_ok(work, &["-c", "core.compression=0", "add", "large"]);
     let tip = commit(work, "small", "beside it");
