@@ -67,11 +67,11 @@ struct Home {
 }
 
 /// A clone with commits that are still to be pushed.
-struct Pusher {
+pub(crate) struct Pusher {
     path: PathBuf,
     bare: PathBuf,
     /// Below the home.
-    reference: String,
+    pub(crate) reference: String,
     commits: Vec<String>,
     next: AtomicU64,
 }
@@ -88,7 +88,7 @@ impl Home {
 }
 
 impl Pusher {
-    fn make(dir: &Path, home: &Path, no: usize) -> Result<Pusher> {
+    pub(crate) fn make(dir: &Path, home: &Path, no: usize) -> Result<Pusher> {
         let name = format!("shared/data/repositories/{}", 1000 + no);
         let (bare, path) = (home.join(&name), dir.join(format!("clone-{no}")));
         run(Command::new("git").args(["init", "-q", "--bare"]).arg(&bare))?;
@@ -99,7 +99,7 @@ impl Pusher {
     }
 
     /// Pushes the next commits; the commit that is the tip now, and when it became that.
-    fn push(&self) -> Result<(&str, SystemTime)> {
+    pub(crate) fn push(&self) -> Result<(&str, SystemTime)> {
         let next = self.next.fetch_add(1, Ordering::Relaxed) as usize;
         let tip = self.commits.get((next + 1) * COMMITS - 1).ok_or("no commits are left to be pushed")?;
         run(Command::new("git").arg("-C").arg(&self.path).args(["push", "-q"]).arg(&self.bare).arg(format!("{tip}:refs/heads/main")))?;
@@ -167,12 +167,12 @@ fn push(home: &Home, destination: &Path, no: usize) -> Result<f64> {
 }
 
 /// So long that a change stands alone, and never in step with anything.
-fn pause(no: usize) -> Duration {
+pub(crate) fn pause(no: usize) -> Duration {
     Duration::from_millis(20 + (no as u64 * 37) % 50)
 }
 
 /// Waits until a file begins with `content`.
-fn wait_for(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn wait_for(path: &Path, content: &[u8]) -> Result<()> {
     let start = Instant::now();
     while !fs::read(path).is_ok_and(|found| found.starts_with(content)) {
         if start.elapsed() > GIVE_UP {
@@ -285,7 +285,7 @@ impl Rows {
 }
 
 /// Of sorted values the lowest that `percent` of them don't exceed.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
+pub(crate) fn percentile(sorted: &[f64], percent: usize) -> f64 {
     let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }

@@ -50,6 +50,20 @@ pub(crate) fn make_packed(dir: &Path, bytes: u64, seed: u64) -> io::Result<Made>
     Ok(maker.made)
 }
 
+/// Makes one file of `bytes` that don't shrink.
+pub(crate) fn make_noise(path: &Path, bytes: u64, seed: u64) -> io::Result<()> {
+    let (mut maker, mut file) = (Maker::new(seed), File::create(path)?);
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        let now = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+        maker.fill(&mut buffer[..now]);
+        file.write_all(&buffer[..now])?;
+        left -= now as u64;
+    }
+    Ok(())
+}
+
 /// Makes about `entries` entries, three of ten of them folders, with small files.
 pub(crate) fn make_wide(dir: &Path, entries: u64, seed: u64) -> io::Result<Made> {
     let mut maker = Maker::new(seed);

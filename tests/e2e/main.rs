@@ -6,6 +6,7 @@
 
 mod bandwidth;
 mod brakes;
+mod bulk;
 mod damage;
 mod drill;
 mod everything;

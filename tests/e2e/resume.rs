@@ -18,8 +18,9 @@ const SLACK_BYTES: u64 = 3 << 20;
 
 /// The unfinished file of the standby, and how many bytes of it are on its disk.
 fn unfinished(standby: &Host) -> Option<(PathBuf, u64)> {
-    let listed = fs::read_dir(standby.home.join(".coldspare/stage/f")).ok()?;
-    let path = listed.map(|entry| entry.unwrap().path()).find(|path| path.file_name().unwrap().to_string_lossy().starts_with("u-"))?;
+    let listed = ["f", "b"].into_iter().filter_map(|dir| fs::read_dir(standby.home.join(".coldspare/stage").join(dir)).ok());
+    let path =
+        listed.flatten().map(|entry| entry.unwrap().path()).find(|path| path.file_name().unwrap().to_string_lossy().starts_with("u-"))?;
     let blocks = fs::metadata(&path).ok()?.blocks();
     Some((path, blocks * 512))
 }

@@ -174,6 +174,23 @@ impl Op {
     }
 }
 
+/// The end of a file that was sent as bulk: beside the changesets, before one names it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BulkEnd {
+    /// The file's number among those of the connection.
+    pub file: u32,
+    /// The root that holds `path`.
+    pub root: RootId,
+    /// The file.
+    pub path: RelPath,
+    /// BLAKE3 of the content.
+    pub digest: Digest,
+    /// Bytes.
+    pub size: u64,
+    /// How many segments belong to it.
+    pub segments: u32,
+}
+
 /// A question to the standby: does it have this content already?
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ask {
@@ -198,6 +215,8 @@ pub enum Have {
     Staged,
     /// An interrupted try left a part of it, of which these are the digests of the blocks.
     Part(Vec<[u8; 16]>),
+    /// It must be sent, and there is no room for it beside a changeset.
+    NoRoom,
 }
 
 #[cfg(test)]

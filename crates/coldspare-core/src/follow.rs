@@ -94,6 +94,8 @@ pub enum Extent {
     All,
     /// Something changed while it was read: another cycle has to bring it, and confirms what this one would have.
     Part,
+    /// As `Part`, but there is nothing to do for it before further hints come: its content is being sent as bulk.
+    PutOff,
 }
 
 /// What is to be done.
@@ -424,9 +426,11 @@ impl Follow {
         if cycle.scope == Scope::Everything {
             self.full_scan_at = now + self.config.full_scan_every;
         }
-        if cycle.extent == Extent::Part && !seeded_bug!(PartCountsAsAll) {
-            // What is left was hinted once more.
-            self.want(Scope::Hinted);
+        if cycle.extent != Extent::All && !seeded_bug!(PartCountsAsAll) {
+            if cycle.extent == Extent::Part {
+                // What is left was hinted once more.
+                self.want(Scope::Hinted);
+            }
             self.asked.extend(cycle.covers);
             return;
         }

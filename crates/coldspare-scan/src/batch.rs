@@ -117,7 +117,7 @@ impl<D: Disk> Run<'_, D> {
             let content = match have {
                 Have::AtPath => ContentRef::Unchanged,
                 Have::Staged => ContentRef::Staged,
-                Have::Missing => {
+                Have::Missing | Have::NoRoom => {
                     self.send_missing(builder, unsure, &[])?;
                     continue;
                 }
@@ -129,6 +129,7 @@ impl<D: Disk> Run<'_, D> {
             let Unsure { root, path, row, .. } = unsure;
             let Some(entry) = row.entry().cloned() else { continue };
             self.capture.held.release(root, &path);
+            self.bulk.inspect(|bulk| bulk.handed_over(root, &path, self.cycle.seq));
             self.renew(builder, root, &path, row);
             self.push(builder, Op::Put { root, path, entry, content })?;
         }

@@ -8,7 +8,7 @@
 //! It decides nothing about the link and keeps nothing in memory that grows with the home, but one record a repository
 //! that is met, and one path a folder of objects while everything is looked at.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +23,8 @@ use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, Seq, s
 use coldspare_delta::Packed;
 use coldspare_os::Disk;
 
-use crate::dirty::{Hint, Hints};
+use crate::bulk::Bulk;
+use crate::dirty::{Dirty, Hint, Hints};
 use crate::discover::When;
 pub use crate::held::HeldBack;
 use crate::index::{Index, IndexError};
@@ -63,6 +64,8 @@ pub struct Capture<D: Disk> {
     pub under_way: Mutex<Hints>,
     /// Whether the last cycle brought renamed folders alone: what it left to the next must not wait for more of them.
     pub has_renamed: AtomicBool,
+    /// What is put off until its content is on the standby; `None` where nothing is.
+    pub bulk: Option<Bulk>,
     /// The threads that look and read.
     pub pool: rayon::ThreadPool,
     /// zstd's level for what shrinks.
@@ -140,6 +143,8 @@ pub struct Report {
     pub special: u64,
     /// Whether a repository changed while it was read: another cycle has to bring it.
     pub is_left: bool,
+    /// Whether something waits for its content to be sent as bulk: a cycle brings it after that.
+    pub is_put_off: bool,
 }
 
 /// A cycle that could not be finished; nothing of it may be committed.
@@ -183,7 +188,7 @@ impl<D: Disk> Capture<D> {
     /// Before the first cycle: nothing is held back.
     pub fn new(disk: D, roots: Vec<Root<D>>, index: Index, watch: Option<Watch>, pool: rayon::ThreadPool, zstd_level: i32) -> Capture<D> {
         let (held, turns, under_way) = (HeldBack::default(), Turns::default(), Mutex::default());
-        Capture { disk, roots, index, watch, held, turns, under_way, has_renamed: AtomicBool::new(false), pool, zstd_level }
+        Capture { disk, roots, index, watch, held, turns, under_way, has_renamed: AtomicBool::new(false), bulk: None, pool, zstd_level }
     }
 
     /// Runs one cycle; returns the hints that it took, to be put back should its changeset not be applied.
@@ -211,6 +216,11 @@ impl<D: Disk> Capture<D> {
         self.check_roots()?;
         let work = cycle.work;
         let mut is_lost = false;
+        // Before hints are taken: what waits no longer is among them, or counts as waiting still.
+        let was_put_off = self.bulk.as_ref().is_some_and(Bulk::is_any);
+        if let (Some(bulk), Some(watch), Baseline::Full) = (&self.bulk, &self.watch, cycle.baseline) {
+            bulk.clear(&mut watch.dirty());
+        }
         if let Some(watch) = &self.watch {
             if work == Work::Everything && watch.is_stale() {
                 watch.rebuild()?;
@@ -227,9 +237,13 @@ impl<D: Disk> Capture<D> {
             }
         }
         self.index.reserve(cycle.seq)?;
+        let sent = self.bulk.as_ref().map(Bulk::take_sent).unwrap_or_default();
+        if !sent.is_empty() {
+            self.index.apply(sent)?;
+        }
         self.held.begin();
         let snapshot = self.index.snapshot()?;
-        let (report, left) = std::thread::scope(|scope| {
+        let (report, mut left) = std::thread::scope(|scope| {
             let writer = Writer::start(scope, &self.index);
             let run = Run::new(self, &cycle, snapshot, &writer, outlet);
             let result = self.passes(&run, work, taken);
@@ -239,11 +253,12 @@ impl<D: Disk> Capture<D> {
             writer.finish()?;
             finished
         })?;
-        self.hint_again(&left, work, taken);
+        self.hint_again(&left.again, work, taken);
+        let is_put_off = self.park(&mut left, work, taken) || (was_put_off && cycle.baseline != Baseline::Full);
         if work == Work::Everything {
             self.held.forget_older();
         }
-        Ok(Report { as_of_ms, is_left: report.is_left || is_lost, ..report })
+        Ok(Report { as_of_ms, is_left: report.is_left || is_lost, is_put_off, ..report })
     }
 
     fn passes(&self, run: &Run<'_, D>, work: Work, taken: &mut Hints) -> Result<(), CaptureError> {
@@ -323,18 +338,38 @@ impl<D: Disk> Capture<D> {
     }
 
     /// What was left undone is hinted once more.
-    fn hint_again(&self, left: &Left, work: Work, taken: &Hints) {
+    fn hint_again(&self, again: &BTreeMap<Repository, Extent>, work: Work, taken: &Hints) {
         let Some(watch) = &self.watch else { return };
+        for (at, extent) in again {
+            let hints = self.hints_of(at, *extent, work, taken);
+            watch.dirty().restore(hints);
+        }
+    }
+
+    /// Has what was put off wait for its content; says whether anything was.
+    fn park(&self, left: &mut Left, work: Work, taken: &Hints) -> bool {
+        let (Some(bulk), Some(watch)) = (&self.bulk, &self.watch) else { return false };
+        let items = std::mem::take(&mut left.put_offs);
+        let mut units: Vec<_> = left.waits.iter().map(|(at, extent)| (at.clone(), self.hints_of(at, *extent, work, taken))).collect();
+        let files = items.iter().filter(|item| item.unit.is_none());
+        units.extend(files.map(|item| (item.at.clone(), self.hints_of(&item.at, Extent::Full, work, taken))));
+        let is_any = !units.is_empty();
+        if is_any {
+            bulk.park(items, units, &mut watch.dirty());
+        }
+        is_any
+    }
+
+    /// The hints by which a repository, or a file, is looked at once more.
+    fn hints_of(&self, (root, path): &Repository, extent: Extent, work: Work, taken: &Hints) -> Hints {
+        if work == Work::Hinted && extent == Extent::Hinted {
+            return taken.within(*root, path);
+        }
+        let mut dirty = Dirty::default();
         // It waits since the first of these came.
         let since_ms = taken.oldest_ms.unwrap_or_else(|| self.disk.now_ms());
-        let mut dirty = watch.dirty();
-        for ((root, path), extent) in &left.again {
-            if work == Work::Hinted && *extent == Extent::Hinted {
-                dirty.restore(taken.within(*root, path));
-            } else {
-                dirty.add(*root, path.parent().unwrap_or_else(RelPath::root), path.name(), Hint::Replaced, since_ms);
-            }
-        }
+        dirty.add(*root, path.parent().unwrap_or_else(RelPath::root), path.name(), Hint::Replaced, since_ms);
+        dirty.take()
     }
 
     /// Takes note that the standby did not take these repositories with the changeset that follows `acked`: something

@@ -206,7 +206,12 @@ impl<D: Disk> Run<'_, D> {
     /// Adds a repository; which directory it is, is looked up once.
     fn register(&self, at: Repository, extent: Extent) -> (Arc<Unit>, IsMore) {
         let ino = if self.units.at(&at).is_none() { self.ino_of(&at) } else { None };
-        self.units.add(at, extent, ino)
+        let waits = self.bulk.is_some_and(|bulk| bulk.is_parked(&at));
+        let (unit, is_more) = self.units.add(at, extent, ino);
+        if waits {
+            unit.wait();
+        }
+        (unit, is_more)
     }
 
     /// The inode of a repository's directory.

@@ -4,6 +4,7 @@
 //! - [`watch`]: hints from the kernel of what may have changed.
 //! - [`dirty`]: those hints, collected until a cycle takes them.
 //! - [`capture`]: one cycle: looks, compares with the index, reads what changed, hands it over.
+//! - [`bulk`]: large content that travels beside the changesets.
 //! - [`inherit`]: the index of a home that came about by replication.
 //! - [`proof`]: a look beside the cycles for what the watch missed.
 //!
@@ -13,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+pub mod bulk;
 pub mod capture;
 mod derived;
 pub mod dirty;

@@ -109,7 +109,7 @@ impl<D: Disk> Capture<D> {
         let Some(turn) = self.turns.ended() else { return Ok(Verdict::Unclear) };
         watch.barrier(BARRIER_LIMIT)?;
         let claims_to_know = !watch.is_stale() && watch.coverage().unwatched == 0;
-        if !claims_to_know || watch.dirty().knows(root, path) || self.held.covers(root, path) {
+        if !claims_to_know || watch.dirty().knows(root, path) || self.held.covers(root, path) || self.is_put_off(root, path) {
             return Ok(Verdict::Known);
         }
         let row = self.index.snapshot()?.row(root, path)?;
@@ -121,10 +121,14 @@ impl<D: Disk> Capture<D> {
             (row, Err(_)) => !row.is_some_and(|row| matches!(row.state, State::Present { .. })),
         };
         // A change since then has its hint, or its cycle.
-        if is_known || watch.dirty().knows(root, path) {
+        if is_known || watch.dirty().knows(root, path) || self.is_put_off(root, path) {
             return Ok(Verdict::Known);
         }
         Ok(if self.turns.ended() == Some(turn) { Verdict::Missed } else { Verdict::Unclear })
+    }
+
+    fn is_put_off(&self, root: RootId, path: &RelPath) -> bool {
+        self.bulk.as_ref().is_some_and(|bulk| bulk.covers(root, path))
     }
 
     /// Whether a path may be there without the index having it.

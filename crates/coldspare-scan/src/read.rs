@@ -6,18 +6,19 @@
 //! Invariants: nothing is handed over for a path whose content could not be read whole.
 
 use std::io::ErrorKind;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use coldspare_core::entry::{XATTR_BYTES_MAX, xattr_is_carried};
 use coldspare_core::git::{self, CapturePass, Part};
 use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, ProblemKind, RelPath, RootId, Seq, Time, Xattr, seeded_bug};
 use coldspare_delta::{
     Base, BlockDigest, ChunkList, Chunking, Encoded, FileEncoder, Follows, Hasher, HeldBlocks, PackEncoded, PackEncoder, PackOffsets,
-    Segment, encode_pieces, pack,
+    Packed, Segment, encode_pieces, pack,
 };
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::batch::{Builder, Unsure};
+use crate::bulk::{CYCLE_BYTES_MAX, FILE_BYTES_MAX, SHARE_BYTES};
 use crate::capture::{CaptureError, Certainty, FilePart};
 use crate::index::{Row, State, Witness};
 use crate::inspect::{Inspect, Inspection};
@@ -118,21 +119,16 @@ impl<D: Disk> Run<'_, D> {
         builder: &mut Builder,
     ) -> Result<Outcome, CaptureError> {
         for _ in 0..TRIES {
-            let disk = &self.capture.disk;
-            let at_ms = self.capture.disk.now_ms();
-            let opened = self.open_parent(root, &path).and_then(|dir| disk.open_file(&dir, path.name()));
-            let examined = opened.and_then(|file| Ok((disk.stat_file(&file)?, disk.xattrs_of_file(&file)?, file)));
-            let (before, xattrs, file) = match examined {
-                Ok(all) => all,
+            let file = match self.open(root, &path) {
+                Ok(file) => file,
                 Err(e) => return Ok(self.not_read(root, &path, &e)),
             };
+            let before = file.before;
             if ino.is_some_and(|ino| ino != before.ino) {
                 self.keep(root, &path);
                 self.again(root, &path);
                 return Ok(Outcome::Vanished);
             }
-            let promise = self.promise(root, &path);
-            let file = Opened { root, path: &path, file, before, at_ms, meta: meta(&before, xattrs), promise };
             let taken =
                 if before.size <= SMALL_BYTES_MAX { self.read_small(&file, row, builder)? } else { self.read_large(&file, row, builder)? };
             if let Some(outcome) = taken {
@@ -182,7 +178,8 @@ impl<D: Disk> Run<'_, D> {
         let size = file.before.size;
         let looks_same = known.is_some_and(|entry| entry.size() == size && entry.meta.mtime == file.meta.mtime && entry.digest().is_some());
         let body = |digest| Body::File { size, digest, sparse: is_sparse(&file.before) };
-        if looks_same || self.cycle.certainty == Certainty::Ask {
+        let asks = self.asks(row, size);
+        if looks_same || asks {
             // The standby may well have it: the digest first, the content only if not.
             let (digest, inspection) = match self.digest_of(file) {
                 Ok(Some(found)) => found,
@@ -197,16 +194,16 @@ impl<D: Disk> Run<'_, D> {
                 return Ok(Some(Outcome::Held));
             };
             let same = known.and_then(Entry::digest) == Some(digest);
-            if same || self.cycle.certainty == Certainty::Ask {
+            if same || asks {
                 return self.hand_over_file(file, row, entry, Content::Large, builder).map(Some);
             }
         }
-        let sent = match self.send_segments(file, row, None)? {
-            Ok(Some(sent)) => sent,
-            Ok(None) => return Ok(None),
+        let (sent, inspection) = match self.send_segments(file, row, None)? {
+            Ok(Segments::Sent(sent, inspection)) => (sent, inspection),
+            Ok(Segments::Changed) => return Ok(None),
+            Ok(Segments::PutOff) => return Ok(Some(Outcome::Held)),
             Err(e) => return Ok(Some(self.not_read(file.root, file.path, &e))),
         };
-        let (sent, inspection) = sent;
         if let Some(damage) = self.damage(file, inspection, row, Digest(sent.digest)) {
             self.hold_damaged(file.root, file.path, row, damage);
             return Ok(Some(Outcome::Held));
@@ -223,6 +220,7 @@ impl<D: Disk> Run<'_, D> {
         let chunks = sent.known.map_or(Chunks::None, Chunks::Are);
         builder.change(self.put(root, path, row, chunks));
         self.capture.held.release(root, path);
+        self.bulk.inspect(|bulk| bulk.handed_over(root, path, self.cycle.seq));
         let content = ContentRef::Segments { file: sent.file, segments: sent.segments };
         self.push(builder, Op::Put { root, path: path.clone(), entry, content })?;
         // The standby holds a large file open until its operation comes.
@@ -253,15 +251,17 @@ impl<D: Disk> Run<'_, D> {
                 return Ok(Outcome::Attributes(meta));
             }
         }
+        let asks = self.asks(row, entry.size());
         let row = row_of(None, entry);
         let content = match content {
             Content::Small(bytes) => Some(bytes),
             Content::Large => None,
         };
         let unsure = Unsure { root, path: path.clone(), row, content };
-        match self.cycle.certainty {
-            Certainty::Ask => self.push_unsure(builder, unsure)?,
-            Certainty::Sure => self.send_missing(builder, unsure, &[])?,
+        if asks {
+            self.push_unsure(builder, unsure)?
+        } else {
+            self.send_missing(builder, unsure, &[])?
         }
         Ok(Outcome::Content(meta))
     }
@@ -276,10 +276,12 @@ impl<D: Disk> Run<'_, D> {
             self.push(builder, Op::Put { root, path, entry, content: ContentRef::None })?;
             return Ok(Outcome::Attributes(meta));
         }
+        let asks = self.asks(Some(&row), entry.size());
         let unsure = Unsure { root, path, row, content: None };
-        match self.cycle.certainty {
-            Certainty::Ask => self.push_unsure(builder, unsure)?,
-            Certainty::Sure => self.send_missing(builder, unsure, &[])?,
+        if asks {
+            self.push_unsure(builder, unsure)?
+        } else {
+            self.send_missing(builder, unsure, &[])?
         }
         Ok(Outcome::Content(meta))
     }
@@ -313,7 +315,16 @@ impl<D: Disk> Run<'_, D> {
                 return Ok(());
             }
         };
-        let file = Opened { root, path: &path, file, before, at_ms, meta: entry.meta.clone(), promise: Inspect::Nothing };
+        let file = Opened {
+            root,
+            path: &path,
+            file,
+            before,
+            at_ms,
+            meta: entry.meta.clone(),
+            promise: Inspect::Nothing,
+            sent_bytes: AtomicU64::new(0),
+        };
         let (size, digest) = (entry.size(), entry.digest());
         if before.size == size && size <= SMALL_BYTES_MAX {
             let mut content = vec![0; usize::try_from(size).expect("small") + 1];
@@ -336,10 +347,14 @@ impl<D: Disk> Run<'_, D> {
                 Err(e) => Err(e),
             };
             match sent {
-                Ok(Some((sent, _))) if Some(Digest(sent.digest)) == digest => {
+                Ok(Segments::Sent(sent, _)) if Some(Digest(sent.digest)) == digest => {
                     return self.push_segments(root, &path, Row { version: self.cycle.seq, ..row }, sent, builder);
                 }
-                Ok(_) => {}
+                Ok(Segments::PutOff) => {
+                    lock(&self.untaken).insert((root, path.clone()));
+                    return Ok(());
+                }
+                Ok(Segments::Sent(..) | Segments::Changed) => {}
                 Err(e) => {
                     self.not_taken(root, &path, &e);
                     return Ok(());
@@ -364,29 +379,30 @@ impl<D: Disk> Run<'_, D> {
         }
     }
 
-    /// Sends the content of a large file; `Ok(Ok(None))` when it changed meanwhile.
-    #[allow(clippy::type_complexity)] // two kinds of failure
-    fn send_segments(
+    /// Sends the content of a large file.
+    pub(crate) fn send_segments(
         &self,
         file: &Opened<'_, D>,
         row: Option<&Row>,
         held: Option<HeldBlocks>,
-    ) -> Result<std::io::Result<Option<(SentSegments, Inspection)>>, CaptureError> {
+    ) -> Result<std::io::Result<Segments>, CaptureError> {
         let mut inspection = file.promise.begin();
         let offsets = if git::is_pack(file.path) { self.pack_offsets(file.root, file.path, file.before.size) } else { None };
         let encoded = match offsets {
-            Some(offsets) => self.encode_pack(file, offsets, held.as_ref(), &mut inspection)?,
-            None => self.encode_file(file, row, held.as_ref(), &mut inspection)?,
+            Some(offsets) => self.encode_pack(file, offsets, held.as_ref(), &mut inspection),
+            None => self.encode_file(file, row, held.as_ref(), &mut inspection),
         };
         let (read, sent) = match encoded {
-            Ok(encoded) => encoded,
-            Err(e) => return Ok(Err(e)),
+            Ok(Ok(encoded)) => encoded,
+            Ok(Err(e)) => return Ok(Err(e)),
+            Err(Stop::Failed(e)) => return Err(e),
+            Err(Stop::PutOff) => {
+                self.put_off(file.root, file.path);
+                return Ok(Ok(Segments::PutOff));
+            }
         };
         self.count_read(read);
-        if !self.is_stable(file, read) {
-            return Ok(Ok(None));
-        }
-        Ok(Ok(Some((sent, inspection))))
+        Ok(Ok(if self.is_stable(file, read) { Segments::Sent(sent, inspection) } else { Segments::Changed }))
     }
 
     /// Sends a file, compared with what the standby has at its path.
@@ -396,23 +412,26 @@ impl<D: Disk> Run<'_, D> {
         row: Option<&Row>,
         held: Option<&HeldBlocks>,
         inspection: &mut Inspection,
-    ) -> Result<std::io::Result<(u64, SentSegments)>, CaptureError> {
+    ) -> Result<std::io::Result<(u64, SentSegments)>, Stop> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let chunking = match git::part(file.path) {
             Part::Pack | Part::PackIndex | Part::LooseObject => Chunking::Whole,
             _ => Chunking::Chunks,
         };
-        let mut encoder = FileEncoder::new(file.before.size, self.base(file, row)?, chunking);
+        let base = self.base(file, row)?;
+        self.check_cost(file, base.is_none() && held.is_none())?;
+        let mut encoder = FileEncoder::new(file.before.size, base, chunking);
         let mut failed = None;
         let read = self.windows(file, inspection, |window, follows| {
-            encoder.push(window, follows, &mut |segment| {
+            let used = encoder.push(window, follows, &mut |segment| {
                 if failed.is_none() {
                     let len = segment.pieces.iter().map(|piece| u64::from(piece.len_bytes())).sum();
                     let Segment { offset, pieces, literal } = segment;
                     let part = || (Vec::new(), encode_pieces(&pieces));
                     failed = self.send_unless_held(file, number, (offset, len), held, part, literal).err();
                 }
-            })
+            });
+            failed.is_none().then_some(used)
         });
         if let Some(e) = failed {
             return Err(e);
@@ -430,22 +449,24 @@ impl<D: Disk> Run<'_, D> {
         offsets: PackOffsets,
         held: Option<&HeldBlocks>,
         inspection: &mut Inspection,
-    ) -> Result<std::io::Result<(u64, SentSegments)>, CaptureError> {
+    ) -> Result<std::io::Result<(u64, SentSegments)>, Stop> {
         let number = self.next_file.fetch_add(1, Ordering::Relaxed);
         let is_literal = self.cycle.literal.contains(&(file.root, file.path.clone()));
         let unit = self.units.of(file.root, file.path).filter(|_| !is_literal);
         let bases = self.pack_bases(unit.as_ref().map(|unit| &unit.at), file.before.size)?;
+        self.check_cost(file, bases.packs.entries() == 0 && held.is_none())?;
         let mut encoder = PackEncoder::new(offsets, &bases.packs);
         let mut failed = None;
         let read = self.windows(file, inspection, |window, follows| {
-            encoder.push(window, follows, &mut |segment| {
+            let used = encoder.push(window, follows, &mut |segment| {
                 if failed.is_none() {
                     let len = segment.pieces.iter().map(|piece| u64::from(piece.len_bytes())).sum();
                     let Segment { offset, pieces, literal } = segment;
                     let part = || bases.part_of(&pieces);
                     failed = self.send_unless_held(file, number, (offset, len), held, part, literal).err();
                 }
-            })
+            });
+            failed.is_none().then_some(used)
         });
         if let Some(e) = failed {
             return Err(e);
@@ -464,11 +485,37 @@ impl<D: Disk> Run<'_, D> {
         offset: u64,
         (sources, pieces): (Vec<(RootId, RelPath)>, Vec<u8>),
         literal: Vec<u8>,
-    ) -> Result<(), CaptureError> {
+    ) -> Result<(), Stop> {
         let raw_len = literal.len();
         let literal = pack(literal, self.capture.zstd_level);
+        self.count_cost(file, (packed_len(&literal) + pieces.len()) as u64)?;
         let part = FilePart { file: number, root: file.root, path: file.path.clone(), offset, sources, pieces };
-        Ok(self.outlet.segment(part, literal, raw_len)?)
+        Ok(self.outlet.segment(part, literal, raw_len).map_err(CaptureError::from)?)
+    }
+
+    /// Puts a file off that would take too much of the link, where that is known: what the standby has serves nothing.
+    fn check_cost(&self, file: &Opened<'_, D>, is_new: bool) -> Result<(), Stop> {
+        if is_new && file.before.size > FILE_BYTES_MAX && self.may_wait(file) { Err(Stop::PutOff) } else { Ok(()) }
+    }
+
+    /// Counts bytes that go over the link; puts the file off when they become too many.
+    fn count_cost(&self, file: &Opened<'_, D>, bytes: u64) -> Result<(), Stop> {
+        let mine = file.sent_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let all = self.segment_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let is_too_much = mine > FILE_BYTES_MAX || mine > SHARE_BYTES && all > CYCLE_BYTES_MAX;
+        if is_too_much && self.may_wait(file) { Err(Stop::PutOff) } else { Ok(()) }
+    }
+
+    /// Whether a file may be put off. LIMIT: one with several names isn't.
+    fn may_wait(&self, file: &Opened<'_, D>) -> bool {
+        file.before.nlink == 1 && self.bulk.is_some_and(|bulk| bulk.may_wait(&(file.root, file.path.clone())))
+    }
+
+    /// Whether the standby has to be asked for the content of a file of which the index says `row`: it may have come there
+    /// as bulk, or be left from an earlier try.
+    fn asks(&self, row: Option<&Row>, size: u64) -> bool {
+        let is_bulk = || self.bulk.is_some() && size > SMALL_BYTES_MAX && row.is_some_and(|row| row.version == Row::UNSENT);
+        self.cycle.certainty == Certainty::Ask || is_bulk()
     }
 
     /// The chunks of the version that the standby has at this path.
@@ -486,18 +533,19 @@ impl<D: Disk> Run<'_, D> {
         let mut inspection = file.promise.begin();
         let read = self.windows(file, &mut inspection, |window, _| {
             hasher.update(window);
-            window.len()
+            Some(window.len())
         })?;
         self.count_read(read);
         Ok(self.is_stable(file, read).then(|| (Digest(hasher.finish()), inspection)))
     }
 
-    /// Reads a file front to back, at most one byte beyond its size; `take` says how much of a window it consumed.
+    /// Reads a file front to back, at most one byte beyond its size; `take` says how much of a window it consumed, and nothing
+    /// when no more is needed.
     pub(crate) fn windows(
         &self,
         file: &Opened<'_, D>,
         inspection: &mut Inspection,
-        mut take: impl FnMut(&[u8], Follows) -> usize,
+        mut take: impl FnMut(&[u8], Follows) -> Option<usize>,
     ) -> std::io::Result<u64> {
         let end = file.before.size;
         let mut window = vec![0; WINDOW_BYTES.min(usize::try_from(end).unwrap_or(usize::MAX).saturating_add(1))];
@@ -509,9 +557,7 @@ impl<D: Disk> Run<'_, D> {
             filled += read;
             let at_end = filled < window.len() || offset > end;
             let used = take(&window[..filled], if at_end { Follows::Nothing } else { Follows::More });
-            if at_end {
-                return Ok(offset);
-            }
+            let Some(used) = used.filter(|_| !at_end) else { return Ok(offset) };
             window.copy_within(used..filled, 0);
             filled -= used;
         }
@@ -544,6 +590,16 @@ impl<D: Disk> Run<'_, D> {
 
     pub(crate) fn put(&self, root: RootId, path: &RelPath, row: Row, chunks: Chunks) -> Change {
         Change::Put { root, path: path.clone(), row, chunks }
+    }
+
+    /// A file as it is now.
+    pub(crate) fn open<'p>(&self, root: RootId, path: &'p RelPath) -> std::io::Result<Opened<'p, D>> {
+        let at_ms = self.capture.disk.now_ms();
+        let disk = &self.capture.disk;
+        let file = disk.open_file(&self.open_parent(root, path)?, path.name())?;
+        let (before, xattrs) = (disk.stat_file(&file)?, disk.xattrs_of_file(&file)?);
+        let promise = self.promise(root, path);
+        Ok(Opened { root, path, file, before, at_ms, meta: meta(&before, xattrs), promise, sent_bytes: AtomicU64::new(0) })
     }
 
     fn open_parent(&self, root: RootId, path: &RelPath) -> std::io::Result<D::Dir> {
@@ -591,6 +647,44 @@ pub(crate) struct Opened<'a, D: Disk> {
     meta: Meta,
     /// What git, or the LFS store, promises of its content.
     pub(crate) promise: Inspect,
+    /// What of it went over the link in this cycle.
+    sent_bytes: AtomicU64,
+}
+
+impl<D: Disk> Opened<'_, D> {
+    pub(crate) fn at_ms(&self) -> u64 {
+        self.at_ms
+    }
+
+    pub(crate) fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    pub(crate) fn is_sparse(&self) -> bool {
+        is_sparse(&self.before)
+    }
+}
+
+/// What became of the content of a large file.
+pub(crate) enum Segments {
+    /// All of it was handed over.
+    Sent(SentSegments, Inspection),
+    /// It changed meanwhile.
+    Changed,
+    /// It takes too much of the link, and is left to a later cycle.
+    PutOff,
+}
+
+/// Why a file isn't read to its end.
+pub(crate) enum Stop {
+    Failed(CaptureError),
+    PutOff,
+}
+
+impl From<CaptureError> for Stop {
+    fn from(e: CaptureError) -> Stop {
+        Stop::Failed(e)
+    }
 }
 
 enum Content {
@@ -599,13 +693,13 @@ enum Content {
 }
 
 /// What is known of a large file once all of it was handed over.
-struct SentSegments {
+pub(crate) struct SentSegments {
     /// Its number in the changeset.
-    file: u32,
-    digest: [u8; 32],
-    segments: u32,
+    pub(crate) file: u32,
+    pub(crate) digest: [u8; 32],
+    pub(crate) segments: u32,
     /// What later versions are compared with: chunks, or the entries of a pack.
-    known: Option<Vec<u8>>,
+    pub(crate) known: Option<Vec<u8>>,
 }
 
 pub(crate) fn meta(stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Meta {
@@ -618,6 +712,12 @@ pub(crate) fn meta(stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Meta {
     let mut xattrs: Vec<_> = carried.map(|(name, value)| Xattr { name, value }).collect();
     xattrs.sort();
     Meta { mode, uid: stat.uid, gid: stat.gid, mtime: time(stat.mtime), xattrs }
+}
+
+fn packed_len(packed: &Packed) -> usize {
+    match packed {
+        Packed::Raw(bytes) | Packed::Zstd(bytes) => bytes.len(),
+    }
 }
 
 fn time((secs, nanos): (i64, u32)) -> Time {

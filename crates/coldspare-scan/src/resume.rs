@@ -7,9 +7,8 @@ use coldspare_core::{RelPath, RootId};
 use coldspare_delta::{BlockDigest, BlockHasher, HeldBlocks, Piece, encode_pieces};
 use coldspare_os::Disk;
 
-use crate::capture::CaptureError;
 use crate::inspect::Inspect;
-use crate::read::Opened;
+use crate::read::{Opened, Stop};
 use crate::run::Run;
 
 impl<D: Disk> Run<'_, D> {
@@ -20,7 +19,7 @@ impl<D: Disk> Run<'_, D> {
         let mut hasher = BlockHasher::new(file.before.size);
         self.windows(file, &mut Inspect::Nothing.begin(), |window, _| {
             hasher.update(window);
-            window.len()
+            Some(window.len())
         })?;
         let held = HeldBlocks::new(file.before.size, &hasher.finish(), there);
         tracing::info!(path = %file.path, bytes = held.bytes(), of = file.before.size, "the standby has a part of a file");
@@ -36,7 +35,7 @@ impl<D: Disk> Run<'_, D> {
         held: Option<&HeldBlocks>,
         part: impl FnOnce() -> (Vec<(RootId, RelPath)>, Vec<u8>),
         literal: Vec<u8>,
-    ) -> Result<(), CaptureError> {
+    ) -> Result<(), Stop> {
         if held.is_none_or(|held| !held.cover(offset, len)) {
             return self.send_part(file, number, offset, part(), literal);
         }

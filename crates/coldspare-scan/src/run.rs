@@ -12,6 +12,7 @@ use coldspare_core::{Baseline, Problem, ProblemKind, RelPath, RootId, Seq};
 use coldspare_os::{Disk, Stat};
 
 use crate::batch::Builder;
+use crate::bulk::{Bulk, Item};
 use crate::capture::{Capture, CaptureError, Cycle, Outlet, Work};
 use crate::dirty::Hint;
 use crate::graphs::GraphFolder;
@@ -61,6 +62,12 @@ pub(crate) struct Run<'a, D: Disk> {
     /// Entries of packs that packs under way are described by.
     pub(crate) pack_entries: AtomicUsize,
     pub(crate) opened: AtomicU64,
+    /// Where what is too large is put off to; `None` where nothing is.
+    pub(crate) bulk: Option<&'a Bulk>,
+    /// What was put off.
+    pub(crate) put_offs: Mutex<Vec<Item>>,
+    /// Bytes of segments that were handed over.
+    pub(crate) segment_bytes: AtomicU64,
     /// When the first object was looked at, in milliseconds since 1970.
     pub(crate) objects_from_ms: AtomicU64,
 }
@@ -152,6 +159,10 @@ impl<'a, D: Disk> Run<'a, D> {
             pack_bases: Mutex::default(),
             pack_entries: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
+            // What names everything is nothing that could be promoted before its end.
+            bulk: capture.bulk.as_ref().filter(|_| cycle.baseline != Baseline::Full),
+            put_offs: Mutex::default(),
+            segment_bytes: AtomicU64::new(0),
             objects_from_ms: AtomicU64::new(0),
         }
     }

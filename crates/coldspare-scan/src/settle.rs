@@ -20,6 +20,7 @@ use coldspare_core::{Baseline, Op, Problem, ProblemKind, RelPath, RootId, seeded
 use coldspare_os::Disk;
 
 use crate::batch::Builder;
+use crate::bulk::Item;
 use crate::capture::{BARRIER_LIMIT, CaptureError, Certainty, Report};
 use crate::dirty::Hint;
 use crate::index::Row;
@@ -37,6 +38,10 @@ pub(crate) struct Left {
     pub(crate) again: BTreeMap<Repository, Extent>,
     /// Whether any of them is expected to come with the next cycle, so that the cycle doesn't count as complete.
     pub(crate) is_part: bool,
+    /// Repositories that wait for content that is sent as bulk, theirs or that of one they are tied to.
+    pub(crate) waits: BTreeMap<Repository, Extent>,
+    /// That content.
+    pub(crate) put_offs: Vec<Item>,
 }
 
 impl<D: Disk> Run<'_, D> {
@@ -56,7 +61,7 @@ impl<D: Disk> Run<'_, D> {
         }
         touched.iter().for_each(|unit| self.note_unseen_losses(unit));
         let at_risk = |unit: &Unit| !unit.removed().is_empty() || !unit.vanished().is_empty();
-        for unit in touched.iter().filter(|unit| at_risk(unit)) {
+        for unit in touched.iter().filter(|unit| at_risk(unit) && !unit.waits()) {
             if self.have_references_changed(unit) {
                 self.keep_what_went(unit);
             }
@@ -183,7 +188,7 @@ impl<D: Disk> Run<'_, D> {
         let c = &self.counters;
         let totals = Totals { ops: count(&c.ops), files_read: count(&c.files_read), bytes_read: count(&c.bytes_read) };
         let is_left = left.is_part || self.is_left.load(Ordering::Relaxed);
-        Ok((Report { as_of_ms: 0, totals, entries: count(&c.entries), special: count(&c.special), is_left }, left))
+        Ok((Report { as_of_ms: 0, totals, entries: count(&c.entries), special: count(&c.special), is_left, is_put_off: false }, left))
     }
 
     /// Keeps every repository that can't be shipped as it was captured, with its family.
@@ -193,7 +198,8 @@ impl<D: Disk> Run<'_, D> {
     fn keep_families(&self) -> Left {
         let units = self.units.all();
         let mut changed = BTreeSet::new();
-        let mut left = Left::default();
+        let mut left = Left { put_offs: std::mem::take(&mut *lock(&self.put_offs)), ..Left::default() };
+        let mut waits = BTreeSet::new();
         // What is captured now isn't what it was.
         let held = &self.capture.held;
         let is_whole = |at: &Repository| self.units.at(at).is_some_and(|unit| unit.has_ops() && self.fate_of(&unit) == Fate::Whole);
@@ -217,6 +223,7 @@ impl<D: Disk> Run<'_, D> {
                         self.capture.held.hold(Problem { root: *root, path: path.clone(), kind: ProblemKind::Unstable, detail });
                     }
                 }
+                Fate::Waits => drop(waits.insert(unit.at.clone())),
                 Fate::Held(why) => {
                     let detail = format!("the repository stays as it is on the standby: {why}");
                     self.capture.held.hold(Problem { root: *root, path: path.clone(), kind: ProblemKind::Incomplete, detail });
@@ -227,12 +234,20 @@ impl<D: Disk> Run<'_, D> {
             changed.insert(unit.at.clone());
         }
         changed.extend(held_now.iter().cloned());
+        // What is tied to one that waits, whether or not that was met now, waits with it.
+        let parked = self.bulk.map(|bulk| bulk.parked()).unwrap_or_default();
+        waits.extend(parked.into_iter().filter(|at| self.units.at(at).is_none_or(|unit| unit.waits())));
+        changed.extend(waits.iter().cloned());
         // What waited for another comes with it or not at all: all of it has to be looked at in the same cycle.
         held.tied().retain(|at| self.ino_of(at).is_some());
         let is_looked_at = |at: &Repository| self.units.at(at).is_some_and(|unit| *lock(&unit.extent) == Extent::Full);
         let waiting: BTreeSet<Repository> = held.tied().iter().filter(|at| !is_looked_at(at)).cloned().collect();
         changed.extend(waiting.iter().cloned());
-        let ties = if changed.is_empty() { Vec::new() } else { self.ties(&units) };
+        let mut ties = if changed.is_empty() { Vec::new() } else { self.ties(&units) };
+        for at in waits.iter().filter(|at| self.units.at(at).is_none()) {
+            ties.extend(self.parents_of(at).map(|parent| (at.clone(), parent)));
+        }
+        let waits_family = closure(&waits, &ties);
         let (family, held_family, waiting_family) = (closure(&changed, &ties), closure(&held_now, &ties), closure(&waiting, &ties));
         let mut is_any_freed = are_gone;
         for unit in &units {
@@ -240,6 +255,9 @@ impl<D: Disk> Run<'_, D> {
                 self.keep(unit.at.0, &unit.at.1);
                 if held_family.contains(&unit.at) {
                     self.hold_with_family(unit);
+                } else if waits_family.contains(&unit.at) {
+                    left.waits.insert(unit.at.clone(), *lock(&unit.extent));
+                    is_any_freed |= held.repositories().contains(&unit.at) || waiting_family.contains(&unit.at);
                 } else {
                     left.is_part |= held.tries_of(&unit.at) <= AGAIN_MAX;
                     left.again.insert(unit.at.clone(), *lock(&unit.extent));
@@ -304,13 +322,17 @@ impl<D: Disk> Run<'_, D> {
     fn ties(&self, units: &[Arc<Unit>]) -> Vec<(Repository, Repository)> {
         let mut ties: Vec<_> = lock(&self.ties).iter().cloned().collect();
         for unit in units.iter().filter(|unit| unit.has_ops() || unit.fate() != Fate::Whole) {
-            let parents = self.alternates_of(&unit.at).into_iter().filter_map(|alternate| match alternate {
-                Alternate::Replicated(parent) => Some(parent),
-                Alternate::Elsewhere => None,
-            });
-            ties.extend(parents.map(|parent| (unit.at.clone(), parent)));
+            ties.extend(self.parents_of(&unit.at).map(|parent| (unit.at.clone(), parent)));
         }
         ties
+    }
+
+    /// The repositories that one borrows objects of.
+    fn parents_of(&self, at: &Repository) -> impl Iterator<Item = Repository> {
+        self.alternates_of(at).into_iter().filter_map(|alternate| match alternate {
+            Alternate::Replicated(parent) => Some(parent),
+            Alternate::Elsewhere => None,
+        })
     }
 
     /// Notes that two paths are one file: their repositories can't be shipped one without the other.

@@ -59,6 +59,8 @@ pub(crate) enum Fate {
     ReferenceHeld,
     /// It changed while it was read: the next changeset brings it.
     Again(String),
+    /// Content of it is sent as bulk: a changeset brings it after that.
+    Waits,
     /// Something of it can't be had: it stays as it is on the standby until that is mended.
     Held(String),
 }
@@ -74,6 +76,18 @@ impl Unit {
         if matches!(*fate, Fate::Whole | Fate::ReferenceHeld) {
             *fate = Fate::Again(why.into());
         }
+    }
+
+    /// Content of it has to be sent as bulk first.
+    pub(crate) fn wait(&self) {
+        let mut fate = self.lock();
+        if !matches!(*fate, Fate::Held(_)) {
+            *fate = Fate::Waits;
+        }
+    }
+
+    pub(crate) fn waits(&self) -> bool {
+        *self.lock() == Fate::Waits
     }
 
     /// A part that others need can't be had.

@@ -16,6 +16,7 @@ use coldspare_core::{Baseline, Body, Op, PathError, Problem, ProblemKind, RelPat
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::batch::Builder;
+use crate::bulk::FILE_BYTES_MAX;
 use crate::capture::{CaptureError, Work};
 use crate::dirty::{Hint, Names};
 use crate::discover::{join, kind_of};
@@ -513,6 +514,9 @@ impl<D: Disk> Run<'_, D> {
         let must_look = derived_from.is_some_and(|unit| unit.has_removed());
         if !must_look && candidate.row.as_ref().is_some_and(|row| self.has(row, &candidate.stat)) {
             return Ok(None);
+        }
+        if unit.is_some_and(|unit| unit.waits() && candidate.stat.size <= FILE_BYTES_MAX) {
+            return Ok(None); // it is kept as the standby has it; what else is to be sent as bulk is found now
         }
         let Candidate { root, path, stat, .. } = &candidate;
         let is_free = self.meet(*root, path, Met::NoDirectory);

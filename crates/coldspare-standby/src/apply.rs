@@ -354,6 +354,8 @@ impl<D: Disk> Standby<D> {
                 }
             }
         }
+        // Behind the rest: what a changeset took and did not place has one name again.
+        self.sweep_bulk();
     }
 }
 

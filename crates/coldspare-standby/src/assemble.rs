@@ -20,6 +20,7 @@ use crate::error::{StandbyError, io};
 use crate::place::Places;
 use crate::row::PendingRow;
 use crate::standby::{Changeset, Standby, Unrecorded, lock};
+use crate::store::View;
 use crate::unfinished;
 
 /// The files that are being assembled, by their number in the changeset.
@@ -41,21 +42,21 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 const OPEN_MAX: usize = 64;
 
 pub(crate) struct Assembly<D: Disk> {
-    root: RootId,
-    path: RelPath,
-    name: Vec<u8>,
-    file: D::File,
+    pub(crate) root: RootId,
+    pub(crate) path: RelPath,
+    pub(crate) name: Vec<u8>,
+    pub(crate) file: D::File,
     /// The file that copies are taken from: what the tree has at the same path.
-    base: Option<D::File>,
+    pub(crate) base: Option<D::File>,
     /// Whether copies were taken from other files.
-    has_sources: AtomicBool,
+    pub(crate) has_sources: AtomicBool,
     /// Whether an earlier try left something in it.
-    is_resumed: bool,
-    state: Mutex<State>,
+    pub(crate) is_resumed: bool,
+    pub(crate) state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     written: u32,
     put: Option<Put>,
 }
@@ -83,7 +84,7 @@ impl<D: Disk> Standby<D> {
         let written = if part.sources.is_empty() {
             self.write_part(&assembly, part, literal)
         } else {
-            self.write_pack_part(&changeset, &assembly, part, literal)
+            self.write_pack_part(&changeset.manifest, &assembly, part, literal)
         };
         written?;
         let mut state = lock(&assembly.state);
@@ -92,7 +93,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Writes what a part consists of; copies are from the file that the tree has at its path.
-    fn write_part(&self, assembly: &Assembly<D>, part: &FilePart, literal: &[u8]) -> Result<(), StandbyError> {
+    pub(crate) fn write_part(&self, assembly: &Assembly<D>, part: &FilePart, literal: &[u8]) -> Result<(), StandbyError> {
         let (disk, path, bytes) = (&self.disk, &part.path, part.path.as_bytes());
         let pieces = decode_pieces(&part.pieces).map_err(|e| malformed(path, &e))?;
         let result = rebuild(part.offset, &pieces, literal, u64::MAX, &mut |write| match write {
@@ -126,9 +127,9 @@ impl<D: Disk> Standby<D> {
     }
 
     /// As [`Standby::write_part`], with copies from other files of the tree.
-    fn write_pack_part(
+    pub(crate) fn write_pack_part(
         &self,
-        changeset: &Changeset<D>,
+        manifest: &View,
         assembly: &Assembly<D>,
         part: &FilePart,
         literal: &[u8],
@@ -138,7 +139,7 @@ impl<D: Disk> Standby<D> {
         let pieces = decode_pack_pieces(&part.pieces).map_err(|e| malformed(path, &e))?;
         let mut sizes = Vec::with_capacity(part.sources.len());
         for (root, path) in &part.sources {
-            let known = changeset.manifest.manifest(*root, path)?.filter(|row| row.entry.digest().is_some());
+            let known = manifest.manifest(*root, path)?.filter(|row| row.entry.digest().is_some());
             let known = if self.is_wanted(*root, path)? { None } else { known };
             sizes.push(known.ok_or_else(|| base_differs(part))?.entry.size());
         }
@@ -232,15 +233,20 @@ impl<D: Disk> Standby<D> {
             name = self.fresh_name();
         }
         let (file, is_resumed) = self.open_assembly(root, path, &name)?;
-        let row = changeset.manifest.manifest(root, path)?;
-        let is_file = row.is_some_and(|row| row.entry.digest().is_some()) && !self.is_wanted(root, path)?;
-        let dir = if is_file { self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).ok() } else { None };
-        let base = dir.and_then(|dir| self.disk.open_file(&dir, path.name()).ok());
+        let base = self.base_of(&changeset.manifest, root, path)?;
         let (has_sources, state) = (AtomicBool::new(false), Mutex::default());
         let assembly = Assembly { root, path: path.clone(), name, file, base, has_sources, is_resumed, state };
         let assembly = Arc::new(assembly);
         all.insert(number, assembly.clone());
         Ok(assembly)
+    }
+
+    /// What the tree has at a path, to take copies from.
+    pub(crate) fn base_of(&self, manifest: &View, root: RootId, path: &RelPath) -> Result<Option<D::File>, StandbyError> {
+        let row = manifest.manifest(root, path)?;
+        let is_file = row.is_some_and(|row| row.entry.digest().is_some()) && !self.is_wanted(root, path)?;
+        let dir = if is_file { self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).ok() } else { None };
+        Ok(dir.and_then(|dir| self.disk.open_file(&dir, path.name()).ok()))
     }
 
     /// The file to assemble in, and whether an earlier try left it.

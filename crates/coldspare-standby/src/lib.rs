@@ -14,6 +14,7 @@
 mod apply;
 mod assemble;
 mod brakes;
+mod bulk;
 mod commit;
 mod complete;
 mod divergence;
@@ -36,6 +37,7 @@ mod unfinished;
 mod verify;
 
 pub use brakes::{Answer, Question};
+pub use bulk::Answered;
 pub use commit::Finished;
 pub use error::{OpenError, StandbyError};
 pub use export::Exported;

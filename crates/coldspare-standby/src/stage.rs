@@ -148,7 +148,8 @@ impl<D: Disk> Standby<D> {
         Ok(if top == *path { Action::Place { from: staged } } else { Action::Carried { at: staged } })
     }
 
-    /// Content that an interrupted changeset left: moved to where this one needs it, or copied when it needs it twice.
+    /// Content that an interrupted changeset left, or that came beside the changesets: moved, or linked, to where this one
+    /// needs it, or copied when it needs it twice.
     fn take_left(
         &self,
         changeset: &Changeset<D>,
@@ -158,8 +159,9 @@ impl<D: Disk> Standby<D> {
         entry: &Entry,
         key: [u8; 40],
     ) -> Result<(Action, u64), StandbyError> {
-        let unknown = || StandbyError::UnknownTarget { root, path: path.clone() };
-        let value = changeset.left.as_ref().map(|left| left.value(&key)).transpose()?.flatten().ok_or_else(unknown)?;
+        let Some(value) = changeset.left.as_ref().map(|left| left.value(&key)).transpose()?.flatten() else {
+            return self.take_bulk(changeset, places, root, path, entry);
+        };
         let (left_root, left_at): (RootId, Staged) = codec::decode(&value).map_err(|e| self.store.damaged(format!("left content: {e}")))?;
         let disk = &self.disk;
         let (spot, name, action) = places.spot(root, path)?;

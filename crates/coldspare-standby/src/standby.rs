@@ -13,6 +13,7 @@ use coldspare_core::{Baseline, Digest, Problem, RelPath, RootId, Seq, SessionId,
 use coldspare_os::{Disk, Space};
 
 use crate::assemble::Assemblies;
+use crate::bulk::Bulk;
 use crate::error::{OpenError, StandbyError};
 use crate::history::HISTORY_DIR;
 use crate::points::HistoryLimits;
@@ -41,6 +42,8 @@ pub struct Standby<D: Disk> {
     pub(crate) left_out: AtomicU64,
     /// Large files that are left unfinished.
     pub(crate) unfinished: AtomicU64,
+    /// What comes beside the changesets.
+    pub(crate) bulk: Bulk<D>,
     /// Set for good when a sync failed.
     sync_failed: AtomicBool,
     /// From how much on a person is asked.
@@ -65,6 +68,8 @@ pub(crate) struct Root<D: Disk> {
     pub(crate) files: D::Dir,
     /// Staged trees that are wholly new.
     pub(crate) trees: D::Dir,
+    /// Content that came beside the changesets, by its digest, and what is unfinished of it.
+    pub(crate) bulk: D::Dir,
     /// What left the tree and is being removed.
     pub(crate) trash: D::Dir,
     /// What left the tree and is kept.
@@ -123,7 +128,7 @@ impl Few {
     }
 }
 
-const WORK_DIRS: [&[u8]; 4] = [CONTROL_DIR, b"stage", b"f", b"t"];
+const WORK_DIRS: [&[u8]; 5] = [CONTROL_DIR, b"stage", b"f", b"t", b"b"];
 const TRASH: &[u8] = b"trash";
 
 impl<D: Disk> Standby<D> {
@@ -151,6 +156,7 @@ impl<D: Disk> Standby<D> {
             changeset: Mutex::new(None),
             left_out: AtomicU64::new(0),
             unfinished: AtomicU64::new(0),
+            bulk: Bulk::default(),
             sync_failed: AtomicBool::new(false),
             limits: None,
             history_limits: None,
@@ -162,7 +168,7 @@ impl<D: Disk> Standby<D> {
         if let Some(committed) = standing.committed.filter(|_| !seeded_bug!(RecoveryIsSkipped)) {
             tracing::info!(seq = committed.seq.0, "finishing a committed changeset");
             standby.apply(committed)?;
-        } else if standby.staged_files()? == 0 {
+        } else if standby.staged_files()? == standby.bulk_files() {
             // From a crash: nothing knows of it.
             standby.sweep();
         }
@@ -200,7 +206,8 @@ impl<D: Disk> Standby<D> {
     /// # Errors
     /// `Store`.
     pub fn staged_files(&self) -> Result<u64, StandbyError> {
-        Ok(self.store.view(LEFT)?.len()? + self.store.view(PENDING)?.len()? + self.unfinished.load(Ordering::Relaxed))
+        let left = self.store.view(LEFT)?.len()? + self.store.view(PENDING)?.len()? + self.unfinished.load(Ordering::Relaxed);
+        Ok(left + self.bulk_files())
     }
 
     /// How many entries the tree has.
@@ -280,6 +287,7 @@ impl<D: Disk> Standby<D> {
         self.leave_unfinished(&changeset);
         if self.sync_failed.load(Ordering::Relaxed) {
             self.drop_unfinished();
+            self.drop_bulk();
             return Ok(()); // a second sync would succeed, and prove nothing
         }
         self.record_durably(&changeset)
@@ -304,6 +312,7 @@ impl<D: Disk> Standby<D> {
                 tracing::error!(error = %e, "what was staged can't be forgotten");
             }
             self.drop_unfinished();
+            self.drop_bulk();
         }
         outcome
     }
@@ -377,6 +386,7 @@ impl<D: Disk> Standby<D> {
         tracing::warn!("space is short: what an interrupted changeset left staged is removed");
         self.store.write(clear)?;
         self.sweep();
+        self.drop_bulk();
         Ok(())
     }
 
@@ -398,7 +408,7 @@ impl<D: Disk> Standby<D> {
             let at_path = is_it && !self.is_wanted(ask.root, &ask.path)?;
             out.push(if at_path {
                 Have::AtPath
-            } else if self.has_left(&changeset, ask.digest, ask.size)? {
+            } else if self.has_left(&changeset, ask.digest, ask.size)? || self.has_bulk(ask.root, ask.digest, ask.size) {
                 Have::Staged
             } else if let Some(digests) = self.unfinished_blocks(ask, &mut budget)? {
                 Have::Part(digests)
@@ -486,7 +496,7 @@ impl<D: Disk> Standby<D> {
 }
 
 /// LIMIT: what stays free on the standby's filesystem, so that a committed changeset can always be applied.
-const FREE_BYTES_MIN: u64 = 16 << 20;
+pub(crate) const FREE_BYTES_MIN: u64 = 16 << 20;
 const FREE_INODES_MIN: u64 = 256;
 
 /// Empties the tables of a changeset.
@@ -529,6 +539,7 @@ fn open_root<D: Disk>(disk: &D, setup: RootSetup) -> Result<Root<D>, OpenError> 
     let stage = work(&control, WORK_DIRS[1])?;
     let files = work(&stage, WORK_DIRS[2])?;
     let trees = work(&stage, WORK_DIRS[3])?;
+    let bulk = work(&stage, WORK_DIRS[4])?;
     let trash = work(&control, TRASH)?;
     let history = work(&control, HISTORY_DIR)?;
     for dir in [&stage, &control, &dir] {
@@ -544,7 +555,7 @@ fn open_root<D: Disk>(disk: &D, setup: RootSetup) -> Result<Root<D>, OpenError> 
         }
         (Err(e), _) | (_, Err(e)) => return Err(fail("can't be examined", e)),
     }
-    Ok(Root { path, exclude, dir, control, files, trees, trash, history })
+    Ok(Root { path, exclude, dir, control, files, trees, bulk, trash, history })
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -44,8 +44,13 @@ impl<D: Disk> Standby<D> {
         if self.unfinished.load(Ordering::Relaxed) == 0 {
             return Ok(None);
         }
+        self.blocks_in(&self.root(ask.root).files, ask, budget)
+    }
+
+    /// As [`Standby::unfinished_blocks`], of what is in `dir`.
+    pub(crate) fn blocks_in(&self, dir: &D::Dir, ask: &Ask, budget: &mut usize) -> Result<Option<Vec<BlockDigest>>, StandbyError> {
         let (disk, bytes) = (&self.disk, ask.path.as_bytes());
-        let file = match disk.open_file(&self.root(ask.root).files, &name(ask.root, &ask.path)) {
+        let file = match disk.open_file(dir, &name(ask.root, &ask.path)) {
             Ok(file) => file,
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(io("opening the unfinished", bytes)(e)),

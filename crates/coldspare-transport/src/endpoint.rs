@@ -29,6 +29,9 @@ use crate::tls::{self, Pinned};
 /// connection's: content that waits for its changeset must not keep the one before from arriving.
 pub const STREAMS_MAX: u16 = 12;
 
+/// LIMIT: streams of bulk, besides; what is in them waits for nothing, and their windows, too, fit into the connection's.
+pub const BULK_STREAMS: u16 = 2;
+
 /// LIMIT: bytes in flight on one stream. quinn ends the whole connection when a stream collects 1,024 holes, which a
 /// larger window allows on a link that loses packets: bandwidth comes from more streams, not from larger windows.
 pub const STREAM_WINDOW_BYTES: u32 = 2 << 20;

@@ -16,7 +16,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::timeout;
 
 use crate::buffer::SocketBuffers;
-use crate::endpoint::{CONNECTION_WINDOW_BYTES, STREAMS_MAX, TuningError};
+use crate::endpoint::{BULK_STREAMS, CONNECTION_WINDOW_BYTES, STREAMS_MAX, TuningError};
 use crate::frame::FrameError;
 use crate::identity::PeerKey;
 use crate::message::{MessageError, ToActive, ToStandby};
@@ -155,6 +155,14 @@ impl Link {
         Ok(DataSender::new(self.connection.open_uni().await?))
     }
 
+    /// Active: as [`Link::open_data`], for bulk: what it carries waits for all other streams.
+    ///
+    /// # Errors
+    /// The link has ended.
+    pub async fn open_bulk(&self) -> Result<DataSender, LinkError> {
+        Ok(DataSender::of_bulk(self.connection.open_uni().await?))
+    }
+
     /// Standby: takes the control stream, once per link.
     ///
     /// # Errors
@@ -174,7 +182,7 @@ impl Link {
     /// The link has ended.
     pub async fn accept_data(&self) -> Result<DataReceiver, LinkError> {
         self.connection.set_receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES));
-        self.connection.set_max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX.into()));
+        self.connection.set_max_concurrent_uni_streams(VarInt::from_u32((STREAMS_MAX + BULK_STREAMS).into()));
         Ok(DataReceiver::new(self.connection.accept_uni().await?))
     }
 

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use coldspare_core::changeset::{Ask, FilePart, Have, OpError, Totals};
+use coldspare_core::changeset::{Ask, BulkEnd, FilePart, Have, OpError, Totals};
 use coldspare_core::codec::{self, DecodeError};
 use coldspare_core::control::{Applied, Handover, Refusal, Session, Taking};
 use coldspare_core::path::escape;
@@ -115,6 +115,16 @@ pub enum ToStandby {
         /// When it is taken.
         taking: Taking,
     },
+    /// What does the standby have of this content, which is about to be sent as bulk? Asked at any time; of its digest, which
+    /// isn't known yet, only what is the same in part can be answered.
+    AskBulk {
+        /// As that of `Ask`, and of the same count.
+        no: u32,
+        /// The file.
+        item: Ask,
+    },
+    /// No bulk is under way or awaited: what of it no changeset took may go.
+    BulkOver,
 }
 
 /// Versions of the protocol, both ends included.
@@ -301,6 +311,18 @@ pub enum Data {
         /// What it is of, and how it comes about.
         part: FilePart,
     },
+    /// A part of a large file that no changeset names yet; the payload as that of `Segment`. Belongs to the connection.
+    Bulk {
+        /// What it is of, and how it comes about; `file` counts those of the connection.
+        part: FilePart,
+    },
+    /// All of such a file was sent.
+    BulkEnd {
+        /// Answered with this number, as a question: staged, durably, or missing.
+        no: u32,
+        /// The file.
+        end: BulkEnd,
+    },
 }
 
 /// Why a message is refused; on what is sent as on what is received.
@@ -381,7 +403,9 @@ impl Control for ToStandby {
             | ToStandby::Abandon { .. }
             | ToStandby::Idle { .. }
             | ToStandby::Compare
-            | ToStandby::Handover { .. } => Ok(()),
+            | ToStandby::Handover { .. }
+            | ToStandby::AskBulk { .. }
+            | ToStandby::BulkOver => Ok(()),
         }
     }
 }
@@ -463,10 +487,11 @@ impl Data {
         Ok(())
     }
 
-    /// The changeset that this belongs to.
-    pub fn seq(&self) -> Seq {
+    /// The changeset that this belongs to; none for bulk.
+    pub fn seq(&self) -> Option<Seq> {
         match self {
-            Data::Batch { seq, .. } | Data::Segment { seq, .. } => *seq,
+            Data::Batch { seq, .. } | Data::Segment { seq, .. } => Some(*seq),
+            Data::Bulk { .. } | Data::BulkEnd { .. } => None,
         }
     }
 }

@@ -111,6 +111,12 @@ impl<M: Control> ControlReceiver<M> {
 }
 
 impl DataSender {
+    /// One whose data waits whenever another stream has any.
+    pub(crate) fn of_bulk(stream: SendStream) -> DataSender {
+        let _ = stream.set_priority(BULK_PRIORITY); // fails as above
+        DataSender::new(stream)
+    }
+
     pub(crate) fn new(stream: SendStream) -> DataSender {
         DataSender { writer: FrameWriter::new(stream), finished: false }
     }
@@ -303,6 +309,9 @@ impl Drop for Waiting<'_> {
 
 /// Above data, so that no message waits behind content.
 const CONTROL_PRIORITY: i32 = 1;
+
+/// Below data, which has none of its own.
+const BULK_PRIORITY: i32 = -1;
 
 /// Tells a peer nothing: why, the control stream says.
 const RESET_CODE: VarInt = VarInt::from_u32(1);

@@ -24,6 +24,7 @@ use coldspare_core::follow::{Effect, Extent, Follow, Input, Scope, Sent};
 use coldspare_core::git::family::Repository;
 use coldspare_core::{Baseline, Digest, NodeId, Problem, RelPath, RootId, Seq};
 use coldspare_os::RealDisk;
+use coldspare_scan::bulk::Bulk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Work};
 use coldspare_scan::dirty::Hints;
 use coldspare_scan::index::IndexError;
@@ -38,7 +39,7 @@ use crate::exit::{Code, Failure, Outcome};
 use crate::progress::Bar;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
-use connect::Connected;
+use connect::{BulkSender, Connected};
 pub(crate) use connect::{ConnectError, greet_standby, peer_address};
 use giving::Giving;
 use greet::Rival;
@@ -120,6 +121,8 @@ struct Active {
     started: Instant,
     mode: Mode,
     sending: Option<Sending>,
+    /// Who sends what is put off.
+    bulk: Option<BulkSender>,
     peer: Option<Peer>,
     peer_node: Option<NodeId>,
     certainty: Certainty,
@@ -300,7 +303,7 @@ impl Active {
         self.idle_at = Instant::now();
         let is_covered = self.capture.watch.as_ref().is_some_and(|w| w.coverage().unwatched == 0 && !w.is_stale());
         let is_quiet = self.capture.watch.as_ref().is_some_and(|w| w.dirty().is_empty() && !w.dirty().is_everything());
-        if is_covered && is_quiet && self.follow.is_idle() {
+        if is_covered && is_quiet && self.follow.is_idle() && !self.has_put_off() {
             let as_of_ms = coldspare_scan::watch::now_ms().saturating_sub(EVENT_LIMIT_MS);
             tokio::spawn(async move { sending.control(ToStandby::Idle { as_of_ms }).await });
         }
@@ -317,6 +320,7 @@ impl Active {
                 Effect::RecordAcked { seq } => self.record_acked(seq),
                 Effect::RestoreHints { seq } => {
                     self.capture.held.given_up(seq);
+                    self.capture.bulk.iter().for_each(|bulk| bulk.given_up(seq));
                     if let (Some(hints), Some(watch)) = (self.taken.remove(&seq), &self.capture.watch) {
                         watch.dirty().restore(hints);
                     }
@@ -366,7 +370,7 @@ impl Active {
                     Ok(report) => ToStandby::End {
                         seq,
                         // What was left is as old as before.
-                        as_of_ms: if report.is_left { complete_as_of_ms } else { report.as_of_ms },
+                        as_of_ms: if report.is_left || report.is_put_off { complete_as_of_ms } else { report.as_of_ms },
                         batches: changeset.batches.into_inner(),
                         segments: changeset.segments.into_inner(),
                         totals: report.totals,
@@ -429,6 +433,7 @@ impl Active {
                     self.certainty = Certainty::Sure;
                 }
                 self.input(Input::Acked { seq });
+                self.bulk_acknowledged(seq);
                 tracing::debug!(seq = seq.0, "acknowledged");
             }
             ToActive::Failed { seq, failure } => return self.refused(seq, failure),
@@ -442,6 +447,19 @@ impl Active {
             }
         }
         Ok(None)
+    }
+
+    /// What bulk may be described by; and when there is none any more, the standby needn't keep what is left of it.
+    fn bulk_acknowledged(&self, seq: Seq) {
+        let (Some(bulk), Some(sending)) = (&self.capture.bulk, self.sending.clone()) else { return };
+        bulk.acknowledged(seq);
+        if self.follow.is_idle() && bulk.take_over() {
+            tokio::spawn(async move { sending.control(ToStandby::BulkOver).await });
+        }
+    }
+
+    fn has_put_off(&self) -> bool {
+        self.capture.bulk.as_ref().is_some_and(Bulk::is_any)
     }
 
     fn retry_incomplete(&mut self) {
@@ -532,7 +550,7 @@ impl Active {
             Ok(report) => {
                 self.tally.add(cycle.work, &report);
                 // With others under way the standby isn't as new as this.
-                if !has_begun && !report.is_left && self.follow.is_alone() {
+                if !has_begun && !report.is_left && !report.is_put_off && self.follow.is_alone() {
                     self.undecided = None;
                     self.refused = None; // what the standby did not take is gone
                     self.as_of_ms = Some(report.as_of_ms);
@@ -545,7 +563,11 @@ impl Active {
                     self.note_coverage();
                 }
                 self.tell_held_back();
-                let extent = if report.is_left { Extent::Part } else { Extent::All };
+                let extent = match (report.is_left, report.is_put_off) {
+                    (true, _) => Extent::Part,
+                    (false, true) => Extent::PutOff,
+                    (false, false) => Extent::All,
+                };
                 self.input(Input::Captured { sent: if has_begun { Sent::Changeset } else { Sent::Nothing }, extent });
             }
             Err(CaptureError::Closed) => self.input(Input::CaptureFailed),
@@ -695,6 +717,9 @@ impl Active {
         if let Some(sending) = self.sending.take() {
             sending.hang_up();
             sending.link.close(why);
+            if let Some(bulk) = self.bulk.take() {
+                bulk.ended().await;
+            }
             sending.link.drained().await;
         }
         Ok(code)

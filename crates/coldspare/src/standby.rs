@@ -421,6 +421,7 @@ impl Shared {
                         Err(e) => return e,
                     }
                 }
+                (no, have) = intake.bulk_answered() => Some(ToActive::Answer { no, have: vec![have] }),
                 ended = intake.finished() => {
                     Some(match ended {
                         Ok(applied) => {
@@ -497,6 +498,14 @@ impl Shared {
                 Ok(have) => Ok(Some(ToActive::Answer { no, have })),
                 Err(e) => Err(LinkError::Protocol(e.to_string())),
             },
+            ToStandby::AskBulk { no, item } => {
+                intake.ask_bulk(no, item);
+                Ok(None)
+            }
+            ToStandby::BulkOver => {
+                intake.bulk_over().await;
+                Ok(None)
+            }
             ToStandby::End { seq, as_of_ms, batches, segments, totals } => {
                 intake.end(End { seq, as_of_ms, batches, segments, totals });
                 Ok(None)

@@ -179,6 +179,28 @@ fn a_checkpoint_waits_for_what_a_cycle_left_to_the_next() {
 }
 
 #[test]
+fn a_checkpoint_waits_for_what_is_put_off_and_no_cycle_runs_in_vain() {
+    let mut f = idle();
+    f.handle(T0, Input::Checkpoint { id: 1 });
+    f.handle(T0, Input::Captured { sent: Sent::Nothing, extent: Extent::PutOff });
+    let capture = |seq| Effect::Capture { seq: Seq(seq), baseline: Baseline::Delta(Seq(7)), scope: Scope::Hinted };
+    assert_eq!(effects(&mut f), [capture(8), Effect::DropHints { seq: Seq(8) }]);
+    f.handle(T0 + Duration::from_secs(1), Input::Tick);
+    assert_eq!(effects(&mut f), [], "there is nothing to do for it");
+    // A push meanwhile: what was put off isn't in its changeset.
+    f.handle(T0, Input::Hints);
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::PutOff });
+    f.handle(T0, Input::Acked { seq: Seq(8) });
+    let ended = |seq| [Effect::RecordAcked { seq: Seq(seq) }, Effect::DropHints { seq: Seq(seq) }];
+    assert_eq!(effects(&mut f), [vec![capture(8)], ended(8).into()].concat());
+    f.handle(T0, Input::Hints);
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(T0, Input::Acked { seq: Seq(9) });
+    let capture = Effect::Capture { seq: Seq(9), baseline: Baseline::Delta(Seq(8)), scope: Scope::Hinted };
+    assert_eq!(effects(&mut f), [vec![capture], ended(9).into(), vec![Effect::Confirm { id: 1, seq: Seq(9) }]].concat());
+}
+
+#[test]
 fn a_lost_link_loses_no_hint_and_no_checkpoint() {
     let mut f = idle();
     f.handle(T0, Input::Checkpoint { id: 5 });

@@ -158,7 +158,7 @@ impl Draft {
                     let (refers, bytes) = match standby.have(&asks)?[0] {
                         Have::AtPath => (ContentRef::Unchanged, &[][..]),
                         Have::Staged => (ContentRef::Staged, &[][..]),
-                        Have::Missing | Have::Part(_) => (ContentRef::Inline, content.as_slice()),
+                        Have::Missing | Have::NoRoom | Have::Part(_) => (ContentRef::Inline, content.as_slice()),
                     };
                     let op = Op::Put { root: ROOT, path: path.clone(), entry: entry.clone(), content: refers };
                     standby.stage_batch(seq, vec![op], bytes)?;

@@ -85,7 +85,7 @@ async fn everything_arrives_whole_over_many_streams() {
         receivers.push(tokio::spawn(async move {
             let (mut no, mut stream) = (0, None);
             while let Some((data, bytes)) = receiver.next().await.unwrap() {
-                let from = *stream.get_or_insert(data.seq().0 >> 32);
+                let from = *stream.get_or_insert(data.seq().unwrap().0 >> 32);
                 assert_eq!(data, batch(from << 32 | no, bytes.len() as u64));
                 assert!(bytes == content(from, no), "content of batch {no} of stream {from}");
                 no += 1;

@@ -83,6 +83,9 @@ fn golden_to_standby() {
     let (session, digest) = ("33".repeat(16), "55".repeat(32));
     golden(ToStandby::Handover { handover, taking: Taking::Now }, &format!("09{session}05{digest}00"));
     golden(ToStandby::Handover { handover, taking: Taking::WhenPromoted }, &format!("09{session}05{digest}01"));
+    let item = Ask { root: RootId(1), path: path("a/b"), digest: Digest([0x55; 32]), size: 70_000 };
+    golden(ToStandby::AskBulk { no: 7, item }, &format!("0a070103612f62{digest}fc70110100"));
+    golden(ToStandby::BulkOver, "0b");
 }
 
 #[test]
@@ -102,6 +105,7 @@ fn golden_to_active() {
     );
     golden(ToActive::Welcome(Welcome { applied: None, ..welcome }), "000105302e312e30666666666666666666666666666666660200fbfb00");
     golden(ToActive::Answer { no: 7, have: vec![Have::Missing, Have::AtPath, Have::Staged] }, "020703000102");
+    golden(ToActive::Answer { no: 7, have: vec![Have::Part(vec![[0x77; 16]]), Have::NoRoom] }, &format!("0207020301{}04", "77".repeat(16)));
     golden(ToActive::Acked { seq: Seq(5), as_of_ms: 1_700_000_000_000 }, "0305fd0068e5cf8b010000");
     golden(ToActive::Incomplete { seq: Seq(5), repositories: vec![(RootId(1), path("a"))] }, "050501010161");
     golden(ToActive::Tree { applied: None, digest: Digest([0x55; 32]), problems: 2 }, &format!("0600{}02", "55".repeat(32)));
@@ -179,6 +183,14 @@ fn golden_data() {
         },
         "010501020161fc000040000002abcd",
     );
+    golden(
+        Data::Bulk {
+            part: FilePart { file: 1, root: RootId(2), path: path("a"), offset: 1 << 22, sources: vec![], pieces: vec![0xab, 0xcd] },
+        },
+        "0201020161fc000040000002abcd",
+    );
+    let end = BulkEnd { file: 1, root: RootId(2), path: path("a"), digest: Digest([0x55; 32]), size: 300, segments: 2 };
+    golden(Data::BulkEnd { no: 7, end }, &format!("030701020161{}fb2c0102", "55".repeat(32)));
 }
 
 fn check_open(change: impl FnOnce(&mut Open), accepted: bool) {

@@ -1,18 +1,22 @@
 //! The link to the standby: made, opened, lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use coldspare_core::Seq;
 use coldspare_core::control::{ControlRecord, Event as RoleEvent, Refusal, Session};
 use coldspare_core::follow::Input;
 use coldspare_core::git::family::Repository;
-use coldspare_scan::capture::Certainty;
+use coldspare_os::RealDisk;
+use coldspare_scan::bulk::Bulk;
+use coldspare_scan::capture::{Capture, CaptureError, Certainty};
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
     ControlReceiver, ControlSender, Identity, Invitation, LinkError, Open, PROTOCOL_VERSION, PeerKey, RootInfo, ToActive, ToStandby,
     VersionRange, Welcome,
 };
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::outlet::Sending;
 use super::{Active, Event, Mode, Peer};
@@ -21,6 +25,8 @@ use crate::exit::{Code, Failure};
 use crate::role::{self, NotTaken};
 use crate::state::State;
 
+/// How long who sends bulk may take to notice that the link is gone.
+const BULK_END_LIMIT: Duration = Duration::from_secs(10);
 /// How long a connection may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 /// LIMIT: incomplete repositories of one standby.
@@ -33,6 +39,35 @@ pub(super) struct Connected {
     /// The repositories that the standby has to be sent again.
     incomplete: Vec<Repository>,
     paired: bool,
+}
+
+/// Who sends what is put off, over one link; it ends with this, and so does the link.
+pub(super) struct BulkSender {
+    sending: Sending,
+    capture: Arc<Capture<RealDisk>>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl BulkSender {
+    /// Waits until it has ended: it holds the index open.
+    pub(super) async fn ended(mut self) {
+        self.hang_up();
+        if let Some(task) = self.task.take() {
+            let _ = tokio::time::timeout(BULK_END_LIMIT, task).await;
+        }
+    }
+
+    fn hang_up(&self) {
+        self.sending.hang_up();
+        self.capture.bulk.iter().for_each(Bulk::wake);
+    }
+}
+
+impl Drop for BulkSender {
+    fn drop(&mut self) {
+        self.hang_up();
+        self.sending.link.close("the active ended the session");
+    }
 }
 
 /// Why there is no session.
@@ -82,6 +117,7 @@ impl Active {
         self.told_held = None;
         self.last_trouble = None;
         tokio::spawn(listen_to(receiver, self.events.clone()));
+        self.start_bulk();
         if let (Some(_), Some(sending)) = (self.config.listen, self.sending.clone()) {
             let address = crate::init::advertised(&self.config);
             tokio::spawn(async move { sending.control(ToStandby::Reachable { address }).await });
@@ -91,6 +127,20 @@ impl Active {
         }
         self.input(Input::Opened { applied: welcome.applied });
         Ok(None)
+    }
+
+    /// Begins to send what is put off, until the link is gone.
+    fn start_bulk(&mut self) {
+        let (Some(sending), Some(bulk)) = (self.sending.clone(), &self.capture.bulk) else { return };
+        bulk.connected(self.follow.last_acked());
+        let (capture, events, wake) = (self.capture.clone(), self.events.clone(), self.wake.clone());
+        let outlet = sending.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            if let Err(CaptureError::Index(e)) = capture.send_bulk(&outlet, &|| wake.notify_one()) {
+                let _ = events.blocking_send(Event::IndexFailed(e));
+            }
+        });
+        self.bulk = Some(BulkSender { sending, capture: self.capture.clone(), task: Some(task) });
     }
 
     fn not_connected(&mut self, e: ConnectError) -> Result<(), Failure> {
@@ -133,6 +183,7 @@ impl Active {
         if let Some(sending) = self.sending.take() {
             sending.hang_up();
         }
+        self.bulk = None;
         if let Some(peer) = self.peer.take() {
             self.tally.bytes_sent += peer.link.stats().bytes_sent;
         }

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use coldspare_core::changeset::{Ask, Have};
+use coldspare_core::changeset::{Ask, BulkEnd, Have};
 use coldspare_core::{Baseline, Op, Seq};
 use coldspare_delta::Packed;
+use coldspare_scan::bulk::BulkOutlet;
 use coldspare_scan::capture::{Certainty, Closed, Cycle, FilePart, Outlet};
-use coldspare_transport::{Data, DataSender, Link, LinkError, Payload, ToStandby};
+use coldspare_transport::{BULK_STREAMS, Data, DataSender, Link, LinkError, Payload, ToStandby};
 use tokio::sync::{mpsc, oneshot};
 
 /// LIMIT: frames that wait for a stream; with those in the streams' own windows this bounds the sender's memory.
@@ -23,6 +24,7 @@ pub(crate) struct Sending {
     pub(crate) link: Link,
     control: mpsc::Sender<ToStandby>,
     data: mpsc::Sender<(Data, Payload)>,
+    bulk: mpsc::Sender<(Data, Payload)>,
     /// `None` once the link is gone.
     answers: Arc<Mutex<Option<Waiting>>>,
     next_question: Arc<AtomicU32>,
@@ -53,7 +55,14 @@ impl Sending {
             let stream = link.open_data().await?;
             tokio::spawn(pump(link.clone(), stream, data_inbox.clone()));
         }
-        Ok(Sending { link, control, data, answers: Arc::new(Mutex::new(Some(HashMap::new()))), next_question: Arc::default() })
+        // LIMIT: one frame waits, so that what is sent of a file that is given up is little.
+        let (bulk, bulk_inbox) = mpsc::channel::<(Data, Payload)>(1);
+        let bulk_inbox = Arc::new(tokio::sync::Mutex::new(bulk_inbox));
+        for _ in 0..BULK_STREAMS {
+            let stream = link.open_bulk().await?;
+            tokio::spawn(pump(link.clone(), stream, bulk_inbox.clone()));
+        }
+        Ok(Sending { link, control, data, bulk, answers: Arc::new(Mutex::new(Some(HashMap::new()))), next_question: Arc::default() })
     }
 
     /// Sends a message on the control stream.
@@ -74,6 +83,16 @@ impl Sending {
         *self.answers() = None;
     }
 
+    /// Asks, in whatever message, and waits for the answer.
+    fn ask(&self, count: usize, question: impl FnOnce(u32) -> Result<(), Closed>) -> Result<Vec<Have>, Closed> {
+        let no = self.next_question.fetch_add(1, Ordering::Relaxed);
+        let (tell, answer) = oneshot::channel();
+        self.answers().as_mut().ok_or(Closed)?.insert(no, tell);
+        question(no)?;
+        let have = answer.blocking_recv().map_err(|_| Closed)?;
+        if have.len() == count { Ok(have) } else { Err(Closed) }
+    }
+
     fn answers(&self) -> std::sync::MutexGuard<'_, Option<Waiting>> {
         self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -90,6 +109,35 @@ async fn pump(link: Link, mut stream: DataSender, inbox: Arc<tokio::sync::Mutex<
             link.close(&e.to_string());
             return;
         }
+    }
+}
+
+fn payload_of(packed: Packed, raw_len: usize) -> Result<Payload, Closed> {
+    let raw_len = u32::try_from(raw_len).map_err(|_| Closed)?;
+    Ok(match packed {
+        Packed::Raw(bytes) => Payload::plain(bytes),
+        Packed::Zstd(bytes) => Payload::zstd(bytes, raw_len),
+    })
+}
+
+/// Bulk goes on streams of its own, of which what waits waits for all others.
+impl BulkOutlet for Sending {
+    fn ask(&self, item: Ask) -> Result<Have, Closed> {
+        let question = |no| self.control.blocking_send(ToStandby::AskBulk { no, item }).map_err(|_| Closed);
+        self.ask(1, question)?.pop().ok_or(Closed)
+    }
+
+    fn segment(&self, part: FilePart, literal: Packed, raw_len: usize) -> Result<(), Closed> {
+        self.bulk.blocking_send((Data::Bulk { part }, payload_of(literal, raw_len)?)).map_err(|_| Closed)
+    }
+
+    fn end(&self, end: BulkEnd) -> Result<Have, Closed> {
+        let question = |no| self.bulk.blocking_send((Data::BulkEnd { no, end }, Payload::none())).map_err(|_| Closed);
+        self.ask(1, question)?.pop().ok_or(Closed)
+    }
+
+    fn is_closed(&self) -> bool {
+        self.answers().is_none()
     }
 }
 
@@ -149,12 +197,7 @@ impl<'a> Changeset<'a> {
     }
 
     fn send(&self, data: Data, payload: Packed, raw_len: usize) -> Result<(), Closed> {
-        let raw_len = u32::try_from(raw_len).map_err(|_| Closed)?;
-        let payload = match payload {
-            Packed::Raw(bytes) => Payload::plain(bytes),
-            Packed::Zstd(bytes) => Payload::zstd(bytes, raw_len),
-        };
-        self.sending.data.blocking_send((data, payload)).map_err(|_| Closed)
+        self.sending.data.blocking_send((data, payload_of(payload, raw_len)?)).map_err(|_| Closed)
     }
 }
 
@@ -175,12 +218,6 @@ impl Outlet for Changeset<'_> {
 
     fn ask(&self, items: Vec<Ask>) -> Result<Vec<Have>, Closed> {
         self.begin()?;
-        let count = items.len();
-        let no = self.sending.next_question.fetch_add(1, Ordering::Relaxed);
-        let (tell, answer) = oneshot::channel();
-        self.sending.answers().as_mut().ok_or(Closed)?.insert(no, tell);
-        self.sending.control.blocking_send(ToStandby::Ask { no, items }).map_err(|_| Closed)?;
-        let have = answer.blocking_recv().map_err(|_| Closed)?;
-        if have.len() == count { Ok(have) } else { Err(Closed) }
+        self.sending.ask(items.len(), |no| self.sending.control.blocking_send(ToStandby::Ask { no, items }).map_err(|_| Closed))
     }
 }

@@ -131,6 +131,7 @@ async fn follow(
         started: Instant::now(),
         mode,
         sending: None,
+        bulk: None,
         peer: None,
         peer_node: known_standby(state),
         certainty: Certainty::Ask,
@@ -191,7 +192,8 @@ fn open_capture(
         Mode::Once { .. } => (None, None),
         Mode::Daemon => open_watch(config.send.watch, watched, wake, helper)?,
     };
-    Ok((Capture::new(disk, opened, index, watch, new_pool(config)?, config.send.compression_level), why))
+    let capture = Capture::new(disk, opened, index, watch, new_pool(config)?, config.send.compression_level);
+    Ok((capture.with_bulk(), why))
 }
 
 /// What it takes to look at all of the home once; nothing is watched.

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use coldspare_scan::bulk::Bulk;
 use coldspare_scan::watch::{Watch, now_ms};
 use serde_json::json;
 
@@ -19,9 +20,12 @@ impl Active {
         let mut waiting = watch.map(|w| w.dirty().waiting().clone()).unwrap_or_default();
         waiting.merge(under_way.waiting);
         self.taken.values().for_each(|taken| waiting.merge(taken.waiting.clone()));
+        let (put_off_since, put_off) = self.capture.bulk.as_ref().map(Bulk::waiting).unwrap_or_default();
+        waiting.merge(put_off);
         let waiting = waiting.longest_first();
         let hinted = watch.and_then(|w| w.dirty().oldest_ms());
-        let oldest = hinted.into_iter().chain(self.taken.values().filter_map(|t| t.oldest_ms)).chain(under_way.oldest_ms).min();
+        let oldest = hinted.into_iter().chain(self.taken.values().filter_map(|t| t.oldest_ms)).chain(under_way.oldest_ms);
+        let oldest = oldest.chain(put_off_since).min();
         let now = now_ms();
         let lagging: Vec<_> = waiting
             .iter()
@@ -30,7 +34,7 @@ impl Active {
             .collect();
         let is_covered = coverage.is_some_and(|c| c.unwatched == 0) && watch.is_some_and(|w| !w.is_stale());
         // Never better than the truth: without a full watch, all since the last look may be missing.
-        let behind_since = match (oldest, is_covered && self.follow.is_idle()) {
+        let behind_since = match (oldest, is_covered && self.follow.is_idle() && !self.has_put_off()) {
             (None, true) => None,
             (oldest, _) => Some(oldest.into_iter().chain(self.as_of_ms).min()),
         };

@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use coldspare_core::changeset::{Ask, Have};
 use coldspare_core::control::Applied;
@@ -11,12 +12,15 @@ use coldspare_core::git::family::Repository;
 use coldspare_core::intake::{Effect, End, FrameKind, Input, Intake as Machine, StreamNo};
 use coldspare_core::{Baseline, Problem, Seq, SessionId};
 use coldspare_os::RealDisk;
-use coldspare_standby::{Standby, StandbyError};
+use coldspare_standby::{Answered, Standby, StandbyError};
 use coldspare_transport::{Data, DataReceiver, Link};
 use tokio::sync::{Notify, oneshot};
 
 type Copy = Standby<RealDisk>;
 type Answer = Result<Applied, (Seq, StandbyError)>;
+
+/// How long a frame of bulk may take that began to arrive.
+const BULK_FRAME_DEADLINE: Duration = Duration::from_secs(3600);
 
 /// One session's intake.
 pub(super) struct Intake {
@@ -36,6 +40,10 @@ struct State {
     answers: VecDeque<Answer>,
     /// Repositories that changesets left as they were, until it is told.
     incomplete: Vec<Repository>,
+    /// Frames and questions of bulk that are being worked on.
+    bulk_under_way: u32,
+    /// What is to be answered to the active about bulk.
+    bulk_answers: VecDeque<Answered>,
     /// Why what was staged could not be kept.
     trouble: Option<StandbyError>,
 }
@@ -84,6 +92,47 @@ impl Intake {
         answered.unwrap_or_else(|e| Err(StandbyError::Protocol(e.to_string())))
     }
 
+    /// Looks what there is of a file that is to be sent as bulk; the answer comes with [`Intake::bulk_answered`].
+    pub(super) fn ask_bulk(self: &Arc<Self>, no: u32, item: Ask) {
+        let intake = self.clone();
+        tokio::spawn(async move {
+            let found = intake.work_on_bulk(move |copy| copy.have_bulk(&item).map(|have| Some((no, have)))).await;
+            found.unwrap_or_else(|e| tracing::warn!(error = %e, "a question can't be answered"));
+        });
+    }
+
+    /// No bulk is awaited any more.
+    pub(super) async fn bulk_over(self: &Arc<Self>) {
+        let _ = self
+            .work_on_bulk(|copy| {
+                copy.bulk_over();
+                Ok(None)
+            })
+            .await;
+    }
+
+    /// Waits for an answer about bulk. Cancel-safe.
+    pub(super) async fn bulk_answered(&self) -> Answered {
+        self.until(|state| state.bulk_answers.pop_front()).await
+    }
+
+    /// Does something about bulk on a blocking thread, beside the changesets.
+    async fn work_on_bulk(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Copy) -> Result<Option<Answered>, StandbyError> + Send + 'static,
+    ) -> Result<(), StandbyError> {
+        self.lock().bulk_under_way += 1;
+        let copy = self.copy.clone();
+        let result = tokio::task::spawn_blocking(move || work(&copy)).await;
+        let result = result.unwrap_or_else(|e| Err(StandbyError::Protocol(e.to_string())));
+        let mut state = self.lock();
+        state.bulk_under_way -= 1;
+        let result = result.map(|answer| state.bulk_answers.extend(answer));
+        drop(state);
+        self.changed.notify_waiters();
+        result
+    }
+
     /// Waits until a changeset is applied, or failed. Cancel-safe: a changeset that is being applied is applied whether
     /// or not anybody waits, and told at the next call.
     pub(super) async fn finished(&self) -> Answer {
@@ -106,7 +155,8 @@ impl Intake {
     /// staged is kept for the next connection. Returns the trouble that nobody was told of.
     pub(super) async fn close(self: &Arc<Self>) -> Vec<StandbyError> {
         self.input(Input::Closed);
-        self.until(|state| state.machine.is_closed().then_some(())).await;
+        self.until(|state| (state.machine.is_closed() && state.bulk_under_way == 0).then_some(())).await;
+        self.copy.leave_bulk();
         let mut state = self.lock();
         let untold = std::mem::take(&mut state.answers).into_iter().filter_map(|answer| answer.err().map(|(_, e)| e));
         untold.chain(state.trouble.take()).collect()
@@ -131,9 +181,15 @@ impl Intake {
             StreamNo(state.next_stream)
         };
         while let Some((data, payload)) = receiver.next().await.map_err(|e| e.to_string())? {
-            let (seq, kind) = match &data {
-                Data::Batch { seq, .. } => (*seq, FrameKind::Batch),
-                Data::Segment { seq, .. } => (*seq, FrameKind::Segment),
+            let (seq, kind) = match data {
+                Data::Batch { seq, .. } => (seq, FrameKind::Batch),
+                Data::Segment { seq, .. } => (seq, FrameKind::Segment),
+                Data::Bulk { .. } | Data::BulkEnd { .. } => {
+                    // What changesets bring has precedence for as long as it takes.
+                    receiver = receiver.with_frame_deadline(BULK_FRAME_DEADLINE);
+                    self.take_bulk(data, payload).await?;
+                    continue;
+                }
             };
             let (reads_on, done) = oneshot::channel();
             self.lock().held.insert(stream, Held { data, payload, reads_on });
@@ -141,6 +197,19 @@ impl Intake {
             let _ = done.await;
         }
         Ok(())
+    }
+
+    async fn take_bulk(self: &Arc<Self>, data: Data, payload: Vec<u8>) -> Result<(), String> {
+        let taken = self.work_on_bulk(move |copy| match data {
+            Data::Bulk { part } => copy.stage_bulk(&part, &payload),
+            Data::BulkEnd { no, end } => copy.end_bulk(no, end),
+            Data::Batch { .. } | Data::Segment { .. } => Ok(None),
+        });
+        taken.await.map_err(|e| {
+            let reason = e.to_string();
+            self.lock().trouble = Some(e);
+            reason
+        })
     }
 
     fn input(self: &Arc<Self>, input: Input<StandbyError>) {
@@ -164,6 +233,7 @@ impl Intake {
                 let work = move |copy: &Copy| match data {
                     Data::Batch { seq, ops } => copy.stage_batch(seq, ops, &payload),
                     Data::Segment { seq, part } => copy.stage_segment(seq, &part, &payload),
+                    Data::Bulk { .. } | Data::BulkEnd { .. } => Ok(()), // of no changeset: never held
                 };
                 // The stream reads on after the machine knows.
                 self.work_holding(reads_on, work, move |_, result| Input::Staged { stream, result });
