@@ -14,6 +14,7 @@ mod forks;
 mod git;
 mod git_server;
 mod guard;
+mod hands_off;
 mod image;
 mod kills;
 mod lines;

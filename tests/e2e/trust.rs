@@ -23,7 +23,11 @@ struct Setting {
 
 impl Setting {
     fn new() -> Setting {
-        let pair = Pair::following();
+        let mut pair = Pair::new();
+        // What is damaged here stays so until a test asks.
+        pair.standby.configure("[hands_off]\nwatch = \"scan\"\n");
+        pair.standby.start();
+        pair.active.start();
         let (bare, clone) = (pair.active.home.join(REPOSITORY), pair.dir.path().join("clone"));
         git::init_bare(&bare);
         git::clone(&bare, &clone);

@@ -5,6 +5,7 @@
 
 mod git;
 mod pace;
+mod places;
 mod repair;
 mod scrub;
 
@@ -12,7 +13,6 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coldspare_core::control::Applied;
-use coldspare_core::exclude::IsDir;
 use coldspare_core::git as git_layout;
 use coldspare_core::{Body, Problem, ProblemKind, RelPath, RootId};
 use coldspare_os::{Disk, FileKind, Stat};
@@ -25,6 +25,7 @@ use crate::store::{MANIFEST, View};
 
 pub use git::{Git, GitFindings};
 pub use pace::Pace;
+pub use places::{Extent, Place};
 pub use repair::Repair;
 pub use scrub::Step;
 
@@ -187,6 +188,7 @@ impl<D: Disk> Standby<D> {
             };
             let problem = match (row, stat) {
                 (None, None) => None,
+                (None, Some(stat)) if self.is_excluded(root, &path, stat.kind) => None,
                 (None, Some(_)) => Some(extra(&path)),
                 (Some(_), None) => Some((ProblemKind::Missing, "not on disk".to_string())),
                 (Some(row), Some(stat)) => {
@@ -331,8 +333,7 @@ impl<'a, D: Disk> Check<'a, D> {
             };
             match row {
                 None => {
-                    let is_dir = if stat.kind == FileKind::Dir { IsDir::Yes } else { IsDir::No };
-                    if !standby.root(root).exclude.covers(&child, is_dir) {
+                    if !standby.is_excluded(root, &child, stat.kind) {
                         self.suspect(root, child);
                     }
                 }

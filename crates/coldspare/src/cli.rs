@@ -209,9 +209,28 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Tell the daemon that started it of changes (only `send` runs it)
-    #[command(name = crate::active::HELPER_COMMAND, hide = true)]
+    /// Make the roots read-only for everybody (on the standby, while no daemon runs)
+    Seal {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Take the seal off the roots: others can write there until the receiver starts again
+    Unseal {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Seal the roots for the daemon that started it (only `receive` runs it)
+    #[command(name = crate::seal::COMMAND, hide = true)]
+    SealHelper {
+        /// The roots
+        roots: Vec<PathBuf>,
+    },
+    /// Tell the daemon that started it of changes (only the daemons run it)
+    #[command(name = crate::watching::COMMAND, hide = true)]
     WatchHelper {
+        /// Tell who made them, too
+        #[arg(long)]
+        processes: bool,
         /// The roots
         roots: Vec<PathBuf>,
     },

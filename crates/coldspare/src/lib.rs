@@ -23,12 +23,14 @@ mod progress;
 mod promotion;
 mod role;
 mod roots;
+mod seal;
 mod serve;
 mod socket;
 mod standby;
 mod state;
 mod status;
 mod verify;
+mod watching;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -37,6 +39,7 @@ use clap::Parser;
 
 use cli::{ApplicationCommand, Cli, Command, InitCommand};
 use coldspare_core::control::Taking;
+use coldspare_scan::watch::Told;
 use exit::{Failure, Outcome};
 use serve::Serves;
 
@@ -110,7 +113,10 @@ fn run(command: Command) -> Outcome {
         Command::Hook { name, config } => application::run_hook(&config.path, name),
         Command::Health { config, once } => health::run(&config.path, if once { health::Mode::Once } else { health::Mode::Daemon }),
         Command::Check { config, json } => check::run(&config.path, json),
-        Command::WatchHelper { roots } => active::run_helper(&roots),
+        Command::Seal { config } => seal::run(&config.path, seal::Verb::Seal),
+        Command::Unseal { config } => seal::run(&config.path, seal::Verb::Unseal),
+        Command::SealHelper { roots } => seal::run_helper(&roots),
+        Command::WatchHelper { processes, roots } => watching::run(&roots, if processes { Told::Processes } else { Told::Changes }),
         Command::Man { dir } => write_man_pages(&dir),
     }
 }

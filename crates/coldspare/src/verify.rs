@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
 use crate::progress::Bar;
 use crate::socket::{self, Asked, Request};
-use crate::standby::{Copy, open_copy};
+use crate::standby::{Copy, open_copy_alone};
 use crate::state::State;
 pub(crate) use heal::{Fetch, Healed, heal};
 
@@ -76,7 +76,7 @@ pub(crate) fn run(config_path: &Path, options: Options) -> Outcome {
 
 fn verify_here(config: &Config, state: &State, asked: Asked, bar: &Bar) -> Result<Value, Failure> {
     let _lock = state.lock()?;
-    let copy = open_copy(config, state, &state.control()?)?;
+    let copy = open_copy_alone(config, state, &state.control()?)?;
     let progress = Arc::new(Progress { pace: Pace::new(config.verify.bytes_per_second), ..Progress::default() });
     let found = std::thread::scope(|scope| {
         let work = scope.spawn(|| heal(&copy, asked, &progress, |_| Fetch::Unreachable));
