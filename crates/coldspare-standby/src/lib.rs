@@ -38,4 +38,4 @@ pub use inherit::Found;
 pub use row::{ManifestRow, PendingRow};
 pub use standby::{RootSetup, Standby};
 pub use store::Store;
-pub use verify::{Depth, Extent, Git, GitFindings, Pace, Place, Progress, Repair, Step, Verdict, Verification};
+pub use verify::{Bookmark, Depth, Extent, Git, GitFindings, Pace, Place, Progress, Repair, Step, Verdict, Verification};

@@ -146,6 +146,12 @@ pub(crate) enum Command {
         /// Put right what differs: what doesn't belong there is moved to quarantine, content comes from the active again
         #[arg(long)]
         repair: bool,
+        /// Go on where the last `verify --deep --resume` was broken off, or begin one that can be
+        #[arg(long, requires = "deep", conflicts_with = "repair")]
+        resume: bool,
+        /// Bytes a second to read at most, instead of `verify.bytes_per_second`; 0: as many as there are
+        #[arg(long, value_name = "N")]
+        bytes_per_second: Option<u64>,
         /// Print a JSON object
         #[arg(long)]
         json: bool,

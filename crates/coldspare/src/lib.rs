@@ -42,6 +42,7 @@ use coldspare_core::control::Taking;
 use coldspare_scan::watch::Told;
 use exit::{Failure, Outcome};
 use serve::Serves;
+use socket::Asked;
 
 /// The version of this build.
 pub const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -90,8 +91,8 @@ fn run(command: Command) -> Outcome {
         }
         Command::Checkpoint { config, timeout, json } => status::checkpoint(&config.path, timeout, json),
         Command::Status { config, json, watch } => status::status(&config.path, json, watch),
-        Command::Verify { config, quick: _, deep, git, repair, json } => {
-            verify::run(&config.path, verify::Options { deep, git, repair, json })
+        Command::Verify { config, quick: _, deep, git, repair, resume, bytes_per_second, json } => {
+            verify::run(&config.path, verify::Options { asked: Asked { deep, git, repair, resume, bytes_per_second }, json })
         }
         Command::Accept { config, json } => standby::decide::run(&config.path, true, json),
         Command::Reject { config, json } => standby::decide::run(&config.path, false, json),

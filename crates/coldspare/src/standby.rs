@@ -23,7 +23,7 @@ use coldspare_core::intake::End;
 use coldspare_core::{Problem, Seq, SessionId};
 use coldspare_os::RealDisk;
 use coldspare_scan::watch::Told;
-use coldspare_standby::{OpenError, Pace, Progress, RootSetup, Standby, StandbyError, Store};
+use coldspare_standby::{OpenError, Progress, RootSetup, Standby, StandbyError, Store};
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
     ControlReceiver, ControlSender, Failure as PeerFailure, Incoming, Invitation, Link, LinkError, Listener, Open, PROTOCOL_VERSION,
@@ -670,11 +670,11 @@ impl Shared {
         {
             return Reply::failed(&e);
         }
-        let pace = Pace::new(self.config.verify.bytes_per_second);
+        let pace = crate::verify::pace(&self.config, asked);
         let progress = Arc::new(Progress { pace, ..Progress::default() });
         let (theirs, names, shared) = (progress.clone(), self.root_names(), self.clone());
         let mut work = tokio::task::spawn_blocking(move || {
-            let healed = crate::verify::heal(&copy, asked, &theirs, |copy| shared.fetch_wanted(copy))?;
+            let healed = crate::verify::heal(&copy, &shared.state, asked, &theirs, |copy| shared.fetch_wanted(copy))?;
             crate::verify::to_json(&copy, &healed, &names)
         });
         loop {
@@ -835,7 +835,8 @@ impl Shared {
             "applying": copy.as_ref().is_some_and(|c| c.is_applying()),
             "connected": link.is_some(),
             "peer": link.as_ref().map(|l| json!({"address": l.remote_addr().to_string(), "build": *lock(&self.peer_build)})),
-            "watch": lock(&self.findings).watch_json(),
+            // A host that becomes the active is not watched as such yet.
+            "watch": if record.role == Role::Standby { lock(&self.findings).watch_json() } else { findings::no_watch_json() },
             "seal": self.seal.to_json(),
             "foreign_writes": lock(&self.findings).to_json(&self.root_names()),
             "held_back": copy.as_ref().and_then(|c| c.held_back().ok()).unwrap_or_default().iter().map(crate::active::problem).collect::<Vec<_>>(),

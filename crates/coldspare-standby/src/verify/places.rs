@@ -53,6 +53,7 @@ impl<D: Disk> Standby<D> {
             standby: self,
             manifest,
             depth: Depth::Quick,
+            again: None,
             progress: &progress,
             suspects: Mutex::default(),
             failure: Mutex::default(),

@@ -102,6 +102,11 @@ impl Findings {
     }
 }
 
+/// What `status` shows while nothing is watched.
+pub(super) fn no_watch_json() -> Value {
+    Findings::default().watch_json()
+}
+
 /// Logs what one look found; returns what people are told.
 pub(super) fn tell(found: &[(Problem, Option<Process>, u32)]) -> String {
     for (problem, by, times) in found.iter().take(LOGGED_MAX) {

@@ -85,9 +85,12 @@ struct Open {
 struct Work {
     keeper: Keeper,
     bell: Arc<Bell>,
-    helper: Result<HelperProcess, String>,
+    // Before its helper, whose end it would take for a loss.
     watch: Option<Watch>,
+    helper: Result<HelperProcess, String>,
     watch_at: Instant,
+    /// Why it isn't a better one.
+    why: Option<String>,
     started: Instant,
     hints: Hints,
     processes: BTreeMap<(RootId, RelPath), Process>,
@@ -110,6 +113,7 @@ impl Keeper {
             helper,
             watch: None,
             watch_at: now,
+            why: None,
             started: now,
             hints: Hints::default(),
             processes: BTreeMap::new(),
@@ -156,14 +160,7 @@ impl Work {
             let bell = self.bell.clone();
             watching::open_watch(settings.watch, &roots, move || bell.ring(), &self.helper).map_err(|failure| failure.message)
         });
-        let why = match opened {
-            Ok((watch, why)) => {
-                self.watch = watch;
-                why
-            }
-            Err(why) => Some(why),
-        };
-        lock(&self.keeper.findings).watched(None, why, None);
+        (self.watch, self.why) = opened.unwrap_or_else(|why| (None, Some(why)));
         self.hints.everything = true;
         self.show();
     }
@@ -231,8 +228,7 @@ impl Work {
     /// Has the folders at `places` watched before they are looked at; by fanotify all are.
     fn cover(&self, copy: &Copy, places: &[Place]) {
         let Some(watch) = self.watch.as_ref().filter(|watch| watch.backend() == "inotify") else { return };
-        for Place { root, path, extent } in places.iter().filter(|place| place.extent == Extent::Below) {
-            debug_assert_eq!(*extent, Extent::Below);
+        for Place { root, path, .. } in places.iter().filter(|place| place.extent == Extent::Below) {
             let covered = copy.for_each_folder(*root, path, |folder| {
                 if watch.coverage().watched < FOLDERS_MAX {
                     watch.cover(*root, folder);
@@ -349,13 +345,12 @@ impl Work {
     }
 
     fn show(&self) {
-        let Some(watch) = &self.watch else { return };
-        let why = self.helper.as_ref().err().cloned();
+        let Some(watch) = &self.watch else { return lock(&self.keeper.findings).watched(None, self.why.clone(), None) };
         let mut coverage = watch.coverage();
         if watch.backend() == "inotify" && coverage.watched >= FOLDERS_MAX {
             coverage.unwatched = coverage.unwatched.max(1);
         }
-        lock(&self.keeper.findings).watched(Some(watch.backend()), why, Some(coverage));
+        lock(&self.keeper.findings).watched(Some(watch.backend()), self.why.clone(), Some(coverage));
     }
 }
 
