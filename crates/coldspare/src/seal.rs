@@ -1,9 +1,7 @@
-//! The seal of a standby: its roots are read-only for everybody but the receiver ([0020]).
+//! The seal of a standby: its roots are read-only for everybody but the receiver (`docs/decisions/0020-a-seal-by-a-mount.md`).
 //!
 //! A helper, this program once more, has the privilege that it takes, and nothing else; it seals, gives the daemon a way in
 //! that stays writable, and takes the seal off when this host becomes the active. A daemon that dies leaves the seal.
-//!
-//! [0020]: https://github.com/coldspare/coldspare/blob/main/docs/decisions/0020-a-seal-by-a-mount.md
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -57,6 +57,9 @@ impl Bell {
     }
 }
 
+/// Puts right what differs; says whether it did.
+type Repair = dyn Fn(&Copy, &[Problem]) -> bool + Send;
+
 /// What the thread is given.
 pub(super) struct Keeper {
     pub(super) config: Config,
@@ -67,7 +70,7 @@ pub(super) struct Keeper {
     /// Gives the standby, while it is open.
     pub(super) copy: Box<dyn Fn() -> Option<Arc<Copy>> + Send>,
     /// Puts right what differs, if this host may; says whether it did.
-    pub(super) repair: Box<dyn Fn(&Copy, &[Problem]) -> bool + Send>,
+    pub(super) repair: Box<Repair>,
     /// Has the active told what is wanted.
     pub(super) ask: Box<dyn Fn() + Send>,
 }
