@@ -1,12 +1,13 @@
 //! Whole processes side by side: coldspare and its peers, in turn, on the same home.
 //!
 //! `cargo bench --bench compare -- [SECTION …] [--files N] [--runs N] [--seconds N] [--entries N]
-//! [--line NAME] [--repository DIR] [--dir DIR] [--json FILE]`
+//! [--mib N] [--line NAME] [--repository DIR] [--dir DIR] [--json FILE]`
 //!
 //! Sections: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
 //! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch);
 //! `repack` (`repack.rs`, `--repository DIR` for another history than a made-up one); `link` (`link.rs`, over emulated
-//! lines, `--line NAME` for one of them); `overtake` (`overtake.rs`, `--line loopback` or `--line 50-ms`).
+//! lines, `--line NAME` for one of them); `overtake` (`overtake.rs`, `--line loopback` or `--line 50-ms`); `verify`
+//! (`verify.rs`, beside b3sum, `--mib N` of packs, `--entries N`).
 //!
 //! Both ends run on this host over loopback, with a warm page cache. rsync runs without encryption; its time to seed
 //! includes a `sync -f` of the destination, because coldspare returns only when everything is durable. Each run checks
@@ -22,6 +23,7 @@ mod process;
 mod repack;
 mod report;
 mod scale;
+mod verify;
 
 use std::fs;
 use std::path::PathBuf;
@@ -38,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) seconds: u64,
     /// How many entries the home of `scale` has.
     pub(crate) entries: u64,
+    /// How large the packs of `verify` are.
+    pub(crate) mib: u64,
     /// Which of the lines of `link` are measured; none: all.
     pub(crate) lines: Vec<String>,
     /// Whose history `repack` takes.
@@ -69,6 +73,7 @@ fn main() -> Result<()> {
     tables.extend(repack::measure_all(&settings, has("rsync"))?);
     tables.extend(link::measure_all(&settings, has("rsync"))?);
     tables.extend(overtake::measure_all(&settings)?);
+    tables.extend(verify::measure_all(&settings)?);
     if let Some(path) = &settings.json {
         let versions: Vec<_> = peers.iter().map(|(name, version)| json!({"name": name, "version": version})).collect();
         let all = json!({"machine": machine, "coldspare": env!("CARGO_PKG_VERSION"), "peers": versions, "homes": tables});
@@ -85,6 +90,7 @@ fn settings() -> Result<Settings> {
         runs: 3,
         seconds: 60,
         entries: 1_000_000,
+        mib: 4096,
         lines: Vec::new(),
         repository: None,
         dir,
@@ -96,7 +102,7 @@ fn settings() -> Result<Settings> {
         match arg.as_str() {
             name if copy::SECTIONS.contains(&name)
                 || follow::SECTIONS.contains(&name)
-                || [scale::SECTION, repack::SECTION, link::SECTION, overtake::SECTION].contains(&name) =>
+                || [scale::SECTION, repack::SECTION, link::SECTION, overtake::SECTION, verify::SECTION].contains(&name) =>
             {
                 settings.sections.push(arg)
             }
@@ -104,6 +110,7 @@ fn settings() -> Result<Settings> {
             "--runs" => settings.runs = value()?.parse::<usize>()?.max(1),
             "--seconds" => settings.seconds = value()?.parse()?,
             "--entries" => settings.entries = value()?.parse()?,
+            "--mib" => settings.mib = value()?.parse()?,
             "--line" => settings.lines.push(value()?),
             "--repository" => settings.repository = Some(value()?.into()),
             "--dir" => settings.dir = value()?.into(),

@@ -83,6 +83,11 @@ impl Pair {
         self.on_active(&["send", "--once", "--json"])
     }
 
+    /// The standby's configuration.
+    pub(crate) fn standby_config(&self) -> PathBuf {
+        self.standby.clone()
+    }
+
     /// A command for the active.
     pub(crate) fn on_active(&self, args: &[&str]) -> Command {
         let mut command = coldspare(&self.wrappers[0]);

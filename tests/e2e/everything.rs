@@ -92,6 +92,7 @@ fn fill_edges(host: &Host) {
 fn everything_a_home_holds_arrives_and_one_flipped_byte_is_named() {
     let mut pair = Pair::new();
     fill(&pair.active);
+    pair.standby.configure("[hands_off]\nheal = false\n");
     pair.standby.start();
     let done = pair.send_once();
     assert!(done["files"].as_u64().unwrap() > 10, "{done}");

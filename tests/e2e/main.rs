@@ -16,6 +16,7 @@ mod git;
 mod git_server;
 mod graphs;
 mod guard;
+mod hands_off;
 mod image;
 mod kills;
 mod lines;

@@ -136,6 +136,10 @@ fn nothing_is_handed_over_while_something_is_amiss() {
     pair.active.kill();
     pair.active.start();
     checkpoint(&pair.active);
+    pair.standby.kill();
+    pair.standby.configure("[hands_off]\nheal = false\n");
+    pair.standby.start();
+    checkpoint(&pair.active);
     fs::write(pair.standby.home.join(REPOSITORY).join("config"), "damaged").unwrap();
     pair.active.run(&["switchover"]).expect(1, "verify --repair");
     assert_eq!((role(&pair.active), role(&pair.standby)), ("active".into(), "standby".into()));

@@ -23,7 +23,11 @@ struct Setting {
 
 impl Setting {
     fn new() -> Setting {
-        let pair = Pair::following();
+        let mut pair = Pair::new();
+        // What is damaged here stays so until a test asks.
+        pair.standby.configure("[hands_off]\nwatch = \"scan\"\n");
+        pair.standby.start();
+        pair.active.start();
         let (bare, clone) = (pair.active.home.join(REPOSITORY), pair.dir.path().join("clone"));
         git::init_bare(&bare);
         git::clone(&bare, &clone);
@@ -353,6 +357,43 @@ fn the_scrub_goes_over_everything_and_says_what_it_found() {
 }
 
 #[test]
+fn a_deep_verification_that_was_killed_goes_on_and_reads_again_what_changed_meanwhile() {
+    let mut s = Setting::new();
+    for n in 0..1200 {
+        s.pair.active.write(&format!("shared/data/attachments/{n:04}"), format!("{n:04}").repeat(500));
+    }
+    s.pair.checkpoint();
+    s.pair.standby.kill();
+    let verify = |more: &[&str], code: i32| s.pair.standby.run(&[&["verify", "--deep", "--json"], more].concat()).expect_code(code).json();
+    let all = verify(&[], 0)["checked_bytes"].as_u64().unwrap();
+    let mut command = s.pair.standby.program();
+    command.args(["verify", "--deep", "--resume", "--bytes-per-second", "500000", "--config"]).arg(s.pair.standby.config());
+    let mut child = command.spawn().unwrap();
+    let note = s.pair.standby.state().join("verify");
+    until("it notes how far it is", || note.exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // Neither size nor time tells of these: one was read before, one wasn't.
+    for name in ["0001", "1199"] {
+        let path = s.there(&format!("shared/data/attachments/{name}"));
+        let modified = fs::metadata(&path).unwrap().modified().unwrap();
+        flip_byte(&path, 3);
+        File::options().write(true).open(path).unwrap().set_modified(modified).unwrap();
+    }
+    let found = verify(&["--resume"], 1);
+    for name in ["0001", "1199"] {
+        assert!(names(&found, &format!("shared/data/attachments/{name}"), "content"), "{found:#}");
+    }
+    assert_eq!(found["problems"].as_array().unwrap().len(), 2, "{found:#}");
+    let read = found["checked_bytes"].as_u64().unwrap();
+    assert!(read > 0 && read < all - 500_000, "{read} of {all} bytes were read again");
+    assert!(!note.exists(), "it is over, and would go on from there");
+    let again = verify(&["--resume"], 1);
+    assert!(again["checked_bytes"].as_u64().unwrap() > all - 10_000, "the next one begins anew");
+    s.pair.standby.run(&["verify", "--resume"]).expect_code(2);
+}
+
+#[test]
 fn a_deep_verification_reads_no_faster_than_it_may() {
     let mut s = Setting::new();
     s.pair.active.write("shared/data/large", crate::seed::Seed::new(7).noise(2_000_000));
@@ -364,4 +405,6 @@ fn a_deep_verification_reads_no_faster_than_it_may() {
     fs::write(&config, format!("{without}[verify]\nbytes_per_second = 1000000\n")).unwrap();
     let found = s.pair.standby.run(&["verify", "--deep", "--json"]).expect_code(0).json();
     assert!(found["seconds"].as_f64().unwrap() >= 1.9, "{found:#}");
+    let faster = s.pair.standby.run(&["verify", "--deep", "--json", "--bytes-per-second", "0"]).expect_code(0).json();
+    assert!(faster["seconds"].as_f64().unwrap() < 1.9, "{faster:#}");
 }

@@ -17,6 +17,7 @@ pub mod exclude;
 pub mod fingerprint;
 pub mod follow;
 pub mod git;
+pub mod healing;
 pub mod id;
 pub mod intake;
 pub mod key;

@@ -17,6 +17,7 @@ pub mod fanotify;
 mod group;
 mod handle;
 mod listing;
+pub mod mounts;
 mod process;
 pub mod processes;
 mod real;

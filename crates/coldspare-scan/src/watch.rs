@@ -13,9 +13,10 @@
 mod fanotify;
 mod helper;
 mod inotify;
+mod process;
 mod records;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,14 +28,17 @@ use coldspare_core::path::CONTROL_DIR;
 use coldspare_core::{RelPath, RootId};
 
 pub use fanotify::Helper;
-pub use helper::run as run_helper;
+pub use helper::{Told, run as run_helper};
 use inotify::{Inotify, NotWatched};
+pub use process::Process;
 
 use crate::dirty::{Dirty, Hint};
 use crate::run::hash_of;
 
 /// The folder, in a root's control folder, whose files mark a place in the stream of events.
 pub const COOKIES: &str = "cookies";
+/// LIMIT: paths of which it is remembered who changed them.
+const PROCESSES_MAX: usize = 10_000;
 
 /// How well the watch covers the roots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +100,8 @@ enum Source {
 struct Shared {
     roots: Vec<WatchedRoot>,
     dirty: Mutex<Dirty>,
+    /// Who changed what, where that is told.
+    processes: Mutex<BTreeMap<(RootId, RelPath), Process>>,
     covered: Mutex<BTreeSet<Vec<u8>>>,
     /// Filesystems that are marked.
     marked: AtomicU64,
@@ -307,6 +313,12 @@ impl Watch {
         lock(&self.shared.dirty)
     }
 
+    /// Takes who changed what, the last one of each path, where the helper tells; nobody is remembered for longer than its
+    /// hint, nor for what comes beyond a limit.
+    pub fn take_processes(&self) -> BTreeMap<(RootId, RelPath), Process> {
+        std::mem::take(&mut *lock(&self.shared.processes))
+    }
+
     /// Whether events were lost since the watch was built: only building it anew helps.
     pub fn is_stale(&self) -> bool {
         self.shared.stale.load(Ordering::Relaxed)
@@ -344,6 +356,7 @@ impl Shared {
             marks: Mutex::new(vec![mark; roots.len()]),
             roots,
             dirty: Mutex::default(),
+            processes: Mutex::default(),
             covered: Mutex::default(),
             marked: AtomicU64::new(0),
             unwatched: AtomicU64::new(0),
@@ -357,7 +370,7 @@ impl Shared {
     }
 
     /// Makes a hint of a change of `name` in `dir`, or of `dir` itself when the name is empty; says whether it is one.
-    fn take(&self, dir: &Path, name: &[u8], hint: Hint) -> bool {
+    fn take(&self, dir: &Path, name: &[u8], hint: Hint, by: Option<Process>) -> bool {
         let Some((number, root, below)) =
             self.roots.iter().enumerate().find_map(|(n, root)| Some((n, root, dir.strip_prefix(&root.path).ok()?)))
         else {
@@ -381,6 +394,13 @@ impl Shared {
             self.forget(&dir.join(std::ffi::OsStr::from_bytes(name)));
         }
         let root = RootId(u8::try_from(number).expect("roots are few"));
+        if let Some(process) = by {
+            let path = if name.is_empty() { dir_below.clone() } else { dir_below.join(name).unwrap_or_else(|_| dir_below.clone()) };
+            let mut processes = lock(&self.processes);
+            if processes.len() < PROCESSES_MAX {
+                processes.insert((root, path), process);
+            }
+        }
         lock(&self.dirty).add(root, dir_below, name, hint, now_ms());
         true
     }

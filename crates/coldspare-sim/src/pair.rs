@@ -283,7 +283,7 @@ pub fn make_root(path: &Path) {
 /// As [`Store::open`] and [`Standby::open`].
 pub fn open_standby_at<D: Disk>(standby_at: &Path, disk: D) -> Result<Standby<D>, OpenError> {
     let store = Store::open(&standby_store(standby_at))?;
-    Standby::open(disk, store, vec![RootSetup { path: standby_root(standby_at), exclude: exclude() }])
+    Standby::open(disk, store, vec![RootSetup { path: standby_root(standby_at), way: None, exclude: exclude() }])
 }
 
 /// The root of the standby that a pair keeps in `standby_at`.

@@ -46,4 +46,4 @@ pub use points::{HistoryLimits, Point, PointNo};
 pub use row::{ManifestRow, PendingRow};
 pub use standby::{RootSetup, Standby};
 pub use store::Store;
-pub use verify::{Depth, Git, GitFindings, Pace, Progress, Repair, Step, Verdict, Verification};
+pub use verify::{Bookmark, Depth, Extent, Git, GitFindings, Pace, Place, Progress, Repair, Step, Verdict, Verification};

@@ -25,6 +25,8 @@ use crate::store::{HELD, INCOMPLETE, KEPT, LEFT, LINKS, MANIFEST, ORDER, PENDING
 pub struct RootSetup {
     /// Where it is, absolute.
     pub path: PathBuf,
+    /// By which path it is opened, where it can't be written by that one.
+    pub way: Option<PathBuf>,
     /// What in it is not replicated and none of the standby's business.
     pub exclude: Exclude,
 }
@@ -518,9 +520,9 @@ pub(crate) fn left_key(digest: Digest, size: u64) -> [u8; 40] {
 }
 
 fn open_root<D: Disk>(disk: &D, setup: RootSetup) -> Result<Root<D>, OpenError> {
-    let RootSetup { path, exclude } = setup;
+    let RootSetup { path, way, exclude } = setup;
     let fail = |what: &str, e: std::io::Error| OpenError::Root { path: path.clone(), detail: format!("{what}: {e}") };
-    let dir = disk.open_root(&path).map_err(|e| fail("can't be opened", e))?;
+    let dir = disk.open_root(way.as_ref().unwrap_or(&path)).map_err(|e| fail("can't be opened", e))?;
     let work = |at: &D::Dir, name: &[u8]| -> Result<D::Dir, OpenError> {
         match disk.create_dir(at, name) {
             Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(fail("the work folder .coldspare can't be made", e)),

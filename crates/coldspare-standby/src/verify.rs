@@ -5,16 +5,17 @@
 
 mod git;
 mod pace;
+mod places;
 mod repair;
+mod resumed;
 mod scrub;
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use coldspare_core::control::Applied;
-use coldspare_core::exclude::IsDir;
 use coldspare_core::git as git_layout;
-use coldspare_core::{Body, Problem, ProblemKind, RelPath, RootId};
+use coldspare_core::{Body, Problem, ProblemKind, RelPath, RootId, key};
 use coldspare_os::{Disk, FileKind, Stat};
 
 use crate::error::StandbyError;
@@ -25,7 +26,9 @@ use crate::store::{MANIFEST, View};
 
 pub use git::{Git, GitFindings};
 pub use pace::Pace;
+pub use places::{Extent, Place};
 pub use repair::Repair;
+pub use resumed::Bookmark;
 pub use scrub::Step;
 
 /// How closely to look.
@@ -49,6 +52,14 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    fn of(applied: Option<Applied>, problems: &[Problem]) -> Verdict {
+        match applied {
+            None => Verdict::Empty,
+            Some(_) if problems.is_empty() => Verdict::Consistent,
+            Some(_) => Verdict::Differs,
+        }
+    }
+
     /// The word in messages and JSON.
     pub fn word(self) -> &'static str {
         match self {
@@ -108,6 +119,8 @@ struct Check<'a, D: Disk> {
     standby: &'a Standby<D>,
     manifest: View,
     depth: Depth,
+    /// Up to where content was read by an earlier run; what changed since is read though this is a quick look.
+    again: Option<Bookmark>,
     progress: &'a Progress,
     suspects: Mutex<Vec<(RootId, RelPath)>>,
     failure: Mutex<Option<StandbyError>>,
@@ -125,17 +138,13 @@ impl<D: Disk> Standby<D> {
             standby: self,
             manifest: self.store.view(MANIFEST)?,
             depth,
+            again: None,
             progress,
             suspects: Mutex::default(),
             failure: Mutex::default(),
         };
         progress.begin(check.manifest.len()?);
-        rayon::scope(|scope| {
-            for number in 0..self.root_count() {
-                let check = &check;
-                scope.spawn(move |scope| check.dir(scope, RootId(number), RelPath::root()));
-            }
-        });
+        check.everything();
         if let Some(failure) = lock(&check.failure).take() {
             return Err(failure);
         }
@@ -143,11 +152,7 @@ impl<D: Disk> Standby<D> {
         suspects.sort();
         suspects.dedup();
         let (problems, applied) = self.examine_suspects(depth, suspects)?;
-        let verdict = match applied {
-            None => Verdict::Empty,
-            Some(_) if problems.is_empty() => Verdict::Consistent,
-            Some(_) => Verdict::Differs,
-        };
+        let verdict = Verdict::of(applied, &problems);
         let count = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let (entries, files, bytes) = (count(&progress.entries), count(&progress.files), count(&progress.bytes));
         Ok(Verification { verdict, applied, entries, files, bytes, problems })
@@ -187,6 +192,7 @@ impl<D: Disk> Standby<D> {
             };
             let problem = match (row, stat) {
                 (None, None) => None,
+                (None, Some(stat)) if self.is_excluded(root, &path, stat.kind) => None,
                 (None, Some(_)) => Some(extra(&path)),
                 (Some(_), None) => Some((ProblemKind::Missing, "not on disk".to_string())),
                 (Some(row), Some(stat)) => {
@@ -301,6 +307,14 @@ fn extra(path: &RelPath) -> (ProblemKind, String) {
 }
 
 impl<'a, D: Disk> Check<'a, D> {
+    fn everything(&self) {
+        rayon::scope(|scope| {
+            for number in 0..self.standby.root_count() {
+                scope.spawn(move |scope| self.dir(scope, RootId(number), RelPath::root()));
+            }
+        });
+    }
+
     fn dir<'s>(&'s self, scope: &rayon::Scope<'s>, root: RootId, path: RelPath) {
         if let Err(e) = self.look(scope, root, &path) {
             lock(&self.failure).get_or_insert(e);
@@ -331,8 +345,7 @@ impl<'a, D: Disk> Check<'a, D> {
             };
             match row {
                 None => {
-                    let is_dir = if stat.kind == FileKind::Dir { IsDir::Yes } else { IsDir::No };
-                    if !standby.root(root).exclude.covers(&child, is_dir) {
+                    if !standby.is_excluded(root, &child, stat.kind) {
                         self.suspect(root, child);
                     }
                 }
@@ -355,7 +368,9 @@ impl<'a, D: Disk> Check<'a, D> {
         }
         if self.standby.compare_metadata(root, &path, &row, stat).is_some() {
             self.suspect(root, path);
-        } else if self.depth == Depth::Deep {
+        } else if self.depth == Depth::Deep
+            || self.again.as_ref().is_some_and(|mark| mark.is_to_be_read_again(&key::encode(root, &path), stat.ctime))
+        {
             if row.entry.size() >= TASK_BYTES {
                 scope.spawn(move |_| self.compare_content(root, path, &row));
             } else {

@@ -6,7 +6,6 @@
 mod connect;
 mod giving;
 mod greet;
-mod helper;
 mod inherit;
 mod outlet;
 mod proof;
@@ -43,7 +42,6 @@ use connect::{BulkSender, Connected};
 pub(crate) use connect::{ConnectError, greet_standby, peer_address};
 use giving::Giving;
 use greet::Rival;
-pub(crate) use helper::{COMMAND as HELPER_COMMAND, run as run_helper};
 use outlet::{Changeset, Sending};
 use proof::Prover;
 use report::{Done, Tally};

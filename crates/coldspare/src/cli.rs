@@ -146,6 +146,12 @@ pub(crate) enum Command {
         /// Put right what differs: what doesn't belong there is moved to quarantine, content comes from the active again
         #[arg(long)]
         repair: bool,
+        /// Go on where the last `verify --deep --resume` was broken off, or begin one that can be
+        #[arg(long, requires = "deep", conflicts_with = "repair")]
+        resume: bool,
+        /// Bytes a second to read at most, instead of `verify.bytes_per_second`; 0: as many as there are
+        #[arg(long, value_name = "N")]
+        bytes_per_second: Option<u64>,
         /// Print a JSON object
         #[arg(long)]
         json: bool,
@@ -249,9 +255,28 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Tell the daemon that started it of changes (only `send` runs it)
-    #[command(name = crate::active::HELPER_COMMAND, hide = true)]
+    /// Make the roots read-only for everybody (on the standby, while no daemon runs)
+    Seal {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Take the seal off the roots: others can write there until the receiver starts again
+    Unseal {
+        #[command(flatten)]
+        config: ConfigArg,
+    },
+    /// Seal the roots for the daemon that started it (only `receive` runs it)
+    #[command(name = crate::seal::COMMAND, hide = true)]
+    SealHelper {
+        /// The roots
+        roots: Vec<PathBuf>,
+    },
+    /// Tell the daemon that started it of changes (only the daemons run it)
+    #[command(name = crate::watching::COMMAND, hide = true)]
     WatchHelper {
+        /// Tell who made them, too
+        #[arg(long)]
+        processes: bool,
         /// The roots
         roots: Vec<PathBuf>,
     },

@@ -48,6 +48,9 @@ pub struct Config {
     /// How the standby is verified.
     #[serde(default)]
     pub verify: Verify,
+    /// What becomes of what others write on the standby.
+    #[serde(default)]
+    pub hands_off: HandsOff,
     /// From how much on a person is asked before the standby loses something.
     #[serde(default)]
     pub brakes: Brakes,
@@ -192,6 +195,24 @@ pub struct Verify {
 impl Default for Verify {
     fn default() -> Verify {
         Verify { scrub_days: 7, bytes_per_second: 0 }
+    }
+}
+
+/// What becomes of what others write on the standby.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HandsOff {
+    /// How it is noticed.
+    pub watch: WatchMode,
+    /// Whether it is put right without asking.
+    pub heal: bool,
+    /// Whether nobody but the receiver can write.
+    pub seal: bool,
+}
+
+impl Default for HandsOff {
+    fn default() -> HandsOff {
+        HandsOff { watch: WatchMode::Auto, heal: true, seal: false }
     }
 }
 

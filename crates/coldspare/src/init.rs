@@ -7,7 +7,9 @@ use coldspare_core::control::{ControlRecord, Role};
 use coldspare_core::{ClusterId, Epoch, NodeId, SessionId};
 use coldspare_transport::{Invitation, Secret};
 
-use crate::config::{Brakes, Config, DEFAULT_PORT, Database, Failover, History, LinkSettings, Peer, Profile, Root, Send, Verify};
+use crate::config::{
+    Brakes, Config, DEFAULT_PORT, Database, Failover, HandsOff, History, LinkSettings, Peer, Profile, Root, Send, Verify,
+};
 use crate::exit::{Code, Failure, Outcome};
 use crate::roots;
 use crate::state::State;
@@ -145,6 +147,7 @@ fn new_config(init: &Init, listen: Option<SocketAddr>, peer: Option<String>) -> 
         send: Send::default(),
         link: LinkSettings::default(),
         verify: Verify::default(),
+        hands_off: HandsOff::default(),
         brakes: Brakes::default(),
         history: History::default(),
         database: Database::default(),

@@ -23,12 +23,14 @@ mod progress;
 mod promotion;
 mod role;
 mod roots;
+mod seal;
 mod serve;
 mod socket;
 mod standby;
 mod state;
 mod status;
 mod verify;
+mod watching;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -37,8 +39,10 @@ use clap::Parser;
 
 use cli::{ApplicationCommand, Cli, Command, InitCommand};
 use coldspare_core::control::Taking;
+use coldspare_scan::watch::Told;
 use exit::{Failure, Outcome};
 use serve::Serves;
+use socket::Asked;
 use standby::points::Verb;
 
 /// The version of this build.
@@ -88,8 +92,8 @@ fn run(command: Command) -> Outcome {
         }
         Command::Checkpoint { config, timeout, json } => status::checkpoint(&config.path, timeout, json),
         Command::Status { config, json, watch } => status::status(&config.path, json, watch),
-        Command::Verify { config, quick: _, deep, git, repair, json } => {
-            verify::run(&config.path, verify::Options { deep, git, repair, json })
+        Command::Verify { config, quick: _, deep, git, repair, resume, bytes_per_second, json } => {
+            verify::run(&config.path, verify::Options { asked: Asked { deep, git, repair, resume, bytes_per_second }, json })
         }
         Command::Accept { config, json } => standby::decide::run(&config.path, true, json),
         Command::Reject { config, json } => standby::decide::run(&config.path, false, json),
@@ -115,7 +119,10 @@ fn run(command: Command) -> Outcome {
         Command::Hook { name, config } => application::run_hook(&config.path, name),
         Command::Health { config, once } => health::run(&config.path, if once { health::Mode::Once } else { health::Mode::Daemon }),
         Command::Check { config, json } => check::run(&config.path, json),
-        Command::WatchHelper { roots } => active::run_helper(&roots),
+        Command::Seal { config } => seal::run(&config.path, seal::Verb::Seal),
+        Command::Unseal { config } => seal::run(&config.path, seal::Verb::Unseal),
+        Command::SealHelper { roots } => seal::run_helper(&roots),
+        Command::WatchHelper { processes, roots } => watching::run(&roots, if processes { Told::Processes } else { Told::Changes }),
         Command::Man { dir } => write_man_pages(&dir),
     }
 }

@@ -21,7 +21,7 @@ use crate::config::{Config, HookName};
 use crate::exit::{Code, Failure, Outcome};
 use crate::role::{self, NotTaken};
 use crate::socket::{self, Request};
-use crate::standby::{Copy, open_copy};
+use crate::standby::{Copy, open_copy_alone};
 use crate::state::State;
 
 /// What a person says of a promotion.
@@ -69,8 +69,8 @@ pub(crate) fn run(config_path: &Path, terms: &Terms, then: Then, json: bool) -> 
             None => {
                 let _lock = state.lock()?;
                 let record = state.control()?;
-                let copy = open_copy(&config, &state, &record)?;
-                let found = promote(&config, &state, &record, &copy, terms, false);
+                let copy = open_copy_alone(&config, &state, &record)?;
+                let found = promote(&config, &state, &record, &copy, terms, &|| crate::seal::take_off(&config));
                 found.map(|(_, done)| done)?
             }
         },
@@ -107,7 +107,7 @@ pub(crate) fn fail_over(config_path: &Path, mut terms: Terms, then: Then, json: 
 
 /// Promotes the standby; returns its record as it is then, and what there is to say of it.
 ///
-/// Nobody changes the tree meanwhile. `is_connected`: the active is, at this moment.
+/// Nobody changes the tree meanwhile. `unseal` takes a seal off, right before the role is stored.
 ///
 /// # Errors
 /// As [`run`].
@@ -117,14 +117,11 @@ pub(crate) fn promote(
     record: &ControlRecord,
     copy: &Copy,
     terms: &Terms,
-    is_connected: bool,
+    unseal: &dyn Fn() -> Result<(), Failure>,
 ) -> Result<(ControlRecord, Value), Failure> {
     copy.abandon().map_err(Failure::damage)?;
     let (applied, digest) = copy.fingerprint().map_err(Failure::damage)?;
     let is_handed_over = is_handed_over(record, applied, digest);
-    if is_connected && !is_handed_over && !terms.accept_connection {
-        return Err(refused("the active is connected: hand over with `coldspare switchover` there, or give --accept-connection"));
-    }
     let as_of_ms = applied.and_then(|a| as_of(state, a));
     let lag = || as_of_ms.map(|ms| coldspare_scan::watch::now_ms().saturating_sub(ms));
     let lag_ms = lag();
@@ -145,7 +142,7 @@ pub(crate) fn promote(
     // The old active may have taken pushes until it was fenced.
     let loss_bound_ms = if is_handed_over { Some(0) } else { lag() };
     let event = Event::Promote { proof, applied, fresh: role::fresh()? };
-    prepare(config, state)?;
+    prepare(config, state, unseal)?;
     let (next, _) = role::take(config, state, record, event).map_err(NotTaken::into_failure)?;
     let place = |p: &(coldspare_core::RootId, coldspare_core::RelPath)| json!({"root": p.0.0, "path": p.1.to_string()});
     let done = json!({
@@ -172,11 +169,12 @@ fn as_of(state: &State, applied: Applied) -> Option<u64> {
 }
 
 /// Before this host's role is stored as active: the index of an earlier time, when it was that, is no use, and what changes
-/// from now on isn't what the manifest says.
+/// from now on isn't what the manifest says. The application can write: `unseal` sees to it.
 ///
 /// # Errors
-/// `Damage`.
-pub(crate) fn prepare(config: &Config, state: &State) -> Result<(), Failure> {
+/// `Damage`; those of `unseal`.
+pub(crate) fn prepare(config: &Config, state: &State, unseal: &dyn Fn() -> Result<(), Failure>) -> Result<(), Failure> {
+    unseal()?;
     steps::announce(config, state)?;
     state.replace("promoted", coldspare_scan::watch::now_ms().to_string().as_bytes())?;
     state.remove_store(&state.index_path())

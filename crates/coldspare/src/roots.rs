@@ -14,6 +14,7 @@ use coldspare_os::FileLock;
 
 use crate::config::{Config, Root};
 use crate::exit::Failure;
+use crate::seal::Ways;
 
 const MARKER: &str = "root";
 const LOCK: &str = "lock";
@@ -81,10 +82,10 @@ pub(crate) fn resolve(config: &Config, cluster: ClusterId) -> Result<Vec<PathBuf
 ///
 /// # Errors
 /// `Usage` when another has it: both hosts of a pair were given the same folder, say.
-pub(crate) fn lock(config: &Config, cluster: ClusterId) -> Result<Vec<FileLock>, Failure> {
+pub(crate) fn lock(config: &Config, cluster: ClusterId, ways: &Ways) -> Result<Vec<FileLock>, Failure> {
     let mut locks = Vec::new();
-    for path in resolve(config, cluster)? {
-        let at = control_dir(&path).join(LOCK);
+    for (number, path) in resolve(config, cluster)?.into_iter().enumerate() {
+        let at = control_dir(&ways.path(number).unwrap_or_else(|| path.clone())).join(LOCK);
         match FileLock::acquire(&at) {
             Ok(Some(lock)) => locks.push(lock),
             Ok(None) => {

@@ -76,6 +76,12 @@ pub(crate) struct Asked {
     /// Put right what differs.
     #[serde(default)]
     pub(crate) repair: bool,
+    /// Every byte, from where an earlier run was broken off.
+    #[serde(default)]
+    pub(crate) resume: bool,
+    /// Bytes a second to read at most; 0: as many as there are. Without it, as configured.
+    #[serde(default)]
+    pub(crate) bytes_per_second: Option<u64>,
 }
 
 /// A line of the answer.

@@ -7,6 +7,8 @@ mod bundle;
 mod contact;
 pub(crate) mod decide;
 pub(crate) mod export;
+mod findings;
+mod hands_off;
 mod intake;
 pub(crate) mod points;
 mod scrub;
@@ -20,9 +22,10 @@ use std::time::{Duration, Instant};
 use coldspare_core::control::{ControlRecord, Effect, Event, Refusal, Role, step};
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
-use coldspare_core::{Seq, SessionId};
+use coldspare_core::{Problem, Seq, SessionId};
 use coldspare_os::RealDisk;
-use coldspare_standby::{OpenError, Pace, Progress, RootSetup, Standby, StandbyError, Store};
+use coldspare_scan::watch::Told;
+use coldspare_standby::{OpenError, Progress, RootSetup, Standby, StandbyError, Store};
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
     ControlReceiver, ControlSender, Failure as PeerFailure, Incoming, Invitation, Link, LinkError, Listener, Open, PROTOCOL_VERSION,
@@ -35,10 +38,12 @@ use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
 use crate::role::{self, NotTaken};
 use crate::roots;
+use crate::seal::{Seal, Ways};
 use crate::serve;
 use crate::socket::{self, Asked, Call, Reply, Request};
 use crate::state::State;
 use crate::verify::Fetch;
+use crate::watching::{self, HelperProcess};
 use contact::Contact;
 use intake::Intake;
 
@@ -84,6 +89,10 @@ struct Shared {
     /// Somebody wants content from the active that the standby's copy lost.
     wants: tokio::sync::Notify,
     scrub: Arc<Mutex<scrub::Scrub>>,
+    findings: Arc<Mutex<findings::Findings>>,
+    /// Held while something is put right, and while this host takes another role.
+    healing: Mutex<()>,
+    pub(in crate::standby) seal: Seal,
     /// The session whose quarantine was looked at.
     bundled: Mutex<Option<SessionId>>,
     reopen: tokio::sync::Notify,
@@ -111,12 +120,16 @@ pub(crate) fn run(config_path: &Path) -> Outcome {
         return Err(serve::wrong_role(&record, serve::Serves::Standby));
     }
     let _lock = state.lock()?;
-    let _roots = roots::lock(&config, record.cluster)?;
+    let seal = Seal::begin(&config, roots::resolve(&config, record.cluster)?)?;
+    let _roots = roots::lock(&config, record.cluster, &seal.ways)?;
     coldspare_os::raise_open_files_limit();
     coldspare_os::openat2_works().map_err(Failure::usage)?;
+    let helper = watching::start_helper(&config, record.cluster, config.hands_off.watch, Told::Processes)?;
+    // Once the helpers have it: what talks to the network has no need of it.
+    coldspare_os::give_up_capability(coldspare_os::Capability::SysAdmin).map_err(Failure::usage)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
     runtime.spawn(crate::memory::keep_small());
-    let outcome = runtime.block_on(serve(config, state, record));
+    let outcome = runtime.block_on(serve(config, state, record, seal, helper));
     runtime.shutdown_timeout(Duration::from_secs(30));
     outcome
 }
@@ -125,11 +138,11 @@ pub(crate) fn run(config_path: &Path) -> Outcome {
 ///
 /// # Errors
 /// `Usage` for roots and stores that can't be used, `Damage` when a committed changeset can't be finished.
-pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord) -> Result<Copy, Failure> {
+pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord, ways: &Ways) -> Result<Copy, Failure> {
     let paths = roots::resolve(config, record.cluster)?;
     let mut setups = Vec::new();
-    for (root, path) in config.roots.iter().zip(paths) {
-        setups.push(RootSetup { path, exclude: root.exclude().map_err(Failure::usage)? });
+    for (number, (root, path)) in config.roots.iter().zip(paths).enumerate() {
+        setups.push(RootSetup { path, way: ways.path(number), exclude: root.exclude().map_err(Failure::usage)? });
     }
     let failure = |e: OpenError| match e {
         OpenError::Recovery(e) => Failure::damage(e),
@@ -143,14 +156,24 @@ pub(crate) fn open_copy(config: &Config, state: &State, record: &ControlRecord) 
     })
 }
 
-async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
+/// As [`open_copy`], for a command that runs instead of the daemon: roots that are sealed stay so, and what is opened through the
+/// ways into them can be written.
+///
+/// # Errors
+/// As [`open_copy`]; `Usage` when a root is sealed, and privileges are missing.
+pub(crate) fn open_copy_alone(config: &Config, state: &State, record: &ControlRecord) -> Result<Copy, Failure> {
+    let ways = Ways::find(&roots::resolve(config, record.cluster)?)?;
+    open_copy(config, state, record, &ways)
+}
+
+async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, helper: Result<HelperProcess, String>) -> Outcome {
     let identity = state.identity()?;
     let listener = Listener::bind(config.listens_at(), &identity, &config.tuning()).map_err(Failure::usage)?;
     if let Some(advice) = listener.buffers().advice() {
         tracing::warn!("{advice}");
     }
     let calls = socket::listen(&state.socket_path())?;
-    let copy = open_copy(&config, &state, &record)?;
+    let copy = open_copy(&config, &state, &record, &seal.ways)?;
     let shared = Arc::new(Shared {
         config,
         state,
@@ -166,6 +189,9 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
         told_question: Mutex::default(),
         wants: tokio::sync::Notify::new(),
         scrub: Arc::default(),
+        findings: Arc::default(),
+        healing: Mutex::default(),
+        seal,
         bundled: Mutex::default(),
         reopen: tokio::sync::Notify::new(),
         prune: tokio::sync::Notify::new(),
@@ -180,6 +206,7 @@ async fn serve(config: Config, state: State, record: ControlRecord) -> Outcome {
     tokio::spawn(shared.clone().keep_history_short());
     shared.make_bundles(None);
     shared.start_scrub()?;
+    shared.keep_hands_off(helper)?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
     tracing::info!(address = %listener.local_addr(), "listening");
     eprintln!("ready");
@@ -580,9 +607,10 @@ impl Shared {
         if last == session && session.is_some() {
             return;
         }
-        let roots: Vec<_> = self.config.roots.iter().map(|root| root.path.clone()).collect();
-        let made =
-            std::thread::Builder::new().name("bundles".into()).spawn(move || roots.iter().for_each(|root| bundle::make_missing(root)));
+        let way = |number, path: &std::path::PathBuf| self.seal.ways.path(number).unwrap_or_else(|| path.clone());
+        let roots: Vec<_> = self.config.roots.iter().enumerate().map(|(n, root)| (way(n, &root.path), root.path.clone())).collect();
+        let make = move || roots.iter().for_each(|(way, path)| bundle::make_missing(way, path));
+        let made = std::thread::Builder::new().name("bundles".into()).spawn(make);
         if let Err(e) = made {
             tracing::warn!(error = %e, "no thread can be started; bundles are made at the next start");
         }
@@ -613,8 +641,9 @@ impl Shared {
             }
             let mut last = String::new();
             loop {
-                let (config, state, record) = (self.config.clone(), self.state.clone(), lock(&self.record).clone());
-                let opened = tokio::task::spawn_blocking(move || open_copy(&config, &state, &record)).await;
+                let (shared, record) = (self.clone(), lock(&self.record).clone());
+                let open = move || open_copy(&shared.config, &shared.state, &record, &shared.seal.ways);
+                let opened = tokio::task::spawn_blocking(open).await;
                 match opened {
                     Ok(Ok(copy)) => {
                         self.broken.store(false, Ordering::Relaxed);
@@ -668,11 +697,11 @@ impl Shared {
         {
             return Reply::failed(&e);
         }
-        let pace = Pace::new(self.config.verify.bytes_per_second);
+        let pace = crate::verify::pace(&self.config, asked);
         let progress = Arc::new(Progress { pace, ..Progress::default() });
         let (theirs, names, shared) = (progress.clone(), self.root_names(), self.clone());
         let mut work = tokio::task::spawn_blocking(move || {
-            let healed = crate::verify::heal(&copy, asked, &theirs, |copy| shared.fetch_wanted(copy))?;
+            let healed = crate::verify::heal(&copy, &shared.state, asked, &theirs, |copy| shared.fetch_wanted(copy))?;
             crate::verify::to_json(&copy, &healed, &names)
         });
         loop {
@@ -700,6 +729,42 @@ impl Shared {
             copy: Box::new(move || lock(&shared.copy).clone()),
         };
         scrubber.start().map_err(|e| Failure::damage(format!("the scrub can't be started: {e}")))
+    }
+
+    fn keep_hands_off(self: &Arc<Self>, helper: Result<HelperProcess, String>) -> Result<(), Failure> {
+        let [for_copy, for_repair, for_ask] = [self.clone(), self.clone(), self.clone()];
+        let keeper = hands_off::Keeper {
+            config: self.config.clone(),
+            cluster: lock(&self.record).cluster,
+            findings: self.findings.clone(),
+            is_over: self.is_over.clone(),
+            copy: Box::new(move || lock(&for_copy.copy).clone()),
+            repair: Box::new(move |copy, problems| for_repair.heal(copy, problems)),
+            ask: Box::new(move || for_ask.wants.notify_one()),
+        };
+        keeper.start(helper).map_err(|e| Failure::damage(format!("the watch on the standby can't be started: {e}")))
+    }
+
+    /// Puts right what somebody else wrote, while this host is a standby whose manifest can be trusted; says whether it did.
+    fn heal(&self, copy: &Copy, problems: &[Problem]) -> bool {
+        let _no_other_role = lock(&self.healing);
+        let is_standby = lock(&self.record).role == Role::Standby && !self.is_promoting.load(Ordering::Relaxed);
+        if !is_standby || copy.is_applying() || copy.is_distrusted().unwrap_or(true) {
+            return false;
+        }
+        match copy.repair(problems) {
+            Ok(done) => {
+                tracing::info!(healed = done.healed, wanted = done.wanted, "what others wrote on the standby is being put right");
+                if done.wanted > 0 {
+                    self.wants.notify_one();
+                }
+                true
+            }
+            Err(e) => {
+                self.note_trouble(&e);
+                false
+            }
+        }
     }
 
     /// Waits, on a blocking thread, until what the standby wants came from the active.
@@ -797,7 +862,10 @@ impl Shared {
             "applying": copy.as_ref().is_some_and(|c| c.is_applying()),
             "connected": link.is_some(),
             "peer": link.as_ref().map(|l| json!({"address": l.remote_addr().to_string(), "build": *lock(&self.peer_build)})),
-            "watch": {"backend": "none", "coverage": 0.0},
+            // A host that becomes the active is not watched as such yet.
+            "watch": if record.role == Role::Standby { lock(&self.findings).watch_json() } else { findings::no_watch_json() },
+            "seal": self.seal.to_json(),
+            "foreign_writes": lock(&self.findings).to_json(&self.root_names()),
             "held_back": copy.as_ref().and_then(|c| c.held_back().ok()).unwrap_or_default().iter().map(crate::active::problem).collect::<Vec<_>>(),
             "incomplete": incomplete,
             "quarantine": copy.as_ref().map(|c| c.quarantined()),

@@ -121,16 +121,16 @@ fn page(value: &Value) -> String {
     let watch = &value["watch"];
     if watch["watched"].is_u64() {
         let share = watch["coverage"].as_f64().unwrap_or_default() * 100.0;
+        let missed = watch["missed"].as_u64().map(|missed| format!(", {missed} missed")).unwrap_or_default();
         line(
             "watch",
             format!(
-                "{}, {share:.1} % covered ({} {}, {} not), {} overflows, {} missed",
+                "{}, {share:.1} % covered ({} {}, {} not), {} overflows{missed}",
                 text(&watch["backend"]),
                 watch["watched"],
                 if watch["backend"] == "fanotify" { "filesystems" } else { "folders" },
                 watch["unwatched"],
                 watch["overflows"],
-                watch["missed"]
             ),
         );
         if watch["why"].is_string() {
@@ -151,6 +151,14 @@ fn page(value: &Value) -> String {
     if history.is_object() {
         let oldest = text(&history["oldest"]);
         line("history", format!("{} points since {oldest}, {} bytes of {}", history["points"], history["bytes"], history["space_bytes"]));
+    }
+    let foreign = &value["foreign_writes"];
+    if let Some(total) = foreign["total"].as_u64() {
+        line("foreign", format!("{total} paths that somebody else wrote"));
+        for f in foreign["last"].as_array().into_iter().flatten().take(20) {
+            let by = f["by"]["command"].as_str().map(|command| format!(", by {command}, process {}", f["by"]["pid"])).unwrap_or_default();
+            line("", format!("{}: {} at {}{by}: {}", text(&f["path"]), text(&f["kind"]), text(&f["found"]), text(&f["state"])));
+        }
     }
     let held = value["held_back"].as_array().map_or(0, Vec::len);
     line("held back", held.to_string());

@@ -15,19 +15,15 @@ use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
 use crate::progress::Bar;
 use crate::socket::{self, Asked, Request};
-use crate::standby::{Copy, open_copy};
+use crate::standby::{Copy, open_copy_alone};
 use crate::state::State;
 pub(crate) use heal::{Fetch, Healed, heal};
 
 /// How `verify` runs.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options {
-    /// Every byte, not only metadata.
-    pub(crate) deep: bool,
-    /// Repositories too.
-    pub(crate) git: bool,
-    /// Put right what differs.
-    pub(crate) repair: bool,
+    /// How closely, and what to do then.
+    pub(crate) asked: Asked,
     /// An object instead of lines.
     pub(crate) json: bool,
 }
@@ -48,8 +44,7 @@ pub(crate) fn run(config_path: &Path, options: Options) -> Outcome {
     }
     let started = Instant::now();
     let bar = Bar::new("verifying");
-    let Options { deep, git, repair, .. } = options;
-    let asked = Asked { deep, git, repair };
+    let asked = options.asked;
     let limit = Some(Duration::from_secs(120));
     let mut found = match socket::ask(&state.socket_path(), &Request::Verify(asked), limit, |value| bar.show(value))? {
         Some(found) => found,
@@ -74,12 +69,17 @@ pub(crate) fn run(config_path: &Path, options: Options) -> Outcome {
     })
 }
 
+/// How fast it may read.
+pub(crate) fn pace(config: &Config, asked: Asked) -> Pace {
+    Pace::new(asked.bytes_per_second.unwrap_or(config.verify.bytes_per_second))
+}
+
 fn verify_here(config: &Config, state: &State, asked: Asked, bar: &Bar) -> Result<Value, Failure> {
     let _lock = state.lock()?;
-    let copy = open_copy(config, state, &state.control()?)?;
-    let progress = Arc::new(Progress { pace: Pace::new(config.verify.bytes_per_second), ..Progress::default() });
+    let copy = open_copy_alone(config, state, &state.control()?)?;
+    let progress = Arc::new(Progress { pace: pace(config, asked), ..Progress::default() });
     let found = std::thread::scope(|scope| {
-        let work = scope.spawn(|| heal(&copy, asked, &progress, |_| Fetch::Unreachable));
+        let work = scope.spawn(|| heal(&copy, state, asked, &progress, |_| Fetch::Unreachable));
         while !work.is_finished() {
             bar.show(&progress_json(&progress));
             std::thread::sleep(Duration::from_millis(20));
@@ -175,7 +175,7 @@ fn print(found: &Value, options: Options) -> Result<(), Failure> {
     if repair["active"] == "unreachable" {
         println!("the active can't be reached: the content that is left is asked for when it connects to `coldspare receive`");
     }
-    let what = if options.deep { "every byte" } else { "metadata" };
+    let what = if options.asked.deep { "every byte" } else { "metadata" };
     println!(
         "{}: as of {}, {} entries, {} bytes read ({what}), {} problems, {} seconds",
         text(&found["verdict"]),

@@ -120,11 +120,11 @@ impl State {
                 ears.answer = Some(Err(why));
                 self.changed.notify_all();
             }
-            Record::Changed { is_name, dir, name } => {
+            Record::Changed { is_name, dir, name, by } => {
                 let Some(shared) = ears.now.clone() else { return };
                 drop(ears);
                 let hint = if is_name { Hint::Replaced } else { Hint::Changed };
-                if shared.take(Path::new(std::ffi::OsStr::from_bytes(&dir)), &name, hint) {
+                if shared.take(Path::new(std::ffi::OsStr::from_bytes(&dir)), &name, hint, by) {
                     (shared.wake)();
                 }
             }

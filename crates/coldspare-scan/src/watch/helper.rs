@@ -10,7 +10,7 @@
 use std::collections::HashMap;
 use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 
@@ -18,6 +18,7 @@ use coldspare_core::path::CONTROL_DIR;
 use coldspare_os::fanotify::{Change, Event, Fanotify, FsId, Mount, events};
 use rustix::event::{PollFd, PollFlags, poll};
 
+use super::Process;
 use super::records::Record;
 
 /// Bytes of events that are read at once.
@@ -27,28 +28,37 @@ const REMEMBERED_MAX: usize = 4_096;
 /// What the daemon says to begin, and to begin anew.
 pub(super) const BEGIN: u8 = b'b';
 
+/// What the daemon wants to know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Told {
+    /// What changed.
+    Changes,
+    /// And who did it.
+    Processes,
+}
+
 /// Tells what changes below `roots`, which are absolute and resolved, until the other end of `link` is closed.
 ///
 /// What the process `daemon` does itself is not told but in a root's control folder.
 ///
 /// # Errors
 /// The link or the queue failed.
-pub fn run(roots: &[PathBuf], daemon: Option<u32>, link: UnixStream) -> io::Result<()> {
-    match serve(roots, daemon, link) {
+pub fn run(roots: &[PathBuf], daemon: Option<u32>, told: Told, link: UnixStream) -> io::Result<()> {
+    match serve(roots, Doers { daemon, told }, link) {
         // A daemon that was killed while it was told something.
         Err(e) if matches!(e.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => Ok(()),
         ended => ended,
     }
 }
 
-fn serve(roots: &[PathBuf], daemon: Option<u32>, mut link: UnixStream) -> io::Result<()> {
+fn serve(roots: &[PathBuf], doers: Doers, mut link: UnixStream) -> io::Result<()> {
     loop {
         let mut word = [0];
         if link.read(&mut word)? == 0 {
             return Ok(());
         }
         let mut out = BufWriter::with_capacity(64 << 10, link.try_clone()?);
-        match Queue::open(roots, daemon) {
+        match Queue::open(roots, doers) {
             Ok(mut queue) => match queue.follow(&link, &mut out)? {
                 Ended::Anew => {}
                 Ended::Closed => return Ok(()),
@@ -65,9 +75,17 @@ enum Ended {
     Anew,
 }
 
+/// Whose changes are told, and how.
+#[derive(Debug, Clone, Copy)]
+struct Doers {
+    /// Its own are not.
+    daemon: Option<u32>,
+    told: Told,
+}
+
 struct Queue<'a> {
     roots: &'a [PathBuf],
-    daemon: Option<u32>,
+    doers: Doers,
     fanotify: Fanotify,
     mounts: Vec<Mount>,
     unwatched: Vec<(Vec<u8>, String)>,
@@ -75,24 +93,17 @@ struct Queue<'a> {
     remembered: HashMap<(FsId, Vec<u8>), Vec<PathBuf>>,
     table: std::fs::File,
     /// What was mounted below the roots when they were marked.
-    below: Vec<MountPoint>,
-}
-
-/// Where something is mounted, and the kernel's number for it.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct MountPoint {
-    path: PathBuf,
-    id: Vec<u8>,
+    below: Vec<(PathBuf, Vec<u8>)>,
 }
 
 impl<'a> Queue<'a> {
-    fn open(roots: &'a [PathBuf], daemon: Option<u32>) -> Result<Queue<'a>, String> {
+    fn open(roots: &'a [PathBuf], doers: Doers) -> Result<Queue<'a>, String> {
         let fanotify = Fanotify::new().map_err(|e| needs("fanotify_init", &e))?;
         // Opened before it is read: a mount that comes later wakes.
         let table = std::fs::File::open(MOUNT_TABLE).map_err(|e| format!("{MOUNT_TABLE}: {e}"))?;
         let below = mounts_below(roots)?;
         let (mounts, unwatched, remembered) = (Vec::new(), Vec::new(), HashMap::new());
-        let mut queue = Queue { roots, daemon, fanotify, mounts, unwatched, remembered, table, below };
+        let mut queue = Queue { roots, doers, fanotify, mounts, unwatched, remembered, table, below };
         queue.mark_all()?;
         Ok(queue)
     }
@@ -109,7 +120,7 @@ impl<'a> Queue<'a> {
             mount.check().map_err(|e| needs(&root.display().to_string(), &e))?;
             self.mounts.push(mount);
         }
-        for MountPoint { path, .. } in &self.below {
+        for (path, _) in &self.below {
             let marked = Mount::open(path).and_then(|mount| self.fanotify.mark_filesystem(&mount).map(|()| mount));
             match marked {
                 Ok(mount) => self.mounts.push(mount),
@@ -152,7 +163,7 @@ impl<'a> Queue<'a> {
             }
             if queue.contains(PollFlags::IN) {
                 match self.fanotify.read(&mut buffer) {
-                    Ok(bytes) => tell(self.roots, self.daemon, &self.mounts, &mut self.remembered, bytes, out)?,
+                    Ok(bytes) => tell(self.roots, self.doers, &self.mounts, &mut self.remembered, bytes, out)?,
                     Err(e) if e.kind() == ErrorKind::WouldBlock => {}
                     Err(e) => return Err(e),
                 }
@@ -173,7 +184,7 @@ impl<'a> Queue<'a> {
 
 fn tell(
     roots: &[PathBuf],
-    daemon: Option<u32>,
+    doers: Doers,
     mounts: &[Mount],
     remembered: &mut HashMap<(FsId, Vec<u8>), Vec<PathBuf>>,
     bytes: &[u8],
@@ -216,12 +227,13 @@ fn tell(
             remembered.insert(key.clone(), found);
         }
         for dir in &remembered[&key] {
-            if Some(event.pid) == daemon && !dir.components().any(|part| part.as_os_str().as_bytes() == CONTROL_DIR) {
+            if Some(event.pid) == doers.daemon && !dir.components().any(|part| part.as_os_str().as_bytes() == CONTROL_DIR) {
                 continue;
             }
             let name = if event.name == b"." { &[][..] } else { event.name };
             let dir = dir.as_os_str().as_bytes().to_vec();
-            Record::Changed { is_name: event.change == Change::Name, dir, name: name.to_vec() }.write(out)?;
+            let by = (doers.told == Told::Processes && event.pid != 0).then(|| Process::find(event.pid));
+            Record::Changed { is_name: event.change == Change::Name, dir, name: name.to_vec(), by }.write(out)?;
         }
     }
     Ok(())
@@ -258,46 +270,12 @@ const NO_MEMORY: i32 = 12;
 const LOOK_UPS_MAX: u32 = 20;
 const MOUNT_TABLE: &str = "/proc/self/mountinfo";
 
-/// Where filesystems are mounted below `roots`.
-fn mounts_below(roots: &[PathBuf]) -> Result<Vec<MountPoint>, String> {
-    let table = std::fs::read(MOUNT_TABLE).map_err(|e| format!("{MOUNT_TABLE}: {e}"))?;
-    let mut out = mount_points(&table);
-    out.retain(|MountPoint { path, .. }| roots.iter().any(|root| path != root && path.starts_with(root)));
+/// Where filesystems are mounted below `roots`, and the kernel's numbers for them.
+fn mounts_below(roots: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<u8>)>, String> {
+    let table = coldspare_os::mounts::mounts().map_err(|e| format!("{MOUNT_TABLE}: {e}"))?;
+    let mut out: Vec<_> = table.into_iter().map(|mount| (mount.path, mount.id)).collect();
+    out.retain(|(path, _)| roots.iter().any(|root| path != root && path.starts_with(root)));
     out.sort();
     out.dedup();
     Ok(out)
-}
-
-/// The mount points in a table of mounts. Source: `proc_pid_mountinfo(5)`.
-fn mount_points(table: &[u8]) -> Vec<MountPoint> {
-    let point = |line: &[u8]| {
-        let mut fields = line.split(|&b| b == b' ');
-        let (id, path) = (fields.next()?, fields.nth(3)?);
-        Some(MountPoint { path: std::ffi::OsString::from_vec(unescape(path)).into(), id: id.into() })
-    };
-    table.split(|&b| b == b'\n').filter_map(point).collect()
-}
-
-/// Octal escapes, as of blanks, as the bytes that they stand for.
-fn unescape(text: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(text.len());
-    let mut rest = text;
-    while let [first, behind @ ..] = rest {
-        let escaped = behind.get(..3).filter(|_| *first == b'\\').and_then(|d| u8::from_str_radix(std::str::from_utf8(d).ok()?, 8).ok());
-        out.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() { &behind[3..] } else { behind };
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mount_points_are_read_with_their_blanks() {
-        let table = b"36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n37 35 98:0 / /srv/a\\040b\\134 rw - ext4 /dev/x rw\n";
-        let point = |path: &str, id: &str| MountPoint { path: path.into(), id: id.into() };
-        assert_eq!(mount_points(table), [point("/mnt2", "36"), point("/srv/a b\\", "37")]);
-    }
 }

@@ -61,7 +61,7 @@ fn take_event(shared: &Shared, event: notify::Result<notify::Event>) {
     let mut came = false;
     for path in &event.paths {
         came |= match (path.parent(), path.file_name()) {
-            (Some(dir), Some(name)) => shared.take(dir, name.as_encoded_bytes(), hint),
+            (Some(dir), Some(name)) => shared.take(dir, name.as_encoded_bytes(), hint, None),
             _ => false,
         };
     }

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read, Write};
 
+use super::Process;
+
 /// One message of the helper.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Record {
@@ -9,8 +11,8 @@ pub(super) enum Record {
     Begun { filesystems: u32, unwatched: Vec<(Vec<u8>, String)> },
     /// Nothing can be told.
     Failed { why: String },
-    /// `name` in `dir` changed; an empty name is the directory itself.
-    Changed { is_name: bool, dir: Vec<u8>, name: Vec<u8> },
+    /// `name` in `dir` changed; an empty name is the directory itself. Who did it, where that is told.
+    Changed { is_name: bool, dir: Vec<u8>, name: Vec<u8>, by: Option<Process> },
     /// Something changed that isn't told.
     Lost { why: String },
 }
@@ -39,10 +41,14 @@ impl Record {
                 out.write_all(&[1])?;
                 field(out, why.as_bytes())
             }
-            Record::Changed { is_name, dir, name } => {
-                out.write_all(&[2, u8::from(*is_name)])?;
+            Record::Changed { is_name, dir, name, by } => {
+                out.write_all(&[2, u8::from(*is_name), u8::from(by.is_some())])?;
                 field(out, dir)?;
-                field(out, name)
+                field(out, name)?;
+                let Some(Process { pid, command, program }) = by else { return Ok(()) };
+                out.write_all(&pid.to_le_bytes())?;
+                field(out, command.as_bytes())?;
+                field(out, program.as_bytes())
             }
             Record::Lost { why } => {
                 out.write_all(&[3])?;
@@ -72,9 +78,14 @@ impl Record {
             }
             1 => Record::Failed { why: text(input)? },
             2 => {
-                let mut is_name = [0];
-                input.read_exact(&mut is_name)?;
-                Record::Changed { is_name: is_name[0] != 0, dir: bytes(input)?, name: bytes(input)? }
+                let mut flags = [0; 2];
+                input.read_exact(&mut flags)?;
+                let (dir, name) = (bytes(input)?, bytes(input)?);
+                let by = match flags[1] {
+                    0 => None,
+                    _ => Some(Process { pid: number(input)?, command: text(input)?, program: text(input)? }),
+                };
+                Record::Changed { is_name: flags[0] != 0, dir, name, by }
             }
             3 => Record::Lost { why: text(input)? },
             _ => return Err(io::ErrorKind::InvalidData.into()),
@@ -118,8 +129,13 @@ mod tests {
         let all = [
             Record::Begun { filesystems: 2, unwatched: vec![(b"/m".to_vec(), "no".into())] },
             Record::Failed { why: "x".into() },
-            Record::Changed { is_name: true, dir: b"/a/b".to_vec(), name: b"c".to_vec() },
-            Record::Changed { is_name: false, dir: b"/a".to_vec(), name: Vec::new() },
+            Record::Changed { is_name: true, dir: b"/a/b".to_vec(), name: b"c".to_vec(), by: None },
+            Record::Changed {
+                is_name: false,
+                dir: b"/a".to_vec(),
+                name: Vec::new(),
+                by: Some(Process { pid: 7, command: "rm".into(), program: "/bin/rm".into() }),
+            },
             Record::Lost { why: String::new() },
         ];
         let mut written = Vec::new();

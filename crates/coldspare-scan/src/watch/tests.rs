@@ -17,7 +17,7 @@ fn marked() -> Option<(tempfile::TempDir, Watch)> {
     let root = dir.path().canonicalize().unwrap();
     let (ours, its) = std::os::unix::net::UnixStream::pair().unwrap();
     let roots = vec![root.clone()];
-    std::thread::spawn(move || run_helper(&roots, None, its));
+    std::thread::spawn(move || run_helper(&roots, None, Told::Processes, its));
     let helper = Arc::new(Helper::new(ours).unwrap());
     match Watch::start(Backend::Fanotify(helper), vec![root.into()], Box::new(|| ())) {
         Ok(watch) => Some((dir, watch)),
@@ -112,4 +112,17 @@ fn by_fanotify_too_every_change_is_a_hint_after_the_barrier() {
     std::fs::write(dir.path().join("f1"), b"y").unwrap();
     watch.barrier(LIMIT).unwrap();
     assert_eq!(names(&watch, ""), [("f1".into(), Hint::Changed)]);
+}
+
+#[test]
+fn who_changed_something_is_told() {
+    let Some((dir, watch)) = marked() else { return };
+    std::fs::write(dir.path().join("f"), b"x").unwrap();
+    watch.barrier(LIMIT).unwrap();
+    let processes = watch.take_processes();
+    let found = processes.get(&(RootId(0), RelPath::new(*b"f").unwrap())).expect("somebody did it");
+    assert_eq!(found.pid, std::process::id());
+    assert_eq!(found.program, std::env::current_exe().unwrap().to_str().unwrap());
+    assert!(!found.command.is_empty());
+    assert!(watch.take_processes().is_empty());
 }

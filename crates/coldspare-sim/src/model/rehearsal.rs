@@ -237,6 +237,6 @@ impl Record {
 }
 
 pub(super) fn open(disk: &ModelDisk, store: &ModelStore) -> Result<Standby<ModelDisk>, OpenError> {
-    let setup = RootSetup { path: PathBuf::from(ROOT), exclude: Exclude::new(&[] as &[&str]).expect("no pattern") };
+    let setup = RootSetup { path: PathBuf::from(ROOT), way: None, exclude: Exclude::new(&[] as &[&str]).expect("no pattern") };
     Standby::open(disk.clone(), Store::open_in(store.clone())?, vec![setup])
 }

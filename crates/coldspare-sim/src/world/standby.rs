@@ -107,7 +107,7 @@ impl World {
                 disk.fail(Fault { on: |_| true, after: 0, times: u64::MAX, errno: 5 });
             }
         });
-        let setup = RootSetup { path: PathBuf::from(HOME), exclude: Exclude::new::<&str>([]).expect("no patterns") };
+        let setup = RootSetup { path: PathBuf::from(HOME), way: None, exclude: Exclude::new::<&str>([]).expect("no patterns") };
         let opened = Store::open_in(host.store.open(&host.fuse)).and_then(|store| Standby::open(host.disk.clone(), store, vec![setup]));
         if self.host.fuse.is_dead() {
             drop(opened);

@@ -145,7 +145,7 @@ impl Copy {
         let disk = ModelDisk::durable();
         disk.make_dirs(HOME);
         let store = Store::open_in(ModelStore::default()).expect("a store");
-        let setup = RootSetup { path: PathBuf::from(HOME), exclude: Exclude::new::<&str>([]).expect("no patterns") };
+        let setup = RootSetup { path: PathBuf::from(HOME), way: None, exclude: Exclude::new::<&str>([]).expect("no patterns") };
         let standby = Standby::open(disk.clone(), store, vec![setup]).expect("a standby");
         Copy { disk, standby, tree: Expected::default(), seq: Seq(0) }
     }

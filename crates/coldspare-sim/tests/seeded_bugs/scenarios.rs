@@ -166,7 +166,7 @@ fn standby(disk: &ModelDisk) -> Standby<ModelDisk> {
 }
 
 fn setup() -> Vec<RootSetup> {
-    vec![RootSetup { path: PathBuf::from(HOME), exclude: Exclude::new::<&str>([]).unwrap() }]
+    vec![RootSetup { path: PathBuf::from(HOME), way: None, exclude: Exclude::new::<&str>([]).unwrap() }]
 }
 
 fn contents(disk: &ModelDisk) -> Contents {

@@ -46,7 +46,8 @@ struct Work<'a, D: Disk> {
 impl<D: Disk> Standby<D> {
     /// Puts right what `problems` name, as far as the standby can by itself, and notes the content that it wants.
     ///
-    /// No changeset is applied meanwhile. After a crash some of it is done; the same call does the rest.
+    /// No changeset is applied meanwhile; nothing is done while one is committed of which not all is in place, since the
+    /// manifest doesn't know it yet. After a crash some of it is done; the same call does the rest.
     ///
     /// Cost: what it reads is the files that are named, and all of a repository that git finds fault with; one `syncfs` a
     /// root, one durable transaction.
@@ -55,6 +56,9 @@ impl<D: Disk> Standby<D> {
     /// `Io`, `OutOfSpace`, `Store`, `Damaged`.
     pub fn repair(&self, problems: &[Problem]) -> Result<Repair, StandbyError> {
         let _the_tree_changes = self.tree_lock.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if self.standing().committed.is_some() {
+            return Ok(Repair::default());
+        }
         let mut work = Work {
             standby: self,
             manifest: self.store.view(MANIFEST)?,

@@ -58,7 +58,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// The bytes that were read, when the entry is as its row says.
-    fn scrub_entry(&self, root: RootId, path: &RelPath, row: &ManifestRow, pace: &Pace) -> Option<u64> {
+    pub(super) fn scrub_entry(&self, root: RootId, path: &RelPath, row: &ManifestRow, pace: &Pace) -> Option<u64> {
         let own = &self.root(root).dir;
         let stat = if path.is_root() {
             self.disk.stat_dir(own)

@@ -8,6 +8,7 @@ use coldspare_standby::StandbyError;
 use super::index_failure;
 use crate::config::Config;
 use crate::exit::Failure;
+use crate::seal::Ways;
 use crate::standby::open_copy;
 use crate::state::State;
 
@@ -24,7 +25,7 @@ pub(super) fn inherit_index(config: &Config, state: &State, record: &ControlReco
         return Ok(());
     }
     if !to.exists() {
-        let copy = open_copy(config, state, record)?;
+        let copy = open_copy(config, state, record, &Ways::default())?;
         let until_ms = state.note("promoted").and_then(|text| text.parse().ok()).unwrap_or(0);
         if let Some(applied) = copy.applied() {
             tracing::info!(seq = applied.seq.0, "the index is made of what the standby knew");

@@ -11,21 +11,22 @@ use coldspare_core::{NodeId, SessionId};
 use coldspare_os::{Disk, RealDisk};
 use coldspare_scan::capture::{Capture, Certainty, Root};
 use coldspare_scan::index::{Index, IndexError};
-use coldspare_scan::watch::{Backend, Watch, WatchedRoot};
+use coldspare_scan::watch::{Told, WatchedRoot};
 use tokio::sync::mpsc;
 
-use super::helper::HelperProcess;
 use super::proof::Prover;
 use super::report::Tally;
 use super::{Active, Mode, NEVER_SECONDS, QUEUE};
-use crate::config::{Config, WatchMode};
+use crate::config::Config;
 use crate::exit::{Failure, Outcome};
 use crate::progress::Bar;
 use crate::role::{self, NotTaken};
 use crate::roots;
+use crate::seal::{self, Ways};
 use crate::serve;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
+use crate::watching::{self, HelperProcess};
 
 /// How long replication waits when the state folder has no room.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(2);
@@ -42,13 +43,14 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
         return Err(serve::wrong_role(&record, serve::Serves::Active));
     }
     let _lock = state.lock()?;
-    let _roots = roots::lock(&config, record.cluster)?;
+    seal::take_off(&config)?;
+    let _roots = roots::lock(&config, record.cluster, &Ways::default())?;
     let (record, session) = open_session(&config, &state, &record)?;
     let address = super::peer_address(&config, &state)?;
     coldspare_os::raise_open_files_limit();
     coldspare_os::openat2_works().map_err(Failure::usage)?;
     let mut helper = match mode {
-        Mode::Daemon => start_helper(&config, &record)?,
+        Mode::Daemon => watching::start_helper(&config, record.cluster, config.send.watch, Told::Changes)?,
         Mode::Once { .. } => Err("nothing is watched".into()),
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
@@ -59,7 +61,7 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
                 tracing::error!(error = %failure, "replication waits; it is tried again");
                 runtime.block_on(wait(&state, &failure))?;
                 drop(std::mem::replace(&mut helper, Err("it is started anew".into())));
-                helper = start_helper(&config, &record)?;
+                helper = watching::start_helper(&config, record.cluster, config.send.watch, Told::Changes)?;
             }
             outcome => break outcome,
         }
@@ -187,10 +189,13 @@ fn open_capture(
     let opened = open_roots(config, record, &disk)?;
     super::inherit::inherit_index(config, state, record)?;
     let index = open_index(state)?;
-    let watched = opened.iter().map(|root| WatchedRoot { path: root.path.clone(), exclude: root.exclude.clone() }).collect();
+    let watched: Vec<_> = opened.iter().map(|root| WatchedRoot { path: root.path.clone(), exclude: root.exclude.clone() }).collect();
     let (watch, why) = match mode {
         Mode::Once { .. } => (None, None),
-        Mode::Daemon => open_watch(config.send.watch, watched, wake, helper)?,
+        Mode::Daemon => {
+            let wake = wake.clone();
+            watching::open_watch(config.send.watch, &watched, move || wake.notify_one(), helper)?
+        }
     };
     let capture = Capture::new(disk, opened, index, watch, new_pool(config)?, config.send.compression_level);
     Ok((capture.with_bulk(), why))
@@ -229,65 +234,6 @@ fn open_index(state: &State) -> Result<Index, Failure> {
 fn new_pool(config: &Config) -> Result<rayon::ThreadPool, Failure> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(config.send.threads).thread_name(|n| format!("capture-{n}")).build();
     pool.map_err(Failure::usage)
-}
-
-/// Starts the helper of fanotify where that is wanted, and gives its privilege up; or says why there is none.
-fn start_helper(config: &Config, record: &ControlRecord) -> Result<Result<HelperProcess, String>, Failure> {
-    if !matches!(config.send.watch, WatchMode::Auto | WatchMode::Fanotify) {
-        return Ok(Err("it is not asked for".into()));
-    }
-    let roots = roots::resolve(config, record.cluster)?;
-    let helper = HelperProcess::start(&roots).map_err(|e| format!("its helper can't be started: {e}"));
-    // What talks to the network has no need of it.
-    coldspare_os::give_up_capability(coldspare_os::Capability::SysAdmin).map_err(Failure::usage)?;
-    Ok(helper)
-}
-
-/// The watch that is wanted, or the best that is to be had, with why it is none better.
-fn open_watch(
-    wanted: WatchMode,
-    roots: Vec<WatchedRoot>,
-    wake: &Arc<tokio::sync::Notify>,
-    helper: &Result<HelperProcess, String>,
-) -> Result<(Option<Watch>, Option<String>), Failure> {
-    if wanted == WatchMode::Scan {
-        return Ok((None, None));
-    }
-    for root in &roots {
-        let fail = |e: std::io::Error| Failure::usage(format!("{}: {e}", root.path.display()));
-        coldspare_scan::watch::make_cookie_dir(&root.path).map_err(fail)?;
-        if let Some(kind) = coldspare_os::network_filesystem(&root.path).map_err(fail)?.filter(|_| wanted == WatchMode::Auto) {
-            let why = format!("{} is on {kind}: other hosts' changes cause no event", root.path.display());
-            tracing::warn!(why, "no watch: changes are found by scans only");
-            return Ok((None, Some(why)));
-        }
-    }
-    let start = |backend| {
-        let wake = wake.clone();
-        Watch::start(backend, roots.clone(), Box::new(move || wake.notify_one())).map_err(|e| e.to_string())
-    };
-    let by_fanotify = || {
-        let process = helper.as_ref().map_err(|why| format!("fanotify: {why}"))?;
-        start(Backend::Fanotify(process.helper.clone()))
-    };
-    match wanted {
-        WatchMode::Fanotify => Ok((Some(by_fanotify().map_err(Failure::usage)?), None)),
-        WatchMode::Inotify => Ok((Some(start(Backend::Inotify).map_err(Failure::usage)?), None)),
-        WatchMode::Auto | WatchMode::Scan => {
-            let why = match by_fanotify() {
-                Ok(watch) => return Ok((Some(watch), None)),
-                Err(why) => why,
-            };
-            tracing::info!(why, "inotify is used");
-            match start(Backend::Inotify) {
-                Ok(watch) => Ok((Some(watch), Some(why))),
-                Err(worse) => {
-                    tracing::warn!(why = worse, "no watch: changes are found by scans only");
-                    Ok((None, Some(format!("{why}; {worse}"))))
-                }
-            }
-        }
-    }
 }
 
 fn new_follow(config: &Config, capture: &Capture<RealDisk>, state: &State, session: SessionId) -> Result<Follow, Failure> {

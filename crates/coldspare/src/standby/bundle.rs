@@ -21,24 +21,25 @@ const LIST_BYTES_MAX: u64 = 256 << 20;
 /// References of a repository: names and what they name.
 type References = BTreeMap<String, String>;
 
-/// Makes the bundles that the quarantines of a root lack; trouble is logged, and listed.
-pub(super) fn make_missing(root: &Path) {
+/// Makes the bundles that the quarantines of a root lack; trouble is logged, and listed. `shown` is where people find the root.
+pub(super) fn make_missing(root: &Path, shown: &Path) {
     let quarantines = fs::read_dir(root.join(".coldspare/quarantine")).into_iter().flatten().filter_map(Result::ok).map(|e| e.path());
     for at in quarantines.filter(|at| at.join("LIST").exists() && !at.join("bundles/LIST").exists()) {
-        if let Err(e) = make_of(root, &at) {
+        if let Err(e) = make_of(root, shown, &at) {
             tracing::warn!(quarantine = %at.display(), error = %e, "no bundles of what only this host had; its files are in the quarantine");
         }
     }
 }
 
 /// The list of bundles is written last: without it all of them are made anew.
-fn make_of(root: &Path, at: &Path) -> std::io::Result<()> {
+fn make_of(root: &Path, shown: &Path, at: &Path) -> std::io::Result<()> {
     let bundles = at.join("bundles");
     fs::create_dir_all(&bundles)?;
     let mut lines = String::new();
     for (repository, lost) in lost_references(root, at)? {
         let to = bundles.join(format!("{}.bundle", repository.to_string().replace('/', "%")));
         let outcome = bundle(root, at, &repository, &lost, &to);
+        let outcome = outcome.map(|path| path.strip_prefix(root).map(|inner| shown.join(inner)).unwrap_or(path));
         let line = json!({"repository": repository.to_string(), "references": lost, "bundle": outcome.as_ref().ok(), "error": outcome.as_ref().err()});
         lines.push_str(&format!("{line}\n"));
     }

@@ -9,7 +9,7 @@ use coldspare_core::control::Role;
 use coldspare_standby::{Answer, Question};
 use serde_json::{Value, json};
 
-use super::{Shared, lock, open_copy};
+use super::{Shared, lock, open_copy_alone};
 use crate::config::{Config, HookName};
 use crate::exit::{Code, Failure, Outcome};
 use crate::socket::{self, Reply, Request};
@@ -30,7 +30,7 @@ pub(crate) fn run(config_path: &Path, accept: bool, is_json: bool) -> Outcome {
         Some(answered) => answered,
         None => {
             let _lock = state.lock()?;
-            let copy = open_copy(&config, &state, &record)?;
+            let copy = open_copy_alone(&config, &state, &record)?;
             to_json(&copy.answer(answer_of(accept)).map_err(Failure::damage)?.ok_or_else(nothing_waits)?)
         }
     };

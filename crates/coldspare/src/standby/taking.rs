@@ -49,10 +49,12 @@ fn try_to_take(shared: &Shared, copy: &Copy, handover: Handover, taking: Taking)
     copy.abandon().map_err(|e| Refusal::Unable(e.to_string()))?;
     let (applied, digest) = copy.fingerprint().map_err(|e| Refusal::Unable(e.to_string()))?;
     let event = Event::HandedOver { handover, taking, applied, digest, fresh: role::fresh().map_err(unable)? };
+    // Nothing is put right any more once the application may write.
+    let _nothing_is_healed = lock(&shared.healing);
     let mut record = lock(&shared.record);
     step(&record, event.clone())?;
     if taking == Taking::Now {
-        promotion::prepare(&shared.config, &shared.state).map_err(unable)?;
+        promotion::prepare(&shared.config, &shared.state, &|| shared.seal.take_off()).map_err(unable)?;
     }
     let (next, answers) = role::take(&shared.config, &shared.state, &record, event).map_err(role::NotTaken::into_refusal)?;
     *record = next;
@@ -77,6 +79,9 @@ impl Shared {
             self.is_promoting.store(true, Ordering::Relaxed);
             record.clone()
         };
+        // What is being put right comes first; from now on nothing is begun.
+        let shared = self.clone();
+        let _ = tokio::task::spawn_blocking(move || drop(lock(&shared.healing))).await;
         let promoted = self.promote_alone(record, terms).await;
         self.is_promoting.store(false, Ordering::Relaxed);
         match promoted {
@@ -99,7 +104,7 @@ impl Shared {
         };
         let shared = self.clone();
         let work = tokio::task::spawn_blocking(move || {
-            let (next, done) = promotion::promote(&shared.config, &shared.state, &record, &copy, &terms, false)?;
+            let (next, done) = promotion::promote(&shared.config, &shared.state, &record, &copy, &terms, &|| shared.seal.take_off())?;
             *lock(&shared.record) = next;
             Ok(done)
         });

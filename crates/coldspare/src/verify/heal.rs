@@ -1,11 +1,15 @@
 //! Looks at a standby as closely as it was asked for, and puts right what differs as often as it takes.
 
+use std::time::{Duration, Instant};
+
 use coldspare_core::Problem;
-use coldspare_standby::{Depth, Git, GitFindings, Progress, Verdict, Verification};
+use coldspare_scan::watch::now_ms;
+use coldspare_standby::{Bookmark, Depth, Git, GitFindings, Progress, Verdict, Verification};
 
 use crate::exit::Failure;
 use crate::socket::Asked;
 use crate::standby::Copy;
+use crate::state::State;
 
 /// What was found at one look.
 pub(crate) struct Found {
@@ -41,6 +45,10 @@ pub(crate) enum Fetch {
     Unreachable,
 }
 
+/// The note of how far a verification is that can be broken off.
+const NOTE: &str = "verify";
+/// Between two notes.
+const NOTE_EVERY: Duration = Duration::from_secs(1);
 /// Rounds of repair: what came may be needed to put the rest right.
 const ROUNDS: usize = 4;
 
@@ -60,12 +68,18 @@ impl Fetch {
 ///
 /// # Errors
 /// `Usage` when git is to look and there is none; `Damage`.
-pub(crate) fn heal(copy: &Copy, asked: Asked, progress: &Progress, fetch: impl Fn(&Copy) -> Fetch) -> Result<Healed, Failure> {
+pub(crate) fn heal(
+    copy: &Copy,
+    state: &State,
+    asked: Asked,
+    progress: &Progress,
+    fetch: impl Fn(&Copy) -> Fetch,
+) -> Result<Healed, Failure> {
     let mut fetched = Fetch::Nothing;
     if asked.repair && copy.drop_damaged_rows().map_err(Failure::damage)? > 0 {
         fetched = fetch(copy);
     }
-    let mut found = examine(copy, asked, progress)?;
+    let mut found = examine(copy, state, asked, progress)?;
     if !asked.repair || found.verification.verdict == Verdict::Empty {
         return Ok(Healed { found, repair: None });
     }
@@ -79,7 +93,7 @@ pub(crate) fn heal(copy: &Copy, asked: Asked, progress: &Progress, fetch: impl F
             if fetched != Fetch::Done {
                 break; // what the manifest doesn't know may be what it lost: it stays where it is
             }
-            found = examine(copy, asked, progress)?;
+            found = examine(copy, state, asked, progress)?;
         }
         let done = copy.repair(&found.verification.problems).map_err(Failure::damage)?;
         let wants = !copy.wanted().map_err(Failure::damage)?.is_empty();
@@ -89,7 +103,7 @@ pub(crate) fn heal(copy: &Copy, asked: Asked, progress: &Progress, fetch: impl F
         if !wants && done.healed == 0 {
             break; // the active has it like this too
         }
-        found = examine(copy, asked, progress)?;
+        found = examine(copy, state, asked, progress)?;
         if matches!(fetched, Fetch::Unreachable | Fetch::Late) && done.healed == 0 {
             break;
         }
@@ -101,7 +115,7 @@ pub(crate) fn heal(copy: &Copy, asked: Asked, progress: &Progress, fetch: impl F
 }
 
 /// One look. git comes first: should it ever write, the comparison after it names what it wrote (G6).
-fn examine(copy: &Copy, asked: Asked, progress: &Progress) -> Result<Found, Failure> {
+fn examine(copy: &Copy, state: &State, asked: Asked, progress: &Progress) -> Result<Found, Failure> {
     let git = match asked.git.then(Git::find) {
         None => None,
         Some(None) => {
@@ -112,7 +126,8 @@ fn examine(copy: &Copy, asked: Asked, progress: &Progress) -> Result<Found, Fail
         Some(Some(git)) => Some((copy.verify_git(&git, progress).map_err(Failure::damage)?, git.version().to_string())),
     };
     let depth = if asked.deep { Depth::Deep } else { Depth::Quick };
-    let mut verification = copy.verify(depth, progress).map_err(Failure::damage)?;
+    let mut verification =
+        if asked.resume { go_on(copy, state, progress)? } else { copy.verify(depth, progress).map_err(Failure::damage)? };
     if let Some((git, _)) = &git {
         for problem in &git.problems {
             if !verification.problems.iter().any(|p| (p.root, &p.path, p.kind) == (problem.root, &problem.path, problem.kind)) {
@@ -125,4 +140,20 @@ fn examine(copy: &Copy, asked: Asked, progress: &Progress) -> Result<Found, Fail
         }
     }
     Ok(Found { verification, git })
+}
+
+/// Reads every byte behind the note of an earlier run, and notes how far it is.
+fn go_on(copy: &Copy, state: &State, progress: &Progress) -> Result<Verification, Failure> {
+    let noted = std::fs::read(state.note_path(NOTE)).ok().and_then(|bytes| Bookmark::from_bytes(&bytes));
+    let (mut noted_at, mut failed) = (None::<Instant>, Ok(()));
+    let verified = copy.verify_from(noted.unwrap_or_else(|| Bookmark::new(now_ms())), progress, |mark| {
+        if failed.is_ok() && noted_at.is_none_or(|at| at.elapsed() > NOTE_EVERY) {
+            noted_at = Some(Instant::now());
+            failed = state.replace(NOTE, &mark.to_bytes());
+        }
+    });
+    let verified = verified.map_err(Failure::damage)?;
+    failed?;
+    state.remove_note(NOTE)?;
+    Ok(verified)
 }

@@ -1,0 +1,87 @@
+//! What a verification costs: a deep one beside `b3sum` over the same files, a quick one of a home of many entries.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::Settings;
+use crate::home::{self, SEED};
+use crate::pair::Pair;
+use crate::report::{Result, figure, median, program_version, run, spread};
+
+/// The section that is this part.
+pub(crate) const SECTION: &str = "verify";
+
+/// Every file of a tree but coldspare's own, as many to a process as go.
+const B3SUM: &str = "find . -path ./.coldspare -prune -o -type f -print0 | xargs -0 b3sum >/dev/null";
+
+/// Measures it, if it was asked for.
+pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
+    if !settings.wants(SECTION) {
+        return Ok(None);
+    }
+    let dir = tempfile::Builder::new().prefix("coldspare-verify-").tempdir_in(&settings.dir)?;
+    let [packed, wide] = ["packed", "wide"].map(|name| dir.path().join(name));
+    let bytes = settings.mib << 20;
+    let mut rows = Vec::new();
+    {
+        let (_pair, verify, tree) = seeded(&packed, |home| home::make_packed(home, bytes, SEED).map(drop))?;
+        let hash = || -> Result<f64> { timed(Command::new("sh").args(["-c", B3SUM]).current_dir(&tree)).map(|(seconds, _)| seconds) };
+        let (mut deep, mut peer) = (Vec::new(), Vec::new());
+        // Once unmeasured: then the cache is warm for both.
+        verify(&["--deep"])?;
+        for _ in 0..settings.runs {
+            deep.push(verify(&["--deep"])?);
+            if program_version("b3sum").is_some() {
+                peer.push(hash()?);
+            }
+        }
+        rows.push((format!("{} MiB of packs, verify --deep, s", settings.mib), spread(&deep)));
+        rows.push(("b3sum of the same files, s".into(), spread(&peer)));
+        if !peer.is_empty() {
+            rows.push(("speed of verify --deep, ratio to b3sum's".into(), figure(median(&peer) / median(&deep))));
+        }
+    }
+    let (_pair, verify, _) = seeded(&wide, |home| home::make_wide(home, settings.entries, SEED).map(drop))?;
+    verify(&["--quick"])?;
+    let quick = (0..settings.runs).map(|_| verify(&["--quick"])).collect::<Result<Vec<f64>>>()?;
+    rows.push((format!("{} entries, verify --quick, s", settings.entries), spread(&quick)));
+    println!("| what | value |\n|---|---|");
+    for (what, value) in &rows {
+        println!("| {what} | {value} |");
+    }
+    println!();
+    Ok(Some(json!({"section": SECTION, "rows": rows})))
+}
+
+/// Measures one verification with these arguments, in seconds; it finds nothing.
+type Verify = Box<dyn Fn(&[&str]) -> Result<f64>>;
+
+/// A standby of a home that `make` makes, while no daemon runs.
+fn seeded(at: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<(Pair, Verify, PathBuf)> {
+    let source = at.join("home");
+    fs::create_dir_all(&source)?;
+    make(&source)?;
+    let pair = Pair::make(&source, at)?;
+    let receiver = pair.receive()?;
+    run(&mut pair.send_once())?;
+    drop(receiver);
+    let tree = pair.destination.clone();
+    let config = pair.standby_config();
+    let verify: Verify = Box::new(move |args| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coldspare"));
+        let (seconds, out) = timed(command.args(["verify", "--json"]).args(args).arg("--config").arg(&config))?;
+        let found: Value = serde_json::from_str(&out)?;
+        if found["verdict"] == "consistent" { Ok(seconds) } else { Err(format!("the standby is not what was sent: {found}").into()) }
+    });
+    Ok((pair, verify, tree))
+}
+
+fn timed(command: &mut Command) -> Result<(f64, String)> {
+    let start = Instant::now();
+    let out = run(command)?;
+    Ok((start.elapsed().as_secs_f64(), out))
+}
