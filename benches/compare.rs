@@ -6,7 +6,7 @@
 //! Sections: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
 //! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch);
 //! `repack` (`repack.rs`, `--repository DIR` for another history than a made-up one); `link` (`link.rs`, over emulated
-//! lines, `--line NAME` for one of them).
+//! lines, `--line NAME` for one of them); `plan` (`plan.rs`, what `coldspare plan` predicts beside what happens).
 //!
 //! Both ends run on this host over loopback, with a warm page cache. rsync runs without encryption; its time to seed
 //! includes a `sync -f` of the destination, because coldspare returns only when everything is durable. Each run checks
@@ -17,6 +17,7 @@ mod follow;
 mod home;
 mod link;
 mod pair;
+mod plan;
 mod process;
 mod repack;
 mod report;
@@ -67,6 +68,7 @@ fn main() -> Result<()> {
     tables.extend(scale::measure_all(&settings, has("rsync"))?);
     tables.extend(repack::measure_all(&settings, has("rsync"))?);
     tables.extend(link::measure_all(&settings, has("rsync"))?);
+    tables.extend(plan::measure_all(&settings)?);
     if let Some(path) = &settings.json {
         let versions: Vec<_> = peers.iter().map(|(name, version)| json!({"name": name, "version": version})).collect();
         let all = json!({"machine": machine, "coldspare": env!("CARGO_PKG_VERSION"), "peers": versions, "homes": tables});
@@ -94,7 +96,7 @@ fn settings() -> Result<Settings> {
         match arg.as_str() {
             name if copy::SECTIONS.contains(&name)
                 || follow::SECTIONS.contains(&name)
-                || [scale::SECTION, repack::SECTION, link::SECTION].contains(&name) =>
+                || [scale::SECTION, repack::SECTION, link::SECTION, plan::SECTION].contains(&name) =>
             {
                 settings.sections.push(arg)
             }

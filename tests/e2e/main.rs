@@ -21,6 +21,7 @@ mod lines;
 mod links;
 mod network;
 mod pair;
+mod plan;
 mod power;
 mod races;
 mod recorder;
