@@ -18,8 +18,8 @@ pub(super) const LEFT_OUT: [&str; 5] = ["caches", "log", "tmp", "shared/data/db.
 /// The folders of one host.
 #[derive(Debug, Clone)]
 pub(crate) struct Home {
-    pub(super) home: PathBuf,
-    pub(super) store: PathBuf,
+    pub(crate) home: PathBuf,
+    pub(crate) store: PathBuf,
 }
 
 impl Home {
