@@ -7,7 +7,8 @@
 //! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch);
 //! `repack` (`repack.rs`, `--repository DIR` for another history than a made-up one); `link` (`link.rs`, over emulated
 //! lines, `--line NAME` for one of them); `overtake` (`overtake.rs`, `--line loopback` or `--line 50-ms`); `verify`
-//! (`verify.rs`, beside b3sum, `--mib N` of packs, `--entries N`).
+//! (`verify.rs`, beside b3sum, `--mib N` of packs, `--entries N`); `plan` (`plan.rs`, what `coldspare plan` predicts beside
+//! what happens).
 //!
 //! Both ends run on this host over loopback, with a warm page cache. rsync runs without encryption; its time to seed
 //! includes a `sync -f` of the destination, because coldspare returns only when everything is durable. Each run checks
@@ -19,6 +20,7 @@ mod home;
 mod link;
 mod overtake;
 mod pair;
+mod plan;
 mod process;
 mod repack;
 mod report;
@@ -74,6 +76,7 @@ fn main() -> Result<()> {
     tables.extend(link::measure_all(&settings, has("rsync"))?);
     tables.extend(overtake::measure_all(&settings)?);
     tables.extend(verify::measure_all(&settings)?);
+    tables.extend(plan::measure_all(&settings)?);
     if let Some(path) = &settings.json {
         let versions: Vec<_> = peers.iter().map(|(name, version)| json!({"name": name, "version": version})).collect();
         let all = json!({"machine": machine, "coldspare": env!("CARGO_PKG_VERSION"), "peers": versions, "homes": tables});
@@ -102,7 +105,7 @@ fn settings() -> Result<Settings> {
         match arg.as_str() {
             name if copy::SECTIONS.contains(&name)
                 || follow::SECTIONS.contains(&name)
-                || [scale::SECTION, repack::SECTION, link::SECTION, overtake::SECTION, verify::SECTION].contains(&name) =>
+                || [scale::SECTION, repack::SECTION, link::SECTION, overtake::SECTION, verify::SECTION, plan::SECTION].contains(&name) =>
             {
                 settings.sections.push(arg)
             }

@@ -96,7 +96,7 @@ impl Pair {
     }
 }
 
-fn coldspare(wrapper: &[String]) -> Command {
+pub(crate) fn coldspare(wrapper: &[String]) -> Command {
     wrapped(wrapper, env!("CARGO_BIN_EXE_coldspare"))
 }
 

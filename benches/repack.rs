@@ -134,7 +134,7 @@ fn packs(repository: &Path) -> Result<Vec<(PathBuf, u64)>> {
 }
 
 /// Makes a bare repository that takes each push as a pack.
-fn grow(at: &Path, from: Option<&Path>, dir: &Path) -> Result<()> {
+pub(crate) fn grow(at: &Path, from: Option<&Path>, dir: &Path) -> Result<()> {
     run(Command::new("git").args(["init", "-q", "--bare", "-b", "main"]).arg(at))?;
     for (name, value) in [("transfer.unpackLimit", "1"), ("gc.auto", "0"), ("receive.autogc", "false")] {
         run(git(at).args(["config", name, value]))?;
@@ -167,7 +167,7 @@ fn grow(at: &Path, from: Option<&Path>, dir: &Path) -> Result<()> {
     Ok(())
 }
 
-fn git(at: &Path) -> Command {
+pub(crate) fn git(at: &Path) -> Command {
     let mut command = Command::new("git");
     command.arg("-C").arg(at).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1");
     command

@@ -23,6 +23,7 @@ mod lines;
 mod links;
 mod network;
 mod pair;
+mod plan;
 mod points;
 mod power;
 mod races;

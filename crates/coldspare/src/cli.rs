@@ -30,6 +30,30 @@ pub(crate) enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// What it would cost and give here: from the real home and a rehearsal with some of its files, which are only read
+    Plan {
+        /// The home; once more for each data store
+        #[arg(long = "home", value_name = "DIR", required = true)]
+        homes: Vec<PathBuf>,
+        /// A folder to make for the rehearsal, on a disk like the standby's, with 1 GB of room [default: a temporary one]
+        #[arg(long, value_name = "DIR")]
+        scratch: Option<PathBuf>,
+        /// Links to look at, in bits a second
+        #[arg(long, value_name = "RATE", value_delimiter = ',', default_value = "10M,100M,1G", value_parser = crate::plan::parse_link)]
+        links: Vec<f64>,
+        /// The lag that is acceptable
+        #[arg(long, default_value = "60s", value_parser = parse_duration)]
+        lag: Duration,
+        /// As if the home were as large as this: repositories=N, entries=N or bytes=N
+        #[arg(long, value_name = "MEASURE", value_parser = crate::plan::parse_scale)]
+        scale: Option<(crate::plan::Measure, f64)>,
+        /// Draw the lag over the last day for each link, as SVG
+        #[arg(long, value_name = "FILE")]
+        plot: Option<PathBuf>,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Set up this host as standby or as active
     #[command(subcommand)]
     Init(InitCommand),

@@ -4,8 +4,8 @@
 //! and each check fails the demonstration.
 
 mod compare;
-mod home;
-mod host;
+pub(crate) mod home;
+pub(crate) mod host;
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
@@ -340,7 +340,8 @@ impl Drop for Base {
     }
 }
 
-fn stop_on_signals() {
+/// Has SIGINT, SIGTERM and SIGHUP end every wait, so that what was started is killed and what was made is removed.
+pub(crate) fn stop_on_signals() {
     std::thread::spawn(|| {
         let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
         runtime.block_on(async {

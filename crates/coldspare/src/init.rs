@@ -7,9 +7,7 @@ use coldspare_core::control::{ControlRecord, Role};
 use coldspare_core::{ClusterId, Epoch, NodeId, SessionId};
 use coldspare_transport::{Invitation, Secret};
 
-use crate::config::{
-    Brakes, Config, DEFAULT_PORT, Database, Failover, HandsOff, History, LinkSettings, Peer, Profile, Root, Send, Verify,
-};
+use crate::config::{Brakes, Config, DEFAULT_PORT, Database, Failover, HandsOff, History, LinkSettings, Peer, Profile, Root, Send, Verify};
 use crate::exit::{Code, Failure, Outcome};
 use crate::roots;
 use crate::state::State;

@@ -17,17 +17,17 @@ pub(super) const LEFT_OUT: [&str; 5] = ["caches", "log", "tmp", "shared/data/db.
 
 /// The folders of one host.
 #[derive(Debug, Clone)]
-pub(super) struct Home {
-    pub(super) home: PathBuf,
-    pub(super) store: PathBuf,
+pub(crate) struct Home {
+    pub(crate) home: PathBuf,
+    pub(crate) store: PathBuf,
 }
 
 impl Home {
-    pub(super) fn at(host: &Path) -> Home {
+    pub(crate) fn at(host: &Path) -> Home {
         Home { home: host.join("home"), store: host.join("store") }
     }
 
-    pub(super) fn create(&self) -> Result<(), Failure> {
+    pub(crate) fn create(&self) -> Result<(), Failure> {
         make_dir(&self.home)?;
         make_dir(&self.store)
     }
@@ -128,12 +128,12 @@ pub(super) fn push(clone: &Path, file: &str, content: &str) -> Result<(), Failur
 }
 
 /// Runs git in `dir`, apart from any configuration of this host.
-pub(super) fn git(dir: &Path, args: &[&str]) -> Result<String, Failure> {
+pub(crate) fn git(dir: &Path, args: &[&str]) -> Result<String, Failure> {
     run(git_command(dir).args(args))
 }
 
 /// git in `dir`, with nothing of this host's configuration.
-pub(super) fn git_command(dir: &Path) -> Command {
+pub(crate) fn git_command(dir: &Path) -> Command {
     let mut command = Command::new("git");
     command.arg("-C").arg(dir).env("GIT_CONFIG_GLOBAL", "/dev/null").env("GIT_CONFIG_NOSYSTEM", "1").env("LC_ALL", "C");
     for name in ["GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES"] {
@@ -146,7 +146,7 @@ pub(super) fn git_command(dir: &Path) -> Command {
 }
 
 /// Runs a command to its end and returns what it printed.
-pub(super) fn run(command: &mut Command) -> Result<String, Failure> {
+pub(crate) fn run(command: &mut Command) -> Result<String, Failure> {
     let shown = || {
         let args: Vec<_> = command.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
         format!("{} {}", command.get_program().to_string_lossy(), args.join(" "))
@@ -163,7 +163,7 @@ pub(super) fn run(command: &mut Command) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-pub(super) fn make_dir(path: &Path) -> Result<(), Failure> {
+pub(crate) fn make_dir(path: &Path) -> Result<(), Failure> {
     fs::create_dir_all(path).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))
 }
 

@@ -19,11 +19,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// Set by SIGINT, SIGTERM and SIGHUP: every wait ends, the daemons are killed, the folder is removed.
-pub(super) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+pub(crate) static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// One host.
-pub(super) struct Host {
-    pub(super) files: Home,
+pub(crate) struct Host {
+    pub(crate) files: Home,
     dir: PathBuf,
     daemon: &'static str,
     child: Option<Child>,
@@ -31,7 +31,7 @@ pub(super) struct Host {
 
 impl Host {
     /// A host below `base`, with empty roots; `daemon` is the command that it runs.
-    pub(super) fn new(base: &Path, name: &str, daemon: &'static str) -> Result<Host, Failure> {
+    pub(crate) fn new(base: &Path, name: &str, daemon: &'static str) -> Result<Host, Failure> {
         let dir = base.join(name);
         let files = Home::at(&dir);
         files.create()?;
@@ -40,7 +40,7 @@ impl Host {
     }
 
     /// Runs `init` and returns what it printed.
-    pub(super) fn init(&self, role: &str, more: &[&str]) -> Result<String, Failure> {
+    pub(crate) fn init(&self, role: &str, more: &[&str]) -> Result<String, Failure> {
         let mut command = this_program()?;
         command.args(["init", role, "--home"]).arg(&self.files.home).arg("--config").arg(self.config());
         command.arg("--root").arg(format!("store={}", self.files.store.display())).args(more);
@@ -48,7 +48,7 @@ impl Host {
     }
 
     /// Starts the daemon, and waits until it answers.
-    pub(super) fn start(&mut self) -> Result<(), Failure> {
+    pub(crate) fn start(&mut self) -> Result<(), Failure> {
         let fail = |e: std::io::Error| Failure::usage(format!("{}: {e}", self.dir.display()));
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.log()).map_err(fail)?;
         let mut command = this_program()?;
@@ -58,20 +58,30 @@ impl Host {
     }
 
     /// Kills the daemon with SIGKILL.
-    pub(super) fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
+    /// The daemon's process, while it runs.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Where it keeps what it knows.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.join("etc/coldspare.state")
+    }
+
     /// What the daemon says of itself; `None` while none answers.
-    pub(super) fn status(&self) -> Option<Value> {
-        socket::ask(&State::at(&self.dir.join("etc/coldspare.state")).socket_path(), &Request::Status, Some(LIMIT), |_| ()).ok()?
+    pub(crate) fn status(&self) -> Option<Value> {
+        socket::ask(&State::at(&self.state()).socket_path(), &Request::Status, Some(LIMIT), |_| ()).ok()?
     }
 
     /// Runs a command of this program on this host; its exit code and what it printed.
-    pub(super) fn command(&self, args: &[&str]) -> Result<(i32, Value), Failure> {
+    pub(crate) fn command(&self, args: &[&str]) -> Result<(i32, Value), Failure> {
         let mut command = this_program()?;
         command.args(args).arg("--config").arg(self.config()).arg("--json");
         let output = command.output().map_err(Failure::usage)?;
@@ -83,7 +93,7 @@ impl Host {
     }
 
     /// Runs `checkpoint`; what it amounted to.
-    pub(super) fn checkpoint(&self) -> Result<Value, Failure> {
+    pub(crate) fn checkpoint(&self) -> Result<Value, Failure> {
         Ok(self.command(&["checkpoint", "--timeout", "60s"])?.1)
     }
 
@@ -103,7 +113,7 @@ impl Drop for Host {
 }
 
 /// Waits until `holds`, which `what` says in words.
-pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool, Failure>) -> Result<(), Failure> {
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool, Failure>) -> Result<(), Failure> {
     let deadline = Instant::now() + LIMIT;
     while !holds()? {
         if INTERRUPTED.load(Ordering::Relaxed) {
@@ -118,13 +128,13 @@ pub(super) fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool, Fai
 }
 
 /// A UDP port on loopback that nobody uses now.
-pub(super) fn free_port() -> Result<u16, Failure> {
+pub(crate) fn free_port() -> Result<u16, Failure> {
     let port = UdpSocket::bind(("127.0.0.1", 0)).and_then(|s| s.local_addr()).map_err(|e| Failure::usage(format!("loopback: {e}")))?;
     Ok(port.port())
 }
 
 /// A check that did not hold.
-pub(super) fn failed(message: impl Into<String>) -> Failure {
+pub(crate) fn failed(message: impl Into<String>) -> Failure {
     Failure { code: Code::Differs, message: message.into(), passes: false }
 }
 

@@ -1,0 +1,102 @@
+//! `plan` on a real home: what it counts, what it predicts, and that it leaves the home alone.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use serde_json::Value;
+
+use crate::git::{self, commit};
+use crate::pair::{Pair, Ran};
+
+/// A home with a repository of several packs, small files and one large one; nothing of coldspare's runs there.
+fn pair_with_home() -> Pair {
+    let pair = Pair::new();
+    let (bare, clone) = (pair.active.home.join("shared/data/repositories/1"), pair.dir.path().join("clone"));
+    git::init_bare(&bare);
+    git::git_ok(&bare, &["config", "receive.unpackLimit", "1"]);
+    git::clone(&bare, &clone);
+    for push in 0..4 {
+        let lines: Vec<String> = (0..20_000).map(|line| format!("{} {line}\n", (line * 7_919 + push) % 10_007)).collect();
+        commit(&clone, &format!("file{push}"), &lines.concat());
+        git::push(&clone, &["HEAD:refs/heads/main"]);
+    }
+    (0..300)
+        .for_each(|n| drop(pair.active.write(&format!("shared/data/attachments/{}/{n}", n % 10), format!("{n} attachment\n").repeat(60))));
+    pair.active.write("shared/data/large", vec![7u8; 3 << 20]);
+    pair.active.write("shared/data/export/left-out", vec![0; 1 << 20]);
+    pair
+}
+
+fn plan(pair: &Pair, more: &[&str]) -> Ran {
+    let (home, scratch) = (pair.active.home.to_string_lossy().into_owned(), pair.dir.path().join("scratch"));
+    let mut command = pair.active.program();
+    command.args(["plan", "--home", &home, "--scratch", &scratch.to_string_lossy()]).args(more);
+    crate::pair::run(&mut command)
+}
+
+fn figure(plan: &Value, what: &str) -> f64 {
+    let figures = plan["figures"].as_array().unwrap();
+    figures.iter().find(|f| f["what"].as_str().unwrap().starts_with(what)).unwrap_or_else(|| panic!("no {what}"))["value"].as_f64().unwrap()
+}
+
+/// Names, inodes and times of change of all that is in the home.
+fn state(pair: &Pair) -> Vec<(std::path::PathBuf, u64, i64, i64)> {
+    let all = walkdir::WalkDir::new(&pair.active.home).sort_by_file_name();
+    all.into_iter()
+        .map(|e| e.unwrap())
+        .map(|e| (e.path().into(), e.metadata().unwrap()))
+        .map(|(p, m)| (p, m.ino(), m.ctime(), m.ctime_nsec()))
+        .collect()
+}
+
+#[test]
+fn a_plan_counts_the_home_rehearses_and_leaves_it_alone() {
+    let pair = pair_with_home();
+    let before = state(&pair);
+    let picture = pair.dir.path().join("lag.svg");
+    let first = plan(&pair, &["--json", "--links", "10M,1G", "--plot", &picture.to_string_lossy()]).expect_code(0).json();
+    assert_eq!(state(&pair), before, "the home was touched");
+    assert!(!pair.dir.path().join("scratch").exists(), "the rehearsal stayed");
+
+    let survey = &first["survey"];
+    assert_eq!((survey["repositories"].as_u64(), survey["forks"].as_u64()), (Some(1), Some(0)));
+    assert!(survey["packs"]["files"].as_u64().unwrap() >= 8, "{survey}");
+    assert!(survey["other"]["bytes"].as_u64().unwrap() >= 3 << 20 && survey["other"]["bytes"].as_u64().unwrap() < 5 << 20, "{survey}");
+    let seed = figure(&first, "seed, both hosts");
+    assert!(seed > 0.0 && figure(&first, "lag of a lone change") > 0.0);
+    // Written just now: the day has all of it.
+    assert!(figure(&first, "written in the last day") >= f64::from(3 << 20));
+    let share = first["rehearsal"]["sent_per_repacked_byte"].as_f64().unwrap();
+    assert!((0.0..1.0).contains(&share), "a repack was to travel as {share} of itself");
+    let links = first["links"].as_array().unwrap();
+    assert_eq!(links.len(), 2);
+    assert!(links[0]["seed_seconds"].as_f64() >= links[1]["seed_seconds"].as_f64());
+    assert!(fs::read_to_string(&picture).unwrap().contains("10.0 Mbit/s"));
+
+    // Ten times as large: ten times the bytes, whatever the rehearsal measured this time.
+    let entries = survey["entries"].as_u64().unwrap();
+    let scaled = plan(&pair, &["--json", "--scale", &format!("entries={}", entries * 10)]).expect_code(0).json();
+    assert_eq!(scaled["survey"]["entries"].as_u64().unwrap(), entries * 10);
+    let grown = figure(&scaled, "written in the last day") / figure(&first, "written in the last day");
+    assert!((9.9..10.1).contains(&grown), "{grown}");
+}
+
+#[test]
+fn a_plan_that_cannot_be_made_says_why_and_leaves_nothing() {
+    let pair = pair_with_home();
+    let scratch = pair.dir.path().join("scratch");
+    for (args, why) in [
+        (&["--scale", "forks=3"][..], "none of repositories=N"),
+        (&["--links", "fast"], "no link"),
+        (&["--home", "/nonexistent/home"], "/nonexistent/home"),
+    ] {
+        let ran = plan(&pair, args).expect_code(2);
+        assert!(ran.err.contains(why), "{ran:#?}");
+        assert!(!scratch.exists());
+    }
+    fs::create_dir(&scratch).unwrap();
+    fs::write(scratch.join("mine"), "mine").unwrap();
+    let ran = plan(&pair, &[]).expect_code(2);
+    assert!(ran.err.contains("--scratch names a folder that is made anew"), "{ran:#?}");
+    assert_eq!(fs::read_to_string(scratch.join("mine")).unwrap(), "mine");
+}
