@@ -139,6 +139,7 @@ fn nothing_is_handed_over_while_something_is_amiss() {
     pair.standby.kill();
     pair.standby.configure("[hands_off]\nheal = false\n");
     pair.standby.start();
+    pair.active.write("after-the-restart", "only over a new link");
     checkpoint(&pair.active);
     fs::write(pair.standby.home.join(REPOSITORY).join("config"), "damaged").unwrap();
     pair.active.run(&["switchover"]).expect(1, "verify --repair");

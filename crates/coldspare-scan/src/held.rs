@@ -108,11 +108,12 @@ impl HeldBack {
         *tries
     }
 
-    /// A repository is in the changeset under way: if the standby doesn't say otherwise, it is complete from then on.
+    /// A repository is in the changeset under way: if the standby doesn't say otherwise, it is complete from then on. Of
+    /// several that follow each other the first one counts.
     pub(crate) fn note_sent(&self, at: &Repository, seq: Seq) {
         let mut incomplete = self.incomplete.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, sent)) = incomplete.get_mut(at) {
-            *sent = Some(seq);
+            sent.get_or_insert(seq);
         }
     }
 

@@ -9,7 +9,7 @@ use coldspare_standby::{Exported, PointNo, StandbyError};
 use serde_json::{Value, json};
 
 use super::points::find;
-use super::{Copy, Shared, open_copy};
+use super::{Copy, Shared, open_copy_alone};
 use crate::config::{Config, Root};
 use crate::exit::{Code, Failure, Outcome};
 use crate::socket::{self, Reply, Request};
@@ -33,7 +33,7 @@ pub(crate) fn run(config_path: &Path, point: &str, dir: &Path, is_json: bool) ->
         Some(done) => done,
         None => {
             let _lock = state.lock()?;
-            export(&open_copy(&config, &state, &record)?, &config.roots, point, &dir)?
+            export(&open_copy_alone(&config, &state, &record)?, &config.roots, point, &dir)?
         }
     };
     done["seconds"] = json!(seconds(started.elapsed()));

@@ -10,7 +10,7 @@ use coldspare_failover::hook::{self, Hook, Leftovers};
 use coldspare_standby::{Point, PointNo, StandbyError};
 use serde_json::{Value, json};
 
-use super::{Copy, Shared, lock, open_copy};
+use super::{Copy, Shared, lock, open_copy_alone};
 use crate::config::{Config, History};
 use crate::exit::{Code, Failure, Outcome};
 use crate::socket::{self, Reply, Request};
@@ -60,7 +60,7 @@ pub(crate) fn run(config_path: &Path, verb: &Verb, is_json: bool) -> Outcome {
         Some(done) => done,
         None => {
             let _lock = state.lock()?;
-            let copy = open_copy(&config, &state, &record)?;
+            let copy = open_copy_alone(&config, &state, &record)?;
             match verb {
                 Verb::List => list(&copy, &config.history).map_err(Failure::damage)?,
                 Verb::Rewind { to } => {
