@@ -59,8 +59,8 @@ pub struct HistoryLimits {
 
 /// Rows that are removed from the store at once.
 const ROWS_AT_ONCE: usize = 10_000;
-/// Of the space that may be used, what is left once points had to go: so that not each changeset has one go.
-const SPACE_LEFT_PERCENT: u64 = 90;
+/// Of the space that may be used one part of so many is free once points had to go: so that not each changeset has one go.
+const ROOM_SHARE: u64 = 10;
 
 impl<D: Disk> Standby<D> {
     /// Keeps no more of the history than this; without it nothing of it ever goes.
@@ -233,7 +233,7 @@ fn beyond(points: &[Point], limits: HistoryLimits, now_ms: u64) -> usize {
     let mut gone = old.min(last);
     let mut left = total(gone);
     if left > limits.space_bytes {
-        while left > limits.space_bytes / 100 * SPACE_LEFT_PERCENT && gone < last {
+        while left > limits.space_bytes - limits.space_bytes / ROOM_SHARE && gone < last {
             gone += 1;
             left -= points[gone].bytes;
         }

@@ -150,7 +150,12 @@ fn look_at_work_folders(at: &Path, found: &mut Vec<String>) -> Vec<String> {
         }
         all.push(format!("trash/{name}"));
     }
-    let beside: Vec<_> = names("").into_iter().filter(|name| name != "stage" && name != "trash").collect();
+    let is_left = |name: &str| name.strip_prefix("old-").is_some_and(|rest| is_hex(rest, 32));
+    for name in names("history").iter().filter(|name| !is_number(name) && !is_left(name)) {
+        found.push(format!("history has {name}"));
+    }
+    let is_ours = |name: &String| ["stage", "trash", "history"].contains(&name.as_str());
+    let beside: Vec<_> = names("").into_iter().filter(|name| !is_ours(name)).collect();
     if !beside.is_empty() {
         found.push(format!("nobody but the standby writes here, and yet there is {beside:?}"));
     }
