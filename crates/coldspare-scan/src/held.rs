@@ -76,6 +76,12 @@ impl HeldBack {
         self.lock().keys().any(is_it) || self.repositories().iter().any(is_it) || self.tied().iter().any(is_it)
     }
 
+    /// Whether a path is held back, or something that it is in: what is above of that isn't.
+    pub fn holds(&self, root: RootId, path: &RelPath) -> bool {
+        let is_in = |(r, at): &(RootId, RelPath)| *r == root && path.is_within(at);
+        self.lock().keys().any(is_in) || self.repositories().iter().any(is_in) || self.tied().iter().any(is_in)
+    }
+
     /// A path went, with all below it: nothing there is a problem any more.
     pub(crate) fn forget_within(&self, root: RootId, path: &RelPath) {
         let is_there = |(r, at): &(RootId, RelPath)| *r != root || !at.is_within(path);

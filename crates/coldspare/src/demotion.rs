@@ -90,8 +90,9 @@ fn make_manifest<D: Disk>(state: &State, capture: &Capture<D>, applied: Applied)
     std::thread::scope(|scope| {
         scope.spawn(move || {
             let each = |root, path, entry, ino| -> Result<(), RowError> {
-                // What is held back isn't known for certain: as if nobody had put it there.
-                if capture.held.covers(root, &path) && !path.is_root() {
+                // What is held back isn't known for certain: as if nobody had put it there. The folders that it is in are known:
+                // without them all that they hold would go to quarantine, though the manifest has it.
+                if capture.held.holds(root, &path) && !path.is_root() {
                     return Ok(());
                 }
                 // Whoever listened has failed already.
