@@ -218,6 +218,33 @@ fn an_old_active_is_refused_and_fails_back_with_its_pushes_in_quarantine() {
     assert_eq!(git_ok(&again, &["show", "found:lost"]), "not replicated");
 }
 
+#[test]
+fn what_was_held_back_takes_no_folder_with_it_when_its_host_becomes_the_standby() {
+    let pair = Pair::running();
+    let clone = repository(&pair);
+    push_to(&pair.active, &clone, "first");
+    checkpoint(&pair.active);
+    let broken = format!("{REPOSITORY}/refs/heads/broken");
+    pair.active.write(&broken, "");
+    pair.active.run(&["checkpoint", "--timeout", "80s"]).expect(1, "held back");
+    pair.active.run(&["switchover"]).expect(1, "held back");
+    pair.active.run(&["switchover", "--accept-held-back"]).expect_code(0);
+    until_active(&pair.standby);
+    push_to(&pair.standby, &clone, "on the new active");
+    checkpoint(&pair.standby);
+    // What the active lacked is set aside, and nothing else.
+    let (here, there) = (pair.active.home.join(REPOSITORY), pair.standby.home.join(REPOSITORY));
+    for part in ["HEAD", "config", "refs/heads/main", "objects"] {
+        assert!(here.join(part).exists(), "{part} is gone");
+    }
+    assert_eq!(git::tip(&here, "refs/heads/main"), git::tip(&there, "refs/heads/main"));
+    let repaired = pair.active.run(&["verify", "--deep", "--repair"]);
+    assert!(repaired.code <= 1, "{repaired:#?}");
+    checkpoint(&pair.standby);
+    pair.active.run(&["verify", "--deep", "--git"]).expect_code(0);
+    assert_same(&pair);
+}
+
 /// The one folder in a quarantine.
 #[track_caller]
 pub(crate) fn quarantine(home: &Path) -> PathBuf {
