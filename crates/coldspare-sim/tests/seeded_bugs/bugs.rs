@@ -83,7 +83,6 @@ const WORK: &[u8] = b"/home/.coldspare";
 const STAGE: &[u8] = b"/home/.coldspare/stage";
 const FILES: &[u8] = b"/home/.coldspare/stage/f";
 const TREES: &[u8] = b"/home/.coldspare/stage/t";
-const HISTORY: &[u8] = b"/home/.coldspare/history";
 
 pub(crate) const BUGS: &[Bug] = &[
     // What is forgotten to be synced.
@@ -101,7 +100,6 @@ pub(crate) const BUGS: &[Bug] = &[
     disk("changed folders are not synced", "G3", Syncs(|s| s.name == "sync_dir" && !s.path.starts_with(WORK)), &["push"]),
     disk("changed files are not synced", "G3", Syncs(|s| s.name == "sync_file" && !s.path.starts_with(WORK)), &["attributes"]),
     disk("the filesystem is not synced for a symlink", "G3", Syncs(|s| s.name == "sync_fs"), &["one after another"]),
-    disk("the history is not synced", "G1", Syncs(|s| s.path.starts_with(HISTORY)), &["recovery", "file and folder change places"]),
     disk("renamed folders are not synced", "G3", Syncs(|s| s.name == "sync_dir" && !s.path.starts_with(WORK)), &["renamed folders"]),
     disk("the store is not synced", "G3", StoreSyncs, &["push"]),
     code!(StagedFilesystemIsNotSynced, "G3", CrashStates(&["many"])),

@@ -28,7 +28,7 @@ fn put(at: &str, content: Option<&[u8]>) -> Op {
 }
 
 fn open(disk: &ModelDisk, store: ModelStore) -> Result<Standby<ModelDisk>, String> {
-    let setup = RootSetup { path: PathBuf::from(HOME), exclude: Exclude::new(&[] as &[&str]).unwrap() };
+    let setup = RootSetup { path: PathBuf::from(HOME), way: None, exclude: Exclude::new(&[] as &[&str]).unwrap() };
     Standby::open(disk.clone(), Store::open_in(store).unwrap(), vec![setup]).map_err(|e| e.to_string())
 }
 
