@@ -5,7 +5,7 @@
 //! content without bringing it. A repository that is tied to one that waits waits with it.
 //!
 //! Invariants: what a cycle put off is hinted again once its content was sent, or can't be; a file is put off at most
-//! [`TRIES_MAX`] times before it travels within a changeset.
+//! `TRIES_MAX` times before it travels within a changeset.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};

@@ -455,7 +455,7 @@ impl Open {
 
 impl VersionRange {
     /// What this build speaks.
-    pub const OURS: VersionRange = VersionRange { min: 1, max: PROTOCOL_VERSION };
+    pub const OURS: VersionRange = VersionRange { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION };
 
     /// The version to speak with a peer: the highest that both know; `None` when there is none.
     pub fn highest_common(self, other: VersionRange) -> Option<u16> {

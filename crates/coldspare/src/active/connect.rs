@@ -12,8 +12,7 @@ use coldspare_scan::bulk::Bulk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty};
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
-    ControlReceiver, ControlSender, Identity, Invitation, LinkError, Open, PROTOCOL_VERSION, PeerKey, RootInfo, ToActive, ToStandby,
-    VersionRange, Welcome,
+    ControlReceiver, ControlSender, Identity, Invitation, LinkError, Open, PeerKey, RootInfo, ToActive, ToStandby, VersionRange, Welcome,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -202,7 +201,7 @@ fn open_message(config: &Config, state: &State, record: &ControlRecord, session:
     let invitation = state.invitation().ok().flatten().and_then(|text| text.parse::<Invitation>().ok());
     let info = |root: &crate::config::Root| RootInfo { name: root.name.clone(), path: root.path.as_os_str().as_encoded_bytes().to_vec() };
     Open {
-        versions: VersionRange { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION },
+        versions: VersionRange::OURS,
         build: crate::BUILD.into(),
         cluster: record.cluster,
         node: record.node,
