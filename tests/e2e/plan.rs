@@ -94,6 +94,11 @@ fn a_plan_that_cannot_be_made_says_why_and_leaves_nothing() {
         assert!(ran.err.contains(why), "{ran:#?}");
         assert!(!scratch.exists());
     }
+    let inside = pair.active.home.join("scratch");
+    let mut command = pair.active.program();
+    command.args(["plan", "--home"]).arg(&pair.active.home).arg("--scratch").arg(&inside);
+    let ran = crate::pair::run(&mut command).expect_code(2);
+    assert!(ran.err.contains("only read") && !inside.exists(), "{ran:#?}");
     fs::create_dir(&scratch).unwrap();
     fs::write(scratch.join("mine"), "mine").unwrap();
     let ran = plan(&pair, &[]).expect_code(2);

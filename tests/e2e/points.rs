@@ -154,6 +154,42 @@ fn the_standby_goes_back_to_any_point_exactly_and_follows_again_when_told() {
     pair.standby.run(&["rewind", "--to", "yesterday"]).expect(2, "is no point");
 }
 
+#[test]
+fn what_others_wrote_never_comes_back_with_a_point() {
+    let (pair, _) = pair_with_repository("[history]\nage_minutes = 1440\n");
+    let path = "shared/data/attachments/1/1";
+    let there = pair.standby.home.join(path);
+    pair.active.write(path, "good");
+    pair.checkpoint();
+    let (point, before) = (last_point(&pair), snapshot(&pair, "good"));
+    // In the tree: put right, and the point has the good one still.
+    fs::write(&there, "evil").unwrap();
+    until("it is put right", || fs::read_to_string(&there).is_ok_and(|content| content == "good"));
+    pair.active.write("shared/data/later", "later");
+    pair.checkpoint();
+    let point = point.to_string();
+    pair.standby.run(&["rewind", "--to", &point]).expect_code(0);
+    assert_is(&pair, &before, "after a write that was put right");
+    pair.standby.run(&["rewind", "--to", "latest"]).expect_code(0);
+    // In the history: nothing has the good one any more, which is said.
+    pair.active.write(path, "better");
+    pair.checkpoint();
+    let after = snapshot(&pair, "better");
+    let history = walkdir::WalkDir::new(pair.standby.home.join(".coldspare/history")).into_iter().filter_map(Result::ok);
+    let kept: Vec<PathBuf> =
+        history.map(walkdir::DirEntry::into_path).filter(|p| fs::read(p).is_ok_and(|content| content == b"good")).collect();
+    assert!(!kept.is_empty());
+    kept.iter().for_each(|path| fs::write(path, "evil").unwrap());
+    let ran = pair.standby.run(&["rewind", "--to", &point]);
+    assert!(ran.code != 0 && ran.err.contains(path), "{ran:#?}");
+    assert_is(&pair, &after, "after a point that could not be had");
+    let copy = pair.dir.path().join("copy");
+    let ran = pair.standby.run(&["export", "--point", &point, &copy.to_string_lossy()]);
+    assert!(ran.code != 0 && ran.err.contains(path), "{ran:#?}");
+    pair.checkpoint();
+    pair.assert_equal();
+}
+
 /// Bytes below a folder, each inode once.
 fn used(dir: &Path) -> u64 {
     let mut inodes = BTreeMap::new();

@@ -20,7 +20,7 @@ use crate::history::{Kept, history_key};
 use crate::points::PointNo;
 use crate::rewind::Undone;
 use crate::row::{HistoryRow, ManifestRow, Record};
-use crate::stage::{attributes, xattrs};
+use crate::stage::{attributes, is_content, xattrs};
 use crate::standby::Standby;
 use crate::store::{HISTORY, MANIFEST, View};
 
@@ -229,6 +229,10 @@ impl<D: Disk> Export<'_, D> {
         let fail = || io("writing in the copy", path.as_bytes());
         let found = disk.stat_file(&source).map_err(fail())?;
         if found.size != row.entry.size() || is_it == IsIt::ByInode && row.ino != 0 && found.ino != row.ino {
+            return Ok(false);
+        }
+        // In the history nobody looked at it since.
+        if is_it == IsIt::ByPlace && !is_content(disk, &source, &row.entry).map_err(fail())? {
             return Ok(false);
         }
         let clones = &self.clones[usize::from(root.0)];

@@ -22,7 +22,7 @@ use crate::history::{Kept, history_key};
 use crate::place::Places;
 use crate::points::{POINT_BYTES, Point, PointNo};
 use crate::row::{Action, HistoryRow, ManifestRow, PendingRow, Rewind};
-use crate::stage::{attributes, insert_rows, xattrs};
+use crate::stage::{attributes, insert_rows, is_content, xattrs};
 use crate::standby::{Changeset, Standby, Unrecorded};
 use crate::store::{HISTORY, MANIFEST, Store, View};
 
@@ -46,10 +46,11 @@ impl<D: Disk> Standby<D> {
     /// Nothing is staged or applied meanwhile. After an error before the commit the tree is as it was; after a kill the next
     /// [`Standby::open`] does the rest.
     ///
-    /// Cost: as a changeset that changes as many paths, with links for content; memory for each path that changed since.
+    /// Cost: as a changeset that changes as many paths, with links for content, which is read once; memory for each path that
+    /// changed since.
     ///
     /// # Errors
-    /// `UnknownPoint`; `NotKept` when the history lacks something; `Io`, `Store`, `Damaged`, `OutOfSpace`.
+    /// `UnknownPoint`; `NotKept` when the history lacks something, or has other content; `Io`, `Store`, `Damaged`, `OutOfSpace`.
     pub fn rewind(&self, to: PointNo) -> Result<Applied, StandbyError> {
         let _nothing_goes = self.history_lock.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(committed) = self.standing().committed {
@@ -227,7 +228,10 @@ impl<D: Disk> Standby<D> {
         let found = kept.and_then(|kept| {
             let (from, from_name) = self.kept_place(root, path, kept).ok()?;
             let stat = self.disk.stat(&from, &from_name).ok()?;
-            Some((from, from_name, stat))
+            // Somebody may have written into it: before it left the tree, or since.
+            let is_it = !matches!(entry.body, Body::File { .. })
+                || self.disk.open_file(&from, &from_name).and_then(|file| is_content(&self.disk, &file, &entry)).unwrap_or(false);
+            is_it.then_some((from, from_name, stat))
         });
         let Some((from, from_name, found)) = found else {
             // Only its attributes changed, or the same content came again.

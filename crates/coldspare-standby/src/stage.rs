@@ -395,6 +395,12 @@ fn write_content<D: Disk>(disk: &D, file: &D::File, content: &[u8], sparse: bool
     Ok(())
 }
 
+/// Whether a file has the content of an entry. Cost: it is read.
+pub(crate) fn is_content<D: Disk>(disk: &D, file: &D::File, entry: &Entry) -> std::io::Result<bool> {
+    let (digest, size) = digest_file(disk, file)?;
+    Ok((Some(digest), size) == (entry.digest(), entry.size()))
+}
+
 /// BLAKE3 of a file and its length, as they are now.
 pub(crate) fn digest_file<D: Disk>(disk: &D, file: &D::File) -> std::io::Result<(Digest, u64)> {
     digest_file_at(disk, file, |_| ())

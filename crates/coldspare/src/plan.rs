@@ -49,7 +49,7 @@ pub(crate) enum Measure {
 pub(crate) fn run(options: &Options) -> Outcome {
     let exclude = Exclude::new(BITBUCKET).map_err(Failure::usage)?;
     let survey = survey::survey(&options.roots, &exclude)?;
-    let scratch = Scratch::new(options.scratch.clone())?;
+    let scratch = Scratch::new(options.scratch.clone(), &options.roots)?;
     let costs = rehearsal::rehearse(&survey.samples, &scratch.0)?;
     let scaled = match options.scale {
         Some((measure, to)) => survey.scaled(to / size_of(&survey, measure)?),
@@ -87,7 +87,10 @@ pub(crate) fn parse_link(text: &str) -> Result<f64, String> {
         _ => (trimmed, 1.0),
     };
     let value = number.trim().parse::<f64>().ok().filter(|n| n.is_finite() && *n > 0.0);
-    value.map(|n| n * factor).filter(|n| *n >= 1e3).ok_or_else(|| format!("{text:?} is no link of at least 1 kbit/s, such as 100M or 1G"))
+    value
+        .map(|n| n * factor)
+        .filter(|n| (1e3..=1e13).contains(n))
+        .ok_or_else(|| format!("{text:?} is no link, from 1 kbit/s on, such as 100M or 1G"))
 }
 
 /// Parses `repositories=52000`.
@@ -108,9 +111,17 @@ pub(crate) fn parse_scale(text: &str) -> Result<(Measure, f64), String> {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    fn new(dir: Option<PathBuf>) -> Result<Scratch, Failure> {
+    fn new(dir: Option<PathBuf>, roots: &[PathBuf]) -> Result<Scratch, Failure> {
         let path = dir.unwrap_or_else(|| std::env::temp_dir().join(format!("coldspare-plan-{}", std::process::id())));
         let path = std::path::absolute(&path).map_err(Failure::usage)?;
+        let above = path.parent().and_then(|above| above.canonicalize().ok()).unwrap_or_default();
+        if let Some(root) = roots.iter().find(|root| root.canonicalize().is_ok_and(|root| above.starts_with(root))) {
+            return Err(Failure::usage(format!(
+                "{} is in {}, which is only read; --scratch names another place",
+                path.display(),
+                root.display()
+            )));
+        }
         let made = fs::DirBuilder::new().mode(0o700).create(&path);
         made.map_err(|e| Failure::usage(format!("{}: {e}; --scratch names a folder that is made anew", path.display())))?;
         crate::demo::stop_on_signals();

@@ -152,6 +152,13 @@ fn page(value: &Value) -> String {
         let oldest = text(&history["oldest"]);
         line("history", format!("{} points since {oldest}, {} bytes of {}", history["points"], history["bytes"], history["space_bytes"]));
     }
+    if value["seal"]["state"] == "sealed" {
+        let by_all = value["seal"]["seen_by_all"] == false;
+        line(
+            "sealed",
+            if by_all { "for this daemon's own mount namespace only" } else { "only the receiver can write in the roots" }.into(),
+        );
+    }
     let foreign = &value["foreign_writes"];
     if let Some(total) = foreign["total"].as_u64() {
         line("foreign", format!("{total} paths that somebody else wrote"));

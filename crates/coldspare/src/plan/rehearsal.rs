@@ -3,6 +3,7 @@
 //! Nothing of the home is written: the files are copied to a folder of the rehearsal, which is removed at its end.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -88,11 +89,13 @@ fn pick_large(samples: &Samples) -> Vec<Sample> {
     let (mut picked, mut bytes) = (Vec::new(), 0);
     for (n, path) in samples.large.iter().enumerate() {
         let size = fs::metadata(path).map_or(0, |meta| meta.len());
-        if bytes > 0 && bytes + size > LARGE_BYTES_MAX || size > 2 * LARGE_BYTES_MAX {
+        if bytes > 0 && bytes + size > LARGE_BYTES_MAX {
             continue;
         }
-        bytes += size;
-        picked.push((path.clone(), place_of(path, n)));
+        bytes += size.min(LARGE_BYTES_MAX);
+        // Of a larger one a part is taken, which is no pack.
+        let place = if size > LARGE_BYTES_MAX { format!("shared/data/parts/{n}").into() } else { place_of(path, n) };
+        picked.push((path.clone(), place));
     }
     picked
 }
@@ -179,13 +182,14 @@ fn seed(scratch: &Path, name: &str, samples: &[Sample]) -> Result<(Rehearsal, Co
     Ok((rehearsal, cost))
 }
 
-/// Copies a file, and with a pack its index; `None` when the home no longer has it.
+/// Copies a file, or the beginning of a very large one, and with a pack its index; `None` when the home no longer has it.
 fn copy(from: &Path, to: &Path) -> Result<Option<u64>, Failure> {
     make_dir(to.parent().unwrap_or(to))?;
     if from.extension().is_some_and(|end| end == "pack") {
         let _ = fs::copy(from.with_extension("idx"), to.with_extension("idx"));
     }
-    match fs::copy(from, to) {
+    let copied = fs::File::open(from).and_then(|from| std::io::copy(&mut from.take(LARGE_BYTES_MAX), &mut fs::File::create(to)?));
+    match copied {
         Ok(bytes) => Ok(Some(bytes)),
         Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
             Err(Failure::usage(format!("{}: {e}; name another --scratch", to.display())))
