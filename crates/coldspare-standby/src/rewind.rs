@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 
 use coldspare_core::control::Applied;
-use coldspare_core::{Baseline, Body, RelPath, RootId, key};
+use coldspare_core::{Baseline, Body, Entry, RelPath, RootId, key};
 use coldspare_os::Disk;
 
 use crate::apply::Touched;
@@ -228,11 +228,17 @@ impl<D: Disk> Standby<D> {
         let found = kept.and_then(|kept| {
             let (from, from_name) = self.kept_place(root, path, kept).ok()?;
             let stat = self.disk.stat(&from, &from_name).ok()?;
-            // Somebody may have written into it: before it left the tree, or since.
-            let is_it = !matches!(entry.body, Body::File { .. })
-                || self.disk.open_file(&from, &from_name).and_then(|file| is_content(&self.disk, &file, &entry)).unwrap_or(false);
-            is_it.then_some((from, from_name, stat))
+            Some((from, from_name, stat))
         });
+        // Somebody may have written into it: before it left the tree, or since.
+        let found = match found {
+            Some((from, from_name, _))
+                if matches!(entry.body, Body::File { .. }) && !self.is_as_kept(&from, &from_name, path, &entry)? =>
+            {
+                None
+            }
+            found => found,
+        };
         let Some((from, from_name, found)) = found else {
             // Only its attributes changed, or the same content came again.
             let now = now.filter(|now| now.entry.body == entry.body);
@@ -244,6 +250,13 @@ impl<D: Disk> Standby<D> {
         crate::stage::create(path, || self.disk.link(&from, &from_name, spot.dir(), &name), || self.disk.remove_file(spot.dir(), &name))?;
         // Its attributes are set once it is in place: it may be a name of a file of the tree.
         Ok(PendingRow::new(Some(entry), action, found.ino))
+    }
+
+    /// Whether what the history has under a name is a file of this content.
+    fn is_as_kept(&self, dir: &D::Dir, name: &[u8], path: &RelPath, entry: &Entry) -> Result<bool, StandbyError> {
+        let fail = || io("reading in the history", path.as_bytes());
+        let file = self.disk.open_file(dir, name).map_err(fail())?;
+        is_content(&self.disk, &file, entry).map_err(fail())
     }
 
     /// Gives what came out of the history the attributes that it had: another name of a file may have got others since.
