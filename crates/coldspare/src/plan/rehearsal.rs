@@ -53,6 +53,9 @@ pub(crate) fn rehearse(samples: &Samples, scratch: &Path) -> Result<Costs, Failu
     let seconds_per_change = rehearsal.lone_change()?;
     drop(rehearsal);
     let (_, of_large) = seed(scratch, "large", &large)?;
+    if of_small.amount.files + of_large.amount.files == 0 && !(small.is_empty() && large.is_empty()) {
+        return Err(Failure::usage("none of the files that were tried can be read: run it as the user of the home"));
+    }
     let sent_per_repacked_byte = repack(samples, scratch)?;
     let beyond = |cost: &Cost, of: fn(&Cost) -> f64| (cost.amount, of(cost) - of(&nothing));
     let per_unit = |of: fn(&Cost) -> f64| Costs::per_unit(beyond(&of_small, of), beyond(&of_large, of));
@@ -188,12 +191,12 @@ fn copy(from: &Path, to: &Path) -> Result<Option<u64>, Failure> {
     if from.extension().is_some_and(|end| end == "pack") {
         let _ = fs::copy(from.with_extension("idx"), to.with_extension("idx"));
     }
-    let copied = fs::File::open(from).and_then(|from| std::io::copy(&mut from.take(LARGE_BYTES_MAX), &mut fs::File::create(to)?));
-    match copied {
+    let Ok(source) = fs::File::open(from) else { return Ok(None) };
+    let fail = |e: std::io::Error| Failure::usage(format!("{}: {e}; --scratch names another place", to.display()));
+    let mut target = fs::File::create(to).map_err(fail)?;
+    match std::io::copy(&mut source.take(LARGE_BYTES_MAX), &mut target) {
         Ok(bytes) => Ok(Some(bytes)),
-        Err(e) if e.kind() == std::io::ErrorKind::StorageFull => {
-            Err(Failure::usage(format!("{}: {e}; name another --scratch", to.display())))
-        }
+        Err(e) if e.kind() == std::io::ErrorKind::StorageFull => Err(fail(e)),
         Err(_) => Ok(None),
     }
 }
