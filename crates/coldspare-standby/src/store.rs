@@ -49,6 +49,8 @@ pub(crate) const HISTORY: TableDefinition<'static, Bytes, Bytes> = TableDefiniti
 pub(crate) const POINTS: TableDefinition<'static, u64, Bytes> = TableDefinition::new("points");
 const STANDING: TableDefinition<'static, &str, Bytes> = TableDefinition::new("standing");
 pub(crate) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
+const VALUES: [TableDefinition<'static, Bytes, Bytes>; 5] = [MANIFEST, PENDING, LEFT, HELD, HISTORY];
+const KEYS: [TableDefinition<'static, Bytes, ()>; 6] = [ORDER, LINKS, KEPT, INCOMPLETE, UNSETTLED, WANTED];
 
 /// The store.
 #[derive(Debug)]
@@ -107,10 +109,10 @@ impl Store {
     fn of(db: Database, path: &Path) -> Result<Store, OpenError> {
         let store = Store { db, path: path.into() };
         let found = store.write(|txn| {
-            for table in [MANIFEST, PENDING, LEFT, HELD, HISTORY] {
+            for table in VALUES {
                 txn.open_table(table)?;
             }
-            for table in [ORDER, LINKS, KEPT, INCOMPLETE, UNSETTLED, WANTED] {
+            for table in KEYS {
                 txn.open_table(table)?;
             }
             txn.open_table(STANDING)?;
@@ -201,6 +203,21 @@ impl Store {
             meta.remove(RESUMED)?;
         }
         Ok(())
+    }
+
+    /// Writes all tables anew, to pages that nothing happened to.
+    ///
+    /// redb compares a page with its checksum only after a crash, and then a single one that differs costs the whole store:
+    /// what damaged some rows must not stay behind in the pages around them.
+    ///
+    /// Cost: time and space of the store's file, until the transaction ends.
+    pub(crate) fn write_anew(txn: &WriteTransaction) -> Result<(), redb::Error> {
+        VALUES.into_iter().try_for_each(|table| copy_anew(txn, table))?;
+        KEYS.into_iter().try_for_each(|table| copy_anew(txn, table))?;
+        copy_anew(txn, STANDING)?;
+        copy_anew(txn, BRAKES)?;
+        copy_anew(txn, POINTS)?;
+        copy_anew(txn, META)
     }
 
     pub(crate) fn set_standing(txn: &WriteTransaction, standing: &Standing) -> Result<(), redb::Error> {
@@ -376,6 +393,22 @@ impl View {
             StandbyError::Damaged { path: self.path.clone(), detail: format!("{place}: {e}") }
         })
     }
+}
+
+fn copy_anew<K: redb::Key + 'static, V: redb::Value + 'static>(
+    txn: &WriteTransaction,
+    table: TableDefinition<'static, K, V>,
+) -> Result<(), redb::Error> {
+    let before: TableDefinition<'static, K, V> = TableDefinition::new("before");
+    txn.rename_table(table, before)?;
+    let (from, mut to) = (txn.open_table(before)?, txn.open_table(table)?);
+    for row in from.iter()? {
+        let (k, v) = row?;
+        to.insert(k.value(), v.value())?;
+    }
+    drop((from, to));
+    txn.delete_table(before)?;
+    Ok(())
 }
 
 fn open_or_create(path: &Path) -> Result<Database, OpenError> {

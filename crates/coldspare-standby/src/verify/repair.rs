@@ -98,7 +98,8 @@ impl<D: Disk> Standby<D> {
     }
 
     /// Drops the rows of the manifest that are not what was written; how many. Until a changeset names everything the
-    /// standby says that it has nothing, so that the active compares all of it: what is there is not sent again.
+    /// standby says that it has nothing, so that the active compares all of it: what is there is not sent again. The store's
+    /// pages are written anew, so that no other damage in them is met later.
     ///
     /// # Errors
     /// `Store`.
@@ -118,8 +119,10 @@ impl<D: Disk> Standby<D> {
         self.store.write(|txn| {
             let mut manifest = txn.open_table(MANIFEST)?;
             damaged.iter().try_for_each(|k| manifest.remove(k.as_slice()).map(drop))?;
+            drop(manifest);
             crate::history::cut(txn)?;
-            Store::set_distrusted(txn, true)
+            Store::set_distrusted(txn, true)?;
+            Store::write_anew(txn)
         })?;
         Ok(damaged.len() as u64)
     }
