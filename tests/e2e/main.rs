@@ -7,6 +7,7 @@
 mod bandwidth;
 mod brakes;
 mod bulk;
+mod copies;
 mod damage;
 mod drill;
 mod everything;

@@ -40,9 +40,13 @@ fn an_unreadable_file_is_held_back_and_the_rest_goes_on() {
 
 /// A pair whose standby's home is on a small filesystem.
 fn with_a_small_standby() -> Option<(Pair, Mount)> {
+    with_a_standby_of(24 << 20)
+}
+
+fn with_a_standby_of(bytes: u64) -> Option<(Pair, Mount)> {
     let mut pair = Pair::new();
     let mut standby = Host::new(pair.dir.path(), "small", "receive");
-    let mount = Mount::ext4(&pair.dir.path().join("image"), 24 << 20, &standby.home)?;
+    let mount = Mount::ext4(&pair.dir.path().join("image"), bytes, &standby.home)?;
     let mut active = Host::new(pair.dir.path(), "large", "send");
     active.init_active(&standby.init_standby(free_port())).expect_code(0);
     std::mem::swap(&mut pair.standby, &mut standby);
@@ -82,6 +86,43 @@ fn the_active_says_at_every_look_that_the_standby_is_full() {
     fs::remove_file(large).unwrap();
     pair.checkpoint();
     assert_eq!(trouble(&pair), None);
+    pair.assert_equal();
+    pair.standby.kill();
+    drop(mount);
+}
+
+#[test]
+fn what_the_standby_has_no_room_for_waits_and_the_rest_goes_on() {
+    const LARGE: usize = 48 << 20;
+    let Some((mut pair, mount)) = with_a_standby_of(130 << 20) else { return };
+    pair.active.start();
+    let first = pair.active.write("shared/first", Seed::new(1).noise(LARGE));
+    pair.checkpoint();
+    let second = pair.active.write("shared/second", Seed::new(2).noise(LARGE));
+    let trouble = |pair: &Pair| pair.active.status()["trouble"].as_str().map(String::from);
+    until("it is said", || trouble(&pair).is_some_and(|text| text.contains("no space on the standby for shared/second (48.00 MiB)")));
+    for n in 0..3 {
+        pair.active.write("shared/small", format!("{n}"));
+        until("the rest goes on", || fs::read(pair.standby.home.join("shared/small")).is_ok_and(|there| there == n.to_string().as_bytes()));
+        std::thread::sleep(std::time::Duration::from_secs(3)); // the standby is asked again meanwhile
+    }
+    assert!(!pair.standby.home.join("shared/second").exists());
+    pair.active.run(&["checkpoint", "--timeout", "1s"]).expect(3, "not durable on the standby in time");
+    let sent = pair.active.status()["bytes_sent"].as_u64().unwrap();
+    assert!(sent < LARGE as u64 * 5 / 4, "{sent} bytes were sent");
+    // The first is in the history then, which gives way.
+    fs::remove_file(first).unwrap();
+    pair.checkpoint();
+    assert_eq!(trouble(&pair), None);
+    pair.assert_equal();
+    // What goes before there was room for it is forgotten.
+    pair.active.write("shared/third", Seed::new(3).noise(LARGE));
+    until("it is said", || trouble(&pair).is_some());
+    fs::remove_file(pair.active.home.join("shared/third")).unwrap();
+    pair.checkpoint();
+    assert_eq!(trouble(&pair), None);
+    fs::remove_file(second).unwrap();
+    pair.checkpoint();
     pair.assert_equal();
     pair.standby.kill();
     drop(mount);

@@ -431,7 +431,11 @@ impl Follow {
                 // What is left was hinted once more.
                 self.want(Scope::Hinted);
             }
-            self.asked.extend(cycle.covers);
+            match self.cycles.front_mut() {
+                // The next one began after they were asked for as well, and may be the last that there is reason for.
+                Some(next) if cycle.extent == Extent::PutOff => next.covers.extend(cycle.covers),
+                _ => self.asked.extend(cycle.covers),
+            }
             return;
         }
         let seq = self.last_acked;

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use coldspare_core::changeset::{Ask, BulkEnd, FilePart, Have};
 use coldspare_core::git::family::Repository;
@@ -37,6 +37,8 @@ pub(crate) const SHARE_BYTES: u64 = 512 << 10;
 const TRIES_MAX: u32 = 3;
 /// LIMIT: files of which that is known; beyond, all are as new.
 const TRIED_MAX: usize = 10_000;
+/// How long a file waits that the standby has no room for, until it is asked again.
+const ASK_FOR_ROOM_EVERY: Duration = Duration::from_secs(5);
 /// LIMIT: how long a sender may not notice that its connection is gone while there is nothing to send.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -88,12 +90,21 @@ struct State {
     parked: BTreeMap<At, Parked>,
     /// Files that are to be sent.
     queue: VecDeque<Item>,
+    /// Those of them that the standby had no room for, when it was asked last.
+    no_room: BTreeMap<At, NoRoom>,
     /// How often files were put off since the standby last had them.
     tries: BTreeMap<At, u32>,
     /// Those of them that are in a changeset which isn't answered.
     handed: BTreeMap<At, Seq>,
     /// What the index is to say of files that were sent.
     sent: Vec<Change>,
+}
+
+#[derive(Clone, Copy)]
+struct NoRoom {
+    asked: Instant,
+    /// The size of the file.
+    bytes: u64,
 }
 
 #[derive(Default)]
@@ -126,6 +137,16 @@ enum Fate {
     Changed,
     /// It has to travel within a changeset, which says what is wrong with it.
     Not,
+    /// It waits: the standby has no room for its bytes.
+    NoRoom(u64),
+}
+
+impl State {
+    /// The next file that is to be sent.
+    fn due(&self, now: Instant) -> Option<Item> {
+        let waits = |item: &&Item| self.no_room.get(&item.at).is_some_and(|file| now.duration_since(file.asked) < ASK_FOR_ROOM_EVERY);
+        self.queue.iter().find(|item| !waits(item)).cloned()
+    }
 }
 
 impl Bulk {
@@ -155,6 +176,11 @@ impl Bulk {
         let mut waiting = Waiting::default();
         state.parked.values().for_each(|parked| waiting.merge(parked.hints.waiting.clone()));
         (state.parked.values().filter_map(|parked| parked.hints.oldest_ms).min(), waiting)
+    }
+
+    /// The files that wait since the standby has no room for them, and their bytes.
+    pub fn without_room(&self) -> Vec<(RelPath, u64)> {
+        lock(&self.state).no_room.iter().map(|((_, path), file)| (path.clone(), file.bytes)).collect()
     }
 
     /// A link was made: `acked` is what the standby acknowledged last; it may have something left from before.
@@ -212,6 +238,7 @@ impl Bulk {
     pub(crate) fn clear(&self, dirty: &mut Dirty) {
         let mut state = lock(&self.state);
         state.queue.clear();
+        state.no_room.clear();
         state.parked.values_mut().for_each(|parked| parked.files.clear());
         release(&mut state, dirty);
     }
@@ -249,8 +276,8 @@ impl Bulk {
             if outlet.is_closed() {
                 return None;
             }
-            if let Some(item) = state.queue.front() {
-                return Some(item.clone());
+            if let Some(item) = state.due(Instant::now()) {
+                return Some(item);
             }
             state = self.changed.wait_timeout(state, LOOK_EVERY).unwrap_or_else(std::sync::PoisonError::into_inner).0;
         }
@@ -259,12 +286,21 @@ impl Bulk {
     /// Takes note of what became of a file; says whether a unit waits no longer.
     fn done(&self, item: &Item, fate: Fate, dirty: &mut Dirty) -> bool {
         let mut state = lock(&self.state);
-        if state.queue.front().is_some_and(|first| first.at == item.at) {
-            state.queue.pop_front();
+        let place = state.queue.iter().position(|queued| queued.at == item.at);
+        if let (Fate::NoRoom(bytes), Some(_)) = (&fate, place) {
+            let noted = NoRoom { asked: Instant::now(), bytes: *bytes };
+            if state.no_room.insert(item.at.clone(), noted).is_none() {
+                tracing::warn!(path = %item.at.1, bytes, "the standby has no room for it: what it belongs to waits");
+            }
+            // What was sent in vain, since the room went meanwhile, doesn't count.
+            state.tries.insert(item.at.clone(), 1);
+            return false;
         }
+        place.map(|place| state.queue.remove(place));
+        state.no_room.remove(&item.at);
         match fate {
             Fate::Sent(change) => state.sent.push(change),
-            Fate::Changed => {}
+            Fate::Changed | Fate::NoRoom(_) => {}
             Fate::Not => drop(state.tries.insert(item.at.clone(), TRIES_MAX)),
         }
         let parked = state.parked.get_mut(&item.parked_as());
@@ -385,7 +421,7 @@ impl<D: Disk> Run<'_, D> {
                 Ok(held) => Some(held),
                 Err(_) => return Ok(Fate::Not),
             },
-            Have::NoRoom => return Ok(Fate::Not),
+            Have::NoRoom => return Ok(Fate::NoRoom(size)),
             Have::Missing | Have::AtPath | Have::Staged => None,
         };
         let (sent, inspection) = match self.send_segments(&file, row.as_ref(), held)? {
@@ -446,6 +482,27 @@ mod tests {
         assert!(bulk.done(&two, Fate::Changed, &mut dirty));
         assert!(dirty.knows(RootId(0), &at("r/1/HEAD").1) && dirty.knows(RootId(0), &at("fork/HEAD").1));
         assert_eq!(bulk.parked(), [at("r/2")]);
+    }
+
+    #[test]
+    fn what_the_standby_has_no_room_for_waits_and_the_others_go_on() {
+        let (bulk, mut dirty) = (Bulk::default(), Dirty::default());
+        let (large, other) = (item("r/1", "a.pack"), item("r/2", "b.pack"));
+        let units = vec![(at("r/1"), hints("r/1", 5)), (at("r/2"), hints("r/2", 6))];
+        bulk.park(vec![large.clone(), other.clone()], units, &mut dirty);
+        let due = |after: Duration| lock(&bulk.state).due(Instant::now() + after).map(|item| item.at);
+        assert_eq!(due(Duration::ZERO), Some(large.at.clone()));
+        for _ in 0..TRIES_MAX + 1 {
+            assert!(!bulk.done(&large, Fate::NoRoom(7), &mut dirty) && dirty.is_empty());
+        }
+        assert!(bulk.is_parked(&at("r/1")) && bulk.may_wait(&large.at), "it never travels within a changeset");
+        assert_eq!(bulk.without_room(), [(large.at.1.clone(), 7)]);
+        assert_eq!(due(Duration::ZERO), Some(other.at.clone()));
+        assert!(bulk.done(&other, Fate::Changed, &mut dirty) && dirty.knows(RootId(0), &at("r/2/HEAD").1));
+        assert_eq!(due(Duration::ZERO), None);
+        assert_eq!(due(ASK_FOR_ROOM_EVERY), Some(large.at.clone()), "there may be room now");
+        assert!(bulk.done(&large, Fate::Changed, &mut dirty) && dirty.knows(RootId(0), &at("r/1/HEAD").1));
+        assert!(bulk.without_room().is_empty());
     }
 
     #[test]

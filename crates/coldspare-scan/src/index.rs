@@ -15,6 +15,8 @@ use coldspare_core::{Body, Entry, NodeId, RelPath, RootId, Seq, Time, codec, key
 use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::copies::SIZES;
+
 /// What the index knows of one path; the row's bytes are a golden test.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Row {
@@ -97,6 +99,7 @@ pub struct Snapshot {
     pub(crate) rows: ReadOnlyTable<&'static [u8], &'static [u8]>,
     chunks: ReadOnlyTable<&'static [u8], &'static [u8]>,
     links: ReadOnlyTable<&'static [u8], &'static [u8]>,
+    pub(crate) sizes: ReadOnlyTable<&'static [u8], ()>,
     pub(crate) path: PathBuf,
 }
 
@@ -145,6 +148,7 @@ impl Index {
                 txn.open_table(table)?;
             }
             txn.open_table(GONE)?;
+            txn.open_table(SIZES)?;
             txn.open_table(STANDBYS)?;
             let mut meta = txn.open_table(META)?;
             let found = meta.get("format")?.map(|v| v.value());
@@ -170,6 +174,7 @@ impl Index {
                 rows: txn.open_table(ROWS)?,
                 chunks: txn.open_table(CHUNKS)?,
                 links: txn.open_table(LINKS)?,
+                sizes: txn.open_table(SIZES)?,
                 path: self.path.clone(),
             })
         };
@@ -433,11 +438,11 @@ impl Snapshot {
         Row::decode(bytes).map_err(|e| self.damaged(&e))
     }
 
-    fn damaged(&self, detail: &str) -> IndexError {
+    pub(crate) fn damaged(&self, detail: &str) -> IndexError {
         IndexError::Damaged { path: self.path.clone(), detail: detail.into() }
     }
 
-    fn store(&self, e: impl Into<redb::Error>) -> IndexError {
+    pub(crate) fn store(&self, e: impl Into<redb::Error>) -> IndexError {
         store_error(&self.path, e.into())
     }
 }

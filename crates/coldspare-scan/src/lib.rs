@@ -16,6 +16,7 @@
 mod batch;
 pub mod bulk;
 pub mod capture;
+mod copies;
 mod derived;
 pub mod dirty;
 mod discover;

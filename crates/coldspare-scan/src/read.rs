@@ -179,7 +179,8 @@ impl<D: Disk> Run<'_, D> {
         let looks_same = known.is_some_and(|entry| entry.size() == size && entry.meta.mtime == file.meta.mtime && entry.digest().is_some());
         let body = |digest| Body::File { size, digest, sparse: is_sparse(&file.before) };
         let asks = self.asks(row, size);
-        if looks_same || asks {
+        let may_be_copy = !looks_same && !asks && self.may_be_copy(file, row)?;
+        if looks_same || asks || may_be_copy {
             // The standby may well have it: the digest first, the content only if not.
             let (digest, inspection) = match self.digest_of(file) {
                 Ok(Some(found)) => found,
@@ -196,6 +197,11 @@ impl<D: Disk> Run<'_, D> {
             let same = known.and_then(Entry::digest) == Some(digest);
             if same || asks {
                 return self.hand_over_file(file, row, entry, Content::Large, builder).map(Some);
+            }
+            if may_be_copy && let Some(sent) = self.send_copy(file, digest)? {
+                let meta = entry.meta.clone();
+                self.push_segments(file.root, file.path, self.row(None, entry, &file.before, file.at_ms), sent, builder)?;
+                return Ok(Some(Outcome::Content(meta)));
             }
         }
         let (sent, inspection) = match self.send_segments(file, row, None)? {
@@ -341,6 +347,13 @@ impl<D: Disk> Run<'_, D> {
             }
         } else if before.size == size {
             let known = self.snapshot.row(root, &path)?;
+            if there.is_empty()
+                && let Some(digest) = digest
+                && self.may_be_copy(&file, known.as_ref())?
+                && let Some(sent) = self.send_copy(&file, digest)?
+            {
+                return self.push_segments(root, &path, Row { version: self.cycle.seq, ..row }, sent, builder);
+            }
             let held = if there.is_empty() { Ok(None) } else { self.held_blocks(&file, there).map(Some) };
             let sent = match held {
                 Ok(held) => self.send_segments(&file, known.as_ref(), held)?,

@@ -9,6 +9,7 @@ use coldspare_core::{RelPath, RootId, Seq, key};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use redb::{Durability, ReadableTable};
 
+use crate::copies::{SIZES, note_size};
 use crate::index::{CHUNKS, GONE, Index, IndexError, LINKS, ROWS, Row, State, link_key};
 
 /// One change of the index.
@@ -122,17 +123,19 @@ pub(crate) fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Resul
     let mut chunk_lists = txn.open_table(CHUNKS)?;
     let mut gone = txn.open_table(GONE)?;
     let mut links = txn.open_table(LINKS)?;
+    let mut sizes = txn.open_table(SIZES)?;
     for change in changes {
         match change {
             Change::Put { root, path, row, chunks } => {
                 let key = key::encode(root, &path);
                 let old = rows.insert(key.as_slice(), row.encode().as_slice())?.and_then(|old| Row::decode(old.value()).ok());
+                note_size(&mut sizes, &key, old.as_ref(), &row)?;
                 match old {
                     Some(Row { state: State::Gone, .. }) => is_back(&rows, &mut gone, root, &path, row.version)?,
                     Some(old) if old.is_dir() && !row.is_dir() => {
                         gone.insert(key.as_slice(), row.version.0)?;
                         let below = keys_below(&rows, root, &path)?;
-                        bury(&mut rows, &mut chunk_lists, below, row.version)?;
+                        bury(&mut rows, &mut chunk_lists, &mut sizes, below, row.version)?;
                     }
                     _ => {}
                 }
@@ -143,14 +146,14 @@ pub(crate) fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Resul
                 }
             }
             Change::Renamed { root, from, to, version } => {
-                let mut tables = Tables { rows: &mut rows, chunk_lists: &mut chunk_lists, gone: &mut gone };
+                let mut tables = Tables { rows: &mut rows, chunk_lists: &mut chunk_lists, gone: &mut gone, sizes: &mut sizes };
                 rename(&mut tables, root, &from, &to, version)?;
             }
             Change::Gone { root, path, version } => {
                 let mut keys = vec![key::encode(root, &path)];
                 gone.insert(keys[0].as_slice(), version.0)?;
                 keys.extend(keys_below(&rows, root, &path)?);
-                bury(&mut rows, &mut chunk_lists, keys, version)?;
+                bury(&mut rows, &mut chunk_lists, &mut sizes, keys, version)?;
             }
             Change::Unsent { root, path, acked } => {
                 let mut keys = vec![key::encode(root, &path)];
@@ -178,6 +181,7 @@ pub(crate) fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Resul
 }
 
 type Rows<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
+type Sizes<'txn> = redb::Table<'txn, &'static [u8], ()>;
 
 fn keys_below(rows: &Rows<'_>, root: RootId, path: &RelPath) -> Result<Vec<Vec<u8>>, redb::Error> {
     let mut keys = Vec::new();
@@ -190,10 +194,18 @@ fn keys_below(rows: &Rows<'_>, root: RootId, path: &RelPath) -> Result<Vec<Vec<u
 }
 
 /// Makes rows say that their paths are gone.
-fn bury(rows: &mut Rows<'_>, chunk_lists: &mut Rows<'_>, keys: Vec<Vec<u8>>, version: Seq) -> Result<(), redb::Error> {
-    let tombstone = Row { version, state: State::Gone }.encode();
+fn bury(
+    rows: &mut Rows<'_>,
+    chunk_lists: &mut Rows<'_>,
+    sizes: &mut Sizes<'_>,
+    keys: Vec<Vec<u8>>,
+    version: Seq,
+) -> Result<(), redb::Error> {
+    let tombstone = Row { version, state: State::Gone };
+    let bytes = tombstone.encode();
     for key in keys {
-        rows.insert(key.as_slice(), tombstone.as_slice())?;
+        let old = rows.insert(key.as_slice(), bytes.as_slice())?.and_then(|old| Row::decode(old.value()).ok());
+        note_size(sizes, &key, old.as_ref(), &tombstone)?;
         chunk_lists.remove(key.as_slice())?;
     }
     Ok(())
@@ -204,6 +216,7 @@ struct Tables<'a, 'txn> {
     rows: &'a mut Rows<'txn>,
     chunk_lists: &'a mut Rows<'txn>,
     gone: &'a mut redb::Table<'txn, &'static [u8], u64>,
+    sizes: &'a mut Sizes<'txn>,
 }
 
 /// LIMIT: rows of a renamed folder that are held in memory.
@@ -226,14 +239,15 @@ fn rename(tables: &mut Tables<'_, '_>, root: RootId, from: &RelPath, to: &RelPat
             let Some((last, _)) = some.last() else { break };
             start.clone_from(last);
             start.push(0); // the next key
-            for (old_key, row) in some {
+            for (old_key, old) in some {
                 let Ok((_, path)) = key::decode(&old_key) else { continue };
                 let Ok(new_path) = to.join_path(path.below(from).unwrap_or_default()) else { continue };
-                if matches!(row.state, State::Present { .. }) {
+                if matches!(old.state, State::Present { .. }) {
                     let new_key = key::encode(root, &new_path);
-                    let row = Row { version, ..row };
+                    let row = Row { version, ..old.clone() };
                     let was =
                         tables.rows.insert(new_key.as_slice(), row.encode().as_slice())?.and_then(|old| Row::decode(old.value()).ok());
+                    note_size(tables.sizes, &new_key, was.as_ref(), &row)?;
                     if matches!(was, Some(Row { state: State::Gone, .. })) {
                         is_back(tables.rows, tables.gone, root, &new_path, version)?;
                     }
@@ -242,7 +256,9 @@ fn rename(tables: &mut Tables<'_, '_>, root: RootId, from: &RelPath, to: &RelPat
                         tables.chunk_lists.insert(new_key.as_slice(), list.as_slice())?;
                     }
                 }
-                tables.rows.insert(old_key.as_slice(), Row { version, state: State::Gone }.encode().as_slice())?;
+                let tombstone = Row { version, state: State::Gone };
+                tables.rows.insert(old_key.as_slice(), tombstone.encode().as_slice())?;
+                note_size(tables.sizes, &old_key, Some(&old), &tombstone)?;
             }
         }
     }

@@ -75,10 +75,12 @@ fn name_of(digest: Digest, size: u64) -> Vec<u8> {
 impl<D: Disk> Standby<D> {
     /// Tells what there is of a file that is about to be sent as bulk.
     ///
+    /// Where there is no room, the oldest points go if that makes some.
+    ///
     /// Cost: what is there of it is synced and read.
     ///
     /// # Errors
-    /// `Protocol` when the root isn't configured; `Io`.
+    /// `Protocol` when the root isn't configured; `Io`, `Store`, `Damaged`.
     pub fn have_bulk(&self, ask: &Ask) -> Result<Have, StandbyError> {
         self.check_root(ask.root)?;
         if self.has_bulk(ask.root, ask.digest, ask.size) {
@@ -87,7 +89,7 @@ impl<D: Disk> Standby<D> {
         let root = self.root(ask.root);
         let there = self.disk.stat(&root.bulk, &unfinished::name(ask.root, &ask.path)).map_or(0, |stat| stat.blocks * 512);
         let needed = ask.size.saturating_sub(there).saturating_add(2 * FREE_BYTES_MIN);
-        if self.disk.space(&root.dir).is_ok_and(|space| space.free_bytes < needed) {
+        if !self.make_room_for(ask.root, needed)? {
             return Ok(Have::NoRoom);
         }
         let mut budget = unfinished::DIGESTS_MAX;

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use coldspare_core::RootId;
 use coldspare_core::control::Applied;
 use coldspare_os::Disk;
 use redb::ReadableTable;
@@ -154,6 +155,27 @@ impl<D: Disk> Standby<D> {
         }
         self.let_go(&points, gone)?;
         Ok(gone > 0)
+    }
+
+    /// Whether so many bytes are free on the filesystem of a root; lets the oldest points go for that, where what they take
+    /// may be enough.
+    pub(crate) fn make_room_for(&self, root: RootId, bytes: u64) -> Result<bool, StandbyError> {
+        let missing = || self.disk.space(&self.root(root).dir).map_or(0, |space| bytes.saturating_sub(space.free_bytes));
+        if missing() == 0 {
+            return Ok(true);
+        }
+        let Ok(_nobody_reads) = self.history_lock.try_lock() else { return Ok(false) };
+        let points = self.points()?;
+        if points.iter().map(|point| point.bytes).sum::<u64>() < missing() {
+            return Ok(false);
+        }
+        let mut gone = 0;
+        while missing() > 0 && gone + 1 < points.len() {
+            gone += 1;
+            self.let_go(&points, gone)?;
+        }
+        tracing::warn!(points = gone, "space is short for what the active has: the oldest points go");
+        Ok(missing() == 0)
     }
 
     fn is_short(&self, free_bytes: u64) -> bool {

@@ -562,8 +562,10 @@ impl Active {
                 }
                 self.tell_held_back();
                 let extent = match (report.is_left, report.is_put_off) {
-                    (true, _) => Extent::Part,
-                    (false, true) => Extent::PutOff,
+                    // RACE: what was put off when the cycle began may have been hinted again before it took the hints: then
+                    // no further ones come.
+                    (false, true) if self.has_put_off() => Extent::PutOff,
+                    (true, _) | (false, true) => Extent::Part,
                     (false, false) => Extent::All,
                 };
                 self.input(Input::Captured { sent: if has_begun { Sent::Changeset } else { Sent::Nothing }, extent });
@@ -587,8 +589,9 @@ impl Active {
 
     /// What keeps changes from the standby, if anything does: a link that comes and goes hides no refusal.
     fn trouble(&self) -> Option<String> {
-        let both: Vec<&str> = self.refused.iter().chain(&self.last_trouble).map(String::as_str).collect();
-        (!both.is_empty()).then(|| both.join("; "))
+        let no_room = self.capture.bulk.as_ref().and_then(|bulk| report::no_room(&bulk.without_room()));
+        let all: Vec<&str> = self.refused.iter().chain(&self.last_trouble).chain(&no_room).map(String::as_str).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// Says what is held back, when it isn't what was said last.

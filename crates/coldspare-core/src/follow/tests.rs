@@ -201,6 +201,22 @@ fn a_checkpoint_waits_for_what_is_put_off_and_no_cycle_runs_in_vain() {
 }
 
 #[test]
+fn what_was_put_off_is_confirmed_by_a_cycle_that_was_under_way_already() {
+    let mut f = idle();
+    f.handle(T0, Input::Checkpoint { id: 1 });
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::PutOff });
+    // Its content is there before the first changeset is acknowledged.
+    f.handle(T0, Input::Hints);
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    effects(&mut f);
+    f.handle(T0, Input::Acked { seq: Seq(8) });
+    assert_eq!(effects(&mut f), [Effect::RecordAcked { seq: Seq(8) }, Effect::DropHints { seq: Seq(8) }]);
+    f.handle(T0, Input::Acked { seq: Seq(9) });
+    let ended = [Effect::RecordAcked { seq: Seq(9) }, Effect::DropHints { seq: Seq(9) }, Effect::Confirm { id: 1, seq: Seq(9) }];
+    assert_eq!(effects(&mut f), ended);
+}
+
+#[test]
 fn a_lost_link_loses_no_hint_and_no_checkpoint() {
     let mut f = idle();
     f.handle(T0, Input::Checkpoint { id: 5 });

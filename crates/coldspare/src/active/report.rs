@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use coldspare_core::{Problem, Seq};
+use coldspare_core::{Problem, RelPath, Seq};
 use coldspare_scan::capture::{Report, Work};
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
 
 /// Sums since the daemon's start.
@@ -67,6 +68,14 @@ pub(crate) fn summary_line(done: &Value) -> String {
         number("bytes_sent"),
         done["seconds"]
     )
+}
+
+/// Which content waits since the standby has no room for it; `None` when none does.
+pub(super) fn no_room(files: &[(RelPath, u64)]) -> Option<String> {
+    let (first, others) = files.split_first()?;
+    let bytes = HumanBytes(files.iter().map(|(_, bytes)| bytes).sum());
+    let others = if others.is_empty() { String::new() } else { format!(" and {} other files", others.len()) };
+    Some(format!("there is no space on the standby for {}{others} ({bytes}): what they belong to waits until there is", first.0))
 }
 
 /// Says what is held back, on standard error: some of it, and how much more there is.
