@@ -1,11 +1,12 @@
 //! Whole processes side by side: coldspare and its peers, in turn, on the same home.
 //!
-//! `cargo bench --bench compare -- [SECTION …] [--files N] [--runs N] [--seconds N] [--entries N]
-//! [--mib N] [--line NAME] [--repository DIR] [--dir DIR] [--json FILE]`
+//! `cargo bench --bench compare -- [SECTION …] [--short] [--files N] [--runs N] [--seconds N] [--entries N]
+//! [--mib N] [--line NAME] [--commits N] [--repository DIR] [--dir DIR] [--json FILE]`
 //!
-//! Sections: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
+//! Sections, or `all` of them, which takes most of an hour, and with `--short`, on small homes, some minutes: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
 //! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch);
-//! `repack` (`repack.rs`, `--repository DIR` for another history than a made-up one); `link` (`link.rs`, over emulated
+//! `repack` (`repack.rs`, `--commits N` in each push, `--repository DIR` for another history than a made-up one); `large`
+//! (`large.rs`); `link` (`link.rs`, over emulated
 //! lines, `--line NAME` for one of them); `overtake` (`overtake.rs`, `--line loopback` or `--line 50-ms`); `verify`
 //! (`verify.rs`, beside b3sum, `--mib N` of packs, `--entries N`); `plan` (`plan.rs`, what `coldspare plan` predicts beside
 //! what happens).
@@ -17,6 +18,7 @@
 mod copy;
 mod follow;
 mod home;
+mod large;
 mod link;
 mod overtake;
 mod pair;
@@ -44,6 +46,14 @@ pub(crate) struct Settings {
     pub(crate) entries: u64,
     /// How large the packs of `verify` are.
     pub(crate) mib: u64,
+    /// How large the packs of `packed` are; a file that pushes overtake on loopback is twice that.
+    pub(crate) packed_bytes: u64,
+    /// How large the file of `large` is.
+    pub(crate) large_bytes: u64,
+    /// What goes over an emulated line: half a minute of it.
+    pub(crate) line_bytes: u64,
+    /// Commits of a push, of a history that is made up.
+    pub(crate) commits: usize,
     /// Which of the lines of `link` are measured; none: all.
     pub(crate) lines: Vec<String>,
     /// Whose history `repack` takes.
@@ -53,9 +63,28 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// Small homes, one run of each.
+    fn shorten(&mut self) {
+        self.files = 20_000;
+        self.runs = 1;
+        self.seconds = 10;
+        self.entries = 20_000;
+        self.mib = 256;
+        self.packed_bytes = 200_000_000;
+        self.large_bytes = 200_000_000;
+        self.line_bytes = 25_000_000;
+        self.commits = 5;
+        self.lines = vec!["loss-0".into(), "loss-1".into(), "loopback".into()];
+    }
+
     pub(crate) fn wants(&self, section: &str) -> bool {
         self.sections.iter().any(|s| s == section)
     }
+}
+
+fn sections() -> impl Iterator<Item = &'static str> {
+    let others = [scale::SECTION, repack::SECTION, large::SECTION, link::SECTION, overtake::SECTION, verify::SECTION, plan::SECTION];
+    copy::SECTIONS.into_iter().chain(follow::SECTIONS).chain(others)
 }
 
 fn main() -> Result<()> {
@@ -73,6 +102,7 @@ fn main() -> Result<()> {
     tables.extend(follow::compare_all(&settings, has("lsyncd") && has("rsync"))?);
     tables.extend(scale::measure_all(&settings, has("rsync"))?);
     tables.extend(repack::measure_all(&settings, has("rsync"))?);
+    tables.extend(large::measure_all(&settings, has("rsync"))?);
     tables.extend(link::measure_all(&settings, has("rsync"))?);
     tables.extend(overtake::measure_all(&settings)?);
     tables.extend(verify::measure_all(&settings)?);
@@ -94,6 +124,10 @@ fn settings() -> Result<Settings> {
         seconds: 60,
         entries: 1_000_000,
         mib: 4096,
+        packed_bytes: 1_000_000_000,
+        large_bytes: 1_000_000_000,
+        line_bytes: 400_000_000,
+        commits: 25,
         lines: Vec::new(),
         repository: None,
         dir,
@@ -103,12 +137,10 @@ fn settings() -> Result<Settings> {
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} takes a value"));
         match arg.as_str() {
-            name if copy::SECTIONS.contains(&name)
-                || follow::SECTIONS.contains(&name)
-                || [scale::SECTION, repack::SECTION, link::SECTION, overtake::SECTION, verify::SECTION, plan::SECTION].contains(&name) =>
-            {
-                settings.sections.push(arg)
-            }
+            "all" => settings.sections.extend(sections().map(String::from)),
+            name if sections().any(|section| section == name) => settings.sections.push(arg),
+            "--short" => settings.shorten(),
+            "--commits" => settings.commits = value()?.parse()?,
             "--files" => settings.files = value()?.parse()?,
             "--runs" => settings.runs = value()?.parse::<usize>()?.max(1),
             "--seconds" => settings.seconds = value()?.parse()?,

@@ -13,8 +13,6 @@ use crate::pair::{Pair, RsyncDaemon, check_equal};
 use crate::process::{Cost, MIB, measure};
 use crate::report::{Result, median, run, spread};
 
-const PACKED_BYTES: u64 = 1_000_000_000;
-
 /// The sections that are of this part.
 pub(crate) const SECTIONS: [&str; 4] = ["seed", "rescan", "memory", "packed"];
 
@@ -25,7 +23,7 @@ pub(crate) fn compare_all(settings: &Settings, has_rsync: bool) -> Result<Vec<Va
         tables.push(compare("loose", settings, has_rsync, |dir| home::make_loose(dir, settings.files, SEED))?);
     }
     if settings.wants("packed") {
-        tables.push(compare("packed", settings, has_rsync, |dir| home::make_packed(dir, PACKED_BYTES, SEED))?);
+        tables.push(compare("packed", settings, has_rsync, |dir| home::make_packed(dir, settings.packed_bytes, SEED))?);
     }
     Ok(tables)
 }

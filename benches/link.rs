@@ -22,8 +22,6 @@ use crate::report::{Result, run, spread};
 /// The section that is this part.
 pub(crate) const SECTION: &str = "link";
 
-/// Content that is sent: half a minute of the line.
-const BYTES: u64 = 400_000_000;
 /// How long a transfer may take before it is ended.
 const GIVE_UP: Duration = Duration::from_secs(60);
 /// Who sends, and how the rate is found.
@@ -52,7 +50,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
     let dir = tempfile::Builder::new().prefix("coldspare-link-").tempdir_in(&settings.dir)?;
     let source = dir.path().join("home");
     fs::create_dir(&source)?;
-    let made = home::make_packed(&source, BYTES, SEED)?;
+    let made = home::make_packed(&source, settings.line_bytes, SEED)?;
     let chosen: Vec<_> =
         lines().into_iter().filter(|(name, _)| settings.lines.is_empty() || settings.lines.iter().any(|l| l == name)).collect();
     println!(

@@ -19,9 +19,6 @@ use crate::report::{Result, figure, run};
 /// The section that is this part.
 pub(crate) const SECTION: &str = "overtake";
 
-/// What the line carries in some thirty seconds, and loopback in a few.
-const LINE_BYTES: u64 = 300_000_000;
-const LOOPBACK_BYTES: u64 = 2_000_000_000;
 /// Pushes that stand alone, for comparison.
 const ALONE: usize = 50;
 /// LIMIT: pushes while the file is on its way.
@@ -36,11 +33,11 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
     println!("| line | what, ms | p50 | p99 | highest | of | the file, MB/s |\n|---|---|---|---|---|---|---|");
     let mut rows = Vec::new();
     if wants("loopback") {
-        rows.push(measure(settings, "loopback", None, LOOPBACK_BYTES)?);
+        rows.push(measure(settings, "loopback", None, 2 * settings.packed_bytes)?);
     }
     if wants("50-ms") {
         let line = Line::new(Quality::default(), SEED)?;
-        rows.push(measure(settings, "50-ms", Some(&line), LINE_BYTES)?);
+        rows.push(measure(settings, "50-ms", Some(&line), settings.line_bytes)?);
     }
     println!();
     Ok(Some(json!({"home": "overtake", "rows": rows})))

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use coldspare_sim::line::{FAR, Line};
 
@@ -139,6 +140,20 @@ impl RsyncDaemon {
         serve.arg(format!("--config={}", config.display()));
         let daemon = Daemon::start(&mut serve, &log, is_ready)?;
         Ok(RsyncDaemon { daemon, destination, url: format!("rsync://{address}:{port}/standby/") })
+    }
+}
+
+impl RsyncDaemon {
+    /// Sends a tree, all of it durable there afterwards; bytes that were sent, and seconds.
+    pub(crate) fn push(&self, source: &Path) -> Result<(f64, f64)> {
+        let start = Instant::now();
+        let mut command = Command::new("rsync");
+        command.args(["-aHAX", "--delete", "--stats", "--exclude=/.coldspare"]).arg(format!("{}/", source.display())).arg(&self.url);
+        let told = run(&mut command)?;
+        run(Command::new("sync").arg("-f").arg(&self.destination))?;
+        let seconds = start.elapsed().as_secs_f64();
+        let total = told.lines().find_map(|line| line.strip_prefix("Total bytes sent:")).ok_or("no total in rsync's output")?;
+        Ok((total.chars().filter(char::is_ascii_digit).collect::<String>().parse()?, seconds))
     }
 }
 

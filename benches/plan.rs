@@ -28,7 +28,7 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
     }
     let dir = tempfile::Builder::new().prefix("coldspare-plan-").tempdir_in(&settings.dir)?;
     let grown = dir.path().join("grown");
-    grow(&grown, settings.repository.as_deref(), dir.path())?;
+    grow(&grown, settings.repository.as_deref(), settings.commits, dir.path())?;
     println!("| files | MB | what | predicted | measured | ratio |\n|---|---|---|---|---|---|");
     let mut rows = Vec::new();
     for (no, (fewer, histories)) in HOMES.into_iter().enumerate() {

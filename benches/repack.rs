@@ -7,7 +7,6 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -21,7 +20,6 @@ pub(crate) const SECTION: &str = "repack";
 
 /// How many pushes a repository grows by.
 const PUSHES: usize = 40;
-const COMMITS: usize = 25;
 const FILES: u64 = 2_000;
 /// Files that a commit changes.
 const CHANGED: u64 = 30;
@@ -33,6 +31,11 @@ const WAYS: [(&str, &[&str]); 4] = [
     ("repack -d --geometric=2", &["repack", "-q", "-d", "--geometric=2", "--no-write-bitmap-index"]),
     ("repack -adf", &["repack", "-q", "-a", "-d", "-f", "--no-write-bitmap-index"]),
 ];
+/// How a fork is repacked, and what it borrows from with it.
+const WITH_FORK: (&str, &[&str]) =
+    ("repack -adl, with a fork that borrows", &["repack", "-q", "-a", "-d", "-l", "--no-write-bitmap-index"]);
+/// Pushes to the fork.
+const FORK_PUSHES: usize = 20;
 
 /// Measures it, if it was asked for.
 pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option<Value>> {
@@ -41,16 +44,19 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
     }
     let dir = tempfile::Builder::new().prefix("coldspare-repack-").tempdir_in(&settings.dir)?;
     let grown = dir.path().join("grown");
-    grow(&grown, settings.repository.as_deref(), dir.path())?;
+    grow(&grown, settings.repository.as_deref(), settings.commits, dir.path())?;
+    let fork = dir.path().join("fork");
+    grow_fork(&fork, &grown, dir.path())?;
     let objects = run(git(&grown).args(["count-objects", "-v"]))?;
     println!("a repository of {PUSHES} pushes: {}\n", objects.lines().collect::<Vec<_>>().join(", "));
     println!(
         "| way | new files, MB | coldspare sent, MB | rsync sent, MB | ratio | coldspare, s | rsync, s |\n|---|---|---|---|---|---|---|"
     );
     let mut rows = Vec::new();
-    for (no, (way, args)) in WAYS.iter().enumerate() {
+    let ways = WAYS.iter().map(|way| (way, None)).chain([(&WITH_FORK, Some(fork.as_path()))]);
+    for (no, ((way, args), fork)) in ways.enumerate() {
         let at = dir.path().join(no.to_string());
-        let ours = one(&grown, args, &at.join("coldspare"), |source, at| {
+        let ours = one(&grown, fork, args, &at.join("coldspare"), |source, at| {
             let pair = Pair::make(source, at)?;
             let receiver = pair.receive()?;
             measure(&mut pair.send_once(), &receiver)?;
@@ -61,7 +67,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
                 Ok((told["bytes_sent"].as_f64().ok_or("no bytes_sent in the output of send")?, cost.seconds))
             }))
         })?;
-        let peer = if has_rsync { Some(one(&grown, args, &at.join("rsync"), rsync)?) } else { None };
+        let peer = if has_rsync { Some(one(&grown, fork, args, &at.join("rsync"), rsync)?) } else { None };
         let (sent, seconds) = ours.cost;
         let ratio = peer.as_ref().map(|peer| sent / peer.cost.0);
         let shown = |value: Option<f64>, digits: usize| value.map_or("-".into(), |value| format!("{value:.digits$}"));
@@ -92,35 +98,44 @@ struct Repacked {
 type Send<'a> = Box<dyn FnOnce() -> Result<(f64, f64)> + 'a>;
 
 /// Copies the home, has `prepare` send it, repacks it, and has what is new sent.
-fn one(grown: &Path, args: &[&str], at: &Path, prepare: impl for<'a> FnOnce(&'a Path, &Path) -> Result<Send<'a>>) -> Result<Repacked> {
+fn one(
+    grown: &Path,
+    fork: Option<&Path>,
+    args: &[&str],
+    at: &Path,
+    prepare: impl for<'a> FnOnce(&'a Path, &Path) -> Result<Send<'a>>,
+) -> Result<Repacked> {
     let home = at.join("home");
-    let repository = home.join("shared/data/repositories/1");
-    fs::create_dir_all(repository.parent().ok_or("no folder")?)?;
-    run(Command::new("cp").arg("-a").arg(grown).arg(&repository))?;
+    let repositories = home.join("shared/data/repositories");
+    fs::create_dir_all(&repositories)?;
+    let all: Vec<PathBuf> = [grown]
+        .into_iter()
+        .chain(fork)
+        .enumerate()
+        .map(|(no, from)| -> Result<PathBuf> {
+            let to = repositories.join((no + 1).to_string());
+            run(Command::new("cp").arg("-a").arg(from).arg(&to))?;
+            Ok(to)
+        })
+        .collect::<Result<_>>()?;
+    if let [parent, fork] = &all[..] {
+        fs::write(fork.join("objects/info/alternates"), format!("{}\n", parent.join("objects").display()))?;
+    }
+    let packs = || -> Result<Vec<(PathBuf, u64)>> { Ok(all.iter().map(|at| packs(at)).collect::<Result<Vec<_>>>()?.concat()) };
     let send = prepare(&home, at)?;
-    let before = packs(&repository)?;
-    run(git(&repository).args(args))?;
-    let new = packs(&repository)?.into_iter().filter(|(name, _)| before.iter().all(|(old, _)| old != name));
+    let before = packs()?;
+    for repository in &all {
+        run(git(repository).args(args))?;
+    }
+    let new = packs()?.into_iter().filter(|(name, _)| before.iter().all(|(old, _)| old != name));
     let new_bytes = new.map(|(_, bytes)| bytes as f64).sum();
     Ok(Repacked { new_bytes, cost: send()? })
 }
 
 fn rsync<'a>(source: &'a Path, at: &Path) -> Result<Send<'a>> {
     let peer = RsyncDaemon::start(at)?;
-    let push = |peer: &RsyncDaemon| -> Result<f64> {
-        let mut command = Command::new("rsync");
-        command.args(["-aHAX", "--delete", "--stats", "--exclude=/.coldspare"]).arg(format!("{}/", source.display())).arg(&peer.url);
-        let told = run(&mut command)?;
-        let total = told.lines().find_map(|line| line.strip_prefix("Total bytes sent:")).ok_or("no total in rsync's output")?;
-        Ok(total.chars().filter(char::is_ascii_digit).collect::<String>().parse()?)
-    };
-    push(&peer)?;
-    Ok(Box::new(move || {
-        let start = Instant::now();
-        let sent = push(&peer)?;
-        run(Command::new("sync").arg("-f").arg(&peer.destination))?;
-        Ok((sent, start.elapsed().as_secs_f64()))
-    }))
+    peer.push(source)?;
+    Ok(Box::new(move || peer.push(source)))
 }
 
 /// The files of all packs.
@@ -134,11 +149,9 @@ fn packs(repository: &Path) -> Result<Vec<(PathBuf, u64)>> {
 }
 
 /// Makes a bare repository that takes each push as a pack.
-pub(crate) fn grow(at: &Path, from: Option<&Path>, dir: &Path) -> Result<()> {
+pub(crate) fn grow(at: &Path, from: Option<&Path>, commits: usize, dir: &Path) -> Result<()> {
     run(Command::new("git").args(["init", "-q", "--bare", "-b", "main"]).arg(at))?;
-    for (name, value) in [("transfer.unpackLimit", "1"), ("gc.auto", "0"), ("receive.autogc", "false")] {
-        run(git(at).args(["config", name, value]))?;
-    }
+    take_packs(at)?;
     let source = dir.join("source");
     let push = |commit: &str| run(git(&source).args(["push", "-q", "--force"]).arg(at).arg(format!("{commit}:refs/heads/main")));
     if let Some(from) = from {
@@ -153,16 +166,30 @@ pub(crate) fn grow(at: &Path, from: Option<&Path>, dir: &Path) -> Result<()> {
     run(Command::new("git").args(["init", "-q", "--bare", "-b", "main"]).arg(&source))?;
     let mut history = History { state: crate::home::SEED, commits: 0, lines: vec![Vec::new(); FILES as usize] };
     for _ in 0..PUSHES {
-        let mut import = git(&source).args(["fast-import", "--quiet"]).stdin(Stdio::piped()).spawn()?;
-        let mut stdin = import.stdin.take().ok_or("no standard input")?;
-        for no in 0..COMMITS {
-            history.commit(no == 0, &mut stdin)?;
-        }
-        drop(stdin);
-        if !import.wait()?.success() {
-            return Err("git fast-import failed".into());
-        }
+        history.import(&source, commits)?;
         push("refs/heads/main")?;
+    }
+    Ok(())
+}
+
+/// Makes a fork that borrows the objects of `parent`, and takes pushes of its own.
+fn grow_fork(at: &Path, parent: &Path, dir: &Path) -> Result<()> {
+    run(Command::new("git").args(["clone", "-q", "--bare", "--shared"]).arg(parent).arg(at))?;
+    take_packs(at)?;
+    let source = dir.join("fork-source");
+    run(Command::new("git").args(["clone", "-q", "--bare", "--shared"]).arg(parent).arg(&source))?;
+    let mut history = History { state: crate::home::SEED + 1, commits: 1, lines: vec![Vec::new(); FILES as usize] };
+    for _ in 0..FORK_PUSHES {
+        history.import(&source, 10)?;
+        run(git(&source).args(["push", "-q"]).arg(at).arg("refs/heads/main"))?;
+    }
+    Ok(())
+}
+
+/// Each push stays the pack that it was.
+fn take_packs(at: &Path) -> Result<()> {
+    for (name, value) in [("transfer.unpackLimit", "1"), ("gc.auto", "0"), ("receive.autogc", "false")] {
+        run(git(at).args(["config", name, value]))?;
     }
     Ok(())
 }
@@ -181,6 +208,17 @@ struct History {
 }
 
 impl History {
+    /// Adds commits to the branch `main`.
+    fn import(&mut self, to: &Path, commits: usize) -> Result<()> {
+        let mut import = git(to).args(["fast-import", "--quiet"]).stdin(Stdio::piped()).spawn()?;
+        let mut stdin = import.stdin.take().ok_or("no standard input")?;
+        for no in 0..commits {
+            self.commit(no == 0, &mut stdin)?;
+        }
+        drop(stdin);
+        if import.wait()?.success() { Ok(()) } else { Err("git fast-import failed".into()) }
+    }
+
     /// Writes the next commit, for `git fast-import`, which has to be told what the first of a stream builds on.
     fn commit(&mut self, is_first: bool, out: &mut impl Write) -> Result<()> {
         self.commits += 1;
