@@ -98,6 +98,20 @@ pub enum Extent {
     PutOff,
 }
 
+impl Extent {
+    /// What a cycle covers that left something to the next, or of which something, at its begin or since, was put off; in the
+    /// second case it matters whether anything is put off still.
+    pub fn of(is_left: bool, was_put_off: bool, is_put_off: bool) -> Extent {
+        match (is_left, was_put_off) {
+            (false, false) => Extent::All,
+            (false, true) if is_put_off => Extent::PutOff,
+            // RACE: what was put off when the cycle began may have been hinted again before it took the hints: then no
+            // further ones come.
+            (true, _) | (false, true) => Extent::Part,
+        }
+    }
+}
+
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {

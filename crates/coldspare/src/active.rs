@@ -561,13 +561,7 @@ impl Active {
                     self.note_coverage();
                 }
                 self.tell_held_back();
-                let extent = match (report.is_left, report.is_put_off) {
-                    // RACE: what was put off when the cycle began may have been hinted again before it took the hints: then
-                    // no further ones come.
-                    (false, true) if self.has_put_off() => Extent::PutOff,
-                    (true, _) | (false, true) => Extent::Part,
-                    (false, false) => Extent::All,
-                };
+                let extent = Extent::of(report.is_left, report.is_put_off, self.has_put_off());
                 self.input(Input::Captured { sent: if has_begun { Sent::Changeset } else { Sent::Nothing }, extent });
             }
             Err(CaptureError::Closed) => self.input(Input::CaptureFailed),

@@ -302,8 +302,8 @@ fn everything_is_looked_at_again_after_a_while() {
 fn no_hint_is_lost_and_every_checkpoint_is_confirmed_once() {
     for seed in 1..2000u64 {
         let mut world = World::new(seed);
-        for step in 0..240 {
-            world.step(step >= 100);
+        for step in 0..400 {
+            world.step(step >= 120);
         }
         assert_eq!(world.on_standby.len(), world.hinted, "seed {seed}: hints were lost");
         world.confirmed.sort_unstable();
@@ -318,6 +318,8 @@ struct World {
     hinted: usize,
     /// Hints that no capture has taken.
     dirty: Vec<usize>,
+    /// Those that wait until their content was sent as bulk.
+    put_off: Vec<usize>,
     /// The capture that runs, with the hints that it took, which are handed over when it ends.
     running: Option<Flight>,
     /// Those of captures that ended.
@@ -336,6 +338,9 @@ struct Flight {
     seq: Seq,
     baseline: Baseline,
     hints: Vec<usize>,
+    /// Whether anything was put off when the capture began, once it looked; the hints it takes after that.
+    was_put_off: Option<bool>,
+    has_taken: bool,
 }
 
 impl World {
@@ -346,6 +351,7 @@ impl World {
             now: T0,
             hinted: 0,
             dirty: Vec::new(),
+            put_off: Vec::new(),
             running: None,
             taken: BTreeMap::new(),
             flying: VecDeque::new(),
@@ -371,7 +377,7 @@ impl World {
                 Effect::Connect => self.machine.handle(self.now, Input::Opened { applied: self.applied }),
                 Effect::Capture { seq, baseline, .. } => {
                     assert!(self.running.is_none(), "two captures at once");
-                    self.running = Some(Flight { seq, baseline, hints: std::mem::take(&mut self.dirty) });
+                    self.running = Some(Flight { seq, baseline, hints: Vec::new(), was_put_off: None, has_taken: false });
                 }
                 Effect::RestoreHints { seq } => self.dirty.append(&mut self.taken.remove(&seq).unwrap()),
                 Effect::DropHints { seq } => {
@@ -408,8 +414,12 @@ impl World {
             self.flying.clear();
             self.input(Input::Lost);
         }
+        if !self.put_off.is_empty() && self.chance(4) {
+            self.dirty.append(&mut self.put_off);
+            self.input(Input::Hints);
+        }
         if self.running.is_some() && self.chance(2) {
-            self.end_capture(calm);
+            self.go_on_with_capture(calm);
         } else if !self.flying.is_empty() && self.chance(3) {
             if calm || !self.chance(5) {
                 let input = self.apply().unwrap();
@@ -422,7 +432,7 @@ impl World {
 
     /// The standby takes the next changeset, if it follows the last.
     fn apply(&mut self) -> Option<Input> {
-        let Flight { seq, baseline, hints } = self.flying.pop_front()?;
+        let Flight { seq, baseline, hints, .. } = self.flying.pop_front()?;
         let follows = baseline == Baseline::Full || self.applied.is_some_and(|a| baseline == Baseline::Delta(a.seq));
         if !follows {
             return Some(Input::Refused { seq });
@@ -432,8 +442,24 @@ impl World {
         Some(Input::Acked { seq })
     }
 
+    fn go_on_with_capture(&mut self, calm: bool) {
+        match &mut self.running {
+            Some(flight) if flight.was_put_off.is_none() => flight.was_put_off = Some(!self.put_off.is_empty()),
+            Some(flight) if !flight.has_taken => {
+                flight.has_taken = true;
+                flight.hints = std::mem::take(&mut self.dirty);
+            }
+            _ => self.end_capture(calm),
+        }
+    }
+
     fn end_capture(&mut self, calm: bool) {
-        let Some(flight) = self.running.take() else { return };
+        let Some(mut flight) = self.running.take() else { return };
+        let mut was_put_off = flight.was_put_off == Some(true);
+        if !flight.hints.is_empty() && self.chance(if calm { 6 } else { 3 }) {
+            self.put_off.extend(flight.hints.pop());
+            was_put_off = true;
+        }
         self.taken.insert(flight.seq, flight.hints.clone());
         if !calm && self.chance(4) {
             return self.input(Input::CaptureFailed);
@@ -445,6 +471,9 @@ impl World {
         if sent == Sent::Changeset && is_awaited {
             self.flying.push_back(flight);
         }
-        self.input(Input::Captured { sent, extent: Extent::All });
+        self.input(Input::Captured { sent, extent: Extent::of(false, was_put_off, !self.put_off.is_empty()) });
+        if !self.dirty.is_empty() {
+            self.input(Input::Hints); // those that came meanwhile woke nobody
+        }
     }
 }
