@@ -193,7 +193,7 @@ fn blocked_udp_is_said_at_both_ends_with_what_to_do() {
     println!("active: {here}\nstandby: {there}");
     assert!(here.contains("10.98.0.2:7420") && here.contains("UDP"), "{here}");
     assert!(there.contains("10.98.0.2:7420") && there.contains("UDP"), "{there}");
-    assert!(pair.standby.log().contains("firewall"));
+    until("it is in the standby's log", || pair.standby.log().contains("firewall"));
 
     line.change(|quality| quality.blocks_udp = false);
     pair.checkpoint();

@@ -98,7 +98,12 @@ fn what_the_standby_has_no_room_for_waits_and_the_rest_goes_on() {
     pair.active.start();
     let first = pair.active.write("shared/first", Seed::new(1).noise(LARGE));
     pair.checkpoint();
-    let second = pair.active.write("shared/second", Seed::new(2).noise(LARGE));
+    // At once: what is seen while it is written is sent in part.
+    let written = |name: &str, seed: u64| {
+        let _frozen = pair.active.freeze();
+        pair.active.write(name, Seed::new(seed).noise(LARGE))
+    };
+    let second = written("shared/second", 2);
     let trouble = |pair: &Pair| pair.active.status()["trouble"].as_str().map(String::from);
     until("it is said", || trouble(&pair).is_some_and(|text| text.contains("no space on the standby for shared/second (48.00 MiB)")));
     for n in 0..3 {
@@ -116,7 +121,7 @@ fn what_the_standby_has_no_room_for_waits_and_the_rest_goes_on() {
     assert_eq!(trouble(&pair), None);
     pair.assert_equal();
     // What goes before there was room for it is forgotten.
-    pair.active.write("shared/third", Seed::new(3).noise(LARGE));
+    written("shared/third", 3);
     until("it is said", || trouble(&pair).is_some());
     fs::remove_file(pair.active.home.join("shared/third")).unwrap();
     pair.checkpoint();
