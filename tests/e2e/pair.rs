@@ -142,7 +142,9 @@ impl Pair {
     }
 
     pub(crate) fn checkpoint(&self) -> Value {
-        self.active.run(&["checkpoint", "--timeout", "60s", "--json"]).expect_code(0).json()
+        let ran = self.active.run(&["checkpoint", "--timeout", "60s", "--json"]);
+        assert_eq!(ran.code, 0, "{ran:#?}\nactive: {:#}\nstandby: {:#}", self.active.status(), self.standby.status());
+        ran.json()
     }
 }
 

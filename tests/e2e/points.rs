@@ -87,7 +87,7 @@ fn change(pair: &Pair, clone: &Path, round: u64) {
 
 #[test]
 fn the_standby_goes_back_to_any_point_exactly_and_follows_again_when_told() {
-    let (mut pair, clone) = pair_with_repository("[database]\nposition = [\"/bin/echo\", \"log 0/16B3748\"]\n");
+    let (mut pair, clone) = pair_with_repository("[brakes]\nenabled = false\n[database]\nposition = [\"/bin/echo\", \"log 0/16B3748\"]\n");
     until("the point says where the database stands", || points(&pair).last().unwrap()["position"] == "log 0/16B3748");
     let mut recorded: BTreeMap<u64, PathBuf> = BTreeMap::new();
     for round in 0..number_from_env("COLDSPARE_POINTS").unwrap_or(POINTS) {
