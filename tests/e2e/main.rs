@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that can't go on has failed
 
+mod adopt;
 mod bandwidth;
 mod brakes;
 mod bulk;

@@ -23,8 +23,8 @@ const ROWS_AT_ONCE: usize = 20_000;
 pub type Found = (RootId, RelPath, ManifestRow);
 
 impl Store {
-    /// Makes the store at `path` anew: its manifest is `rows`, and the tree counts as that of `applied`. An older one is
-    /// there until this one is durable.
+    /// Makes the store at `path` anew: its manifest is `rows`, and the tree counts as that of `applied`; without one the
+    /// standby says that it has nothing, until an active has named everything. An older one is there until this one is durable.
     ///
     /// `rows` name each path of the tree once, and nothing that isn't on disk as they say.
     ///
@@ -32,7 +32,11 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::open`]; what `rows` says, in which case nothing changed.
-    pub fn make_of<E: From<OpenError>>(path: &Path, applied: Applied, rows: impl Iterator<Item = Result<Found, E>>) -> Result<(), E> {
+    pub fn make_of<E: From<OpenError>>(
+        path: &Path,
+        applied: Option<Applied>,
+        rows: impl Iterator<Item = Result<Found, E>>,
+    ) -> Result<(), E> {
         Store::make_with(path, |store| {
             let mut some = Vec::with_capacity(ROWS_AT_ONCE);
             let mut rows = rows.peekable();
@@ -43,9 +47,12 @@ impl Store {
                     store.write_lazily(|txn| insert(txn, &batch)).map_err(OpenError::Recovery)?;
                 }
             }
-            let standing = Standing { applied: Some(applied), ..Standing::default() };
-            store.write(|txn| Store::set_standing(txn, &standing)).map_err(OpenError::Recovery)?;
-            Ok(())
+            let standing = Standing { applied, ..Standing::default() };
+            let written = store.write(|txn| {
+                Store::set_distrusted(txn, applied.is_none())?;
+                Store::set_standing(txn, &standing)
+            });
+            Ok(written.map_err(OpenError::Recovery)?)
         })
         .map(drop)
     }

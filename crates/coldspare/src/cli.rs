@@ -106,6 +106,14 @@ pub(crate) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take what the roots hold for what the standby has, so that it isn't sent again (on the standby, without a daemon)
+    Adopt {
+        #[command(flatten)]
+        config: ConfigArg,
+        /// Print a JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Make this host the active (on the standby)
     Promote {
         #[command(flatten)]

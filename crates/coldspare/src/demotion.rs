@@ -39,14 +39,10 @@ pub(crate) fn demote(config: &Config, state: &State) -> Result<(), Failure> {
         tracing::info!("all of the home is looked at, to become the standby's tree");
         let capture = opened(config, state, &record)?;
         let (seq, as_of_ms) = look(&capture)?;
-        // What the manifest says is on disk has to stay there.
-        for root in &capture.roots {
-            capture.disk.sync_fs(&root.dir).map_err(|e| Failure::damage(format!("{}: can't be synced: {e}", root.path.display())))?;
-        }
         let digest = capture.index.fingerprint().map_err(index_failure)?;
         let place =
             record.place_after_demotion(digest, seq).ok_or_else(|| Failure::damage("the control record has no session of its own"))?;
-        make_manifest(state, &capture, Applied { session: place.session, seq: place.seq, as_of_ms })?;
+        make_manifest(state, &capture, Some(Applied { session: place.session, seq: place.seq, as_of_ms }))?;
     }
     role::take(config, state, &record, Event::Demote).map_err(NotTaken::into_failure)?;
     // What it knows ends here: the manifest goes on.
@@ -64,8 +60,11 @@ fn opened(config: &Config, state: &State, record: &ControlRecord) -> Result<Capt
     }
 }
 
-/// Brings the index up to what the home is.
-fn look<D: Disk>(capture: &Capture<D>) -> Result<(Seq, u64), Failure> {
+/// Brings the index up to what the home is, and both to the disk; the changeset that it is, and as of when.
+///
+/// # Errors
+/// `Usage`: something writes the home; `Damage`.
+pub(crate) fn look<D: Disk>(capture: &Capture<D>) -> Result<(Seq, u64), Failure> {
     for _ in 0..LOOKS_MAX {
         let seq = capture.index.next_seq().map_err(index_failure)?;
         let cycle = Cycle {
@@ -78,13 +77,21 @@ fn look<D: Disk>(capture: &Capture<D>) -> Result<(Seq, u64), Failure> {
         let (_, report) = capture.run(cycle, &Nowhere);
         let report = report.map_err(Failure::damage)?;
         if !report.is_left {
+            // What a manifest says is on disk has to stay there.
+            for root in &capture.roots {
+                capture.disk.sync_fs(&root.dir).map_err(|e| Failure::damage(format!("{}: can't be synced: {e}", root.path.display())))?;
+            }
             return Ok((seq, report.as_of_ms));
         }
     }
-    Err(Failure::usage("something writes the home: stop the application on this host, and demote it again"))
+    Err(Failure::usage("something writes the home: stop the application on this host, and try again"))
 }
 
-fn make_manifest<D: Disk>(state: &State, capture: &Capture<D>, applied: Applied) -> Result<(), Failure> {
+/// Makes the manifest of the index.
+///
+/// # Errors
+/// `Damage`: there is the one that there was.
+pub(crate) fn make_manifest<D: Disk>(state: &State, capture: &Capture<D>, applied: Option<Applied>) -> Result<(), Failure> {
     // The store wants rows one by one, the index gives them: a thread passes them on.
     let (rows, inbox) = std::sync::mpsc::sync_channel::<Result<Found, RowError>>(1024);
     std::thread::scope(|scope| {

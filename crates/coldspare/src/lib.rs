@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod active;
+mod adoption;
 mod application;
 pub mod bandwidth;
 mod check;
@@ -99,6 +100,7 @@ fn run(command: Command) -> Outcome {
         Command::Verify { config, quick: _, deep, git, repair, resume, bytes_per_second, json } => {
             verify::run(&config.path, verify::Options { asked: Asked { deep, git, repair, resume, bytes_per_second }, json })
         }
+        Command::Adopt { config, json } => adoption::run(&config.path, json),
         Command::Accept { config, json } => standby::decide::run(&config.path, true, json),
         Command::Reject { config, json } => standby::decide::run(&config.path, false, json),
         Command::Points { config, json } => standby::points::run(&config.path, &Verb::List, json),

@@ -1,0 +1,118 @@
+//! A standby whose manifest is lost, or that never had one, though its tree is there.
+
+use std::fs;
+use std::process::Command;
+
+use crate::git::{clone, commit, git_ok, init_bare, push};
+use crate::pair::{Pair, until};
+use crate::seed::Seed;
+
+/// Content of the home that doesn't shrink.
+const BYTES: usize = 8 << 20;
+/// What naming everything may take.
+const LITTLE: u64 = 600_000;
+
+/// Fills the active's home: a repository with loose objects and a pack, files, a link of each kind.
+fn fill(pair: &Pair) {
+    let bare = pair.active.home.join("shared/data/repositories/1");
+    init_bare(&bare);
+    let work = pair.dir.path().join("work");
+    clone(&bare, &work);
+    for n in 0..12 {
+        commit(&work, "file", &format!("content {n}"));
+        push(&work, &["HEAD:refs/heads/main"]);
+        if n == 6 {
+            git_ok(&bare, &["repack", "-q", "-ad"]);
+        }
+    }
+    pair.active.write("shared/large", Seed::new(3).noise(BYTES));
+    pair.active.write("shared/data/attachments/1", "attached");
+    std::os::unix::fs::symlink("1", pair.active.home.join("shared/data/attachments/latest")).unwrap();
+    fs::hard_link(pair.active.home.join("shared/large"), pair.active.home.join("shared/also-large")).unwrap();
+}
+
+/// The runbook's "Rebuild of a standby", step by step.
+#[test]
+fn a_standby_whose_store_is_damaged_is_rebuilt_from_its_tree() {
+    let mut pair = Pair::new();
+    pair.standby.start();
+    pair.active.start();
+    fill(&pair);
+    pair.checkpoint();
+    pair.standby.kill();
+    let manifest = pair.standby.state().join("manifest.redb");
+    fs::write(&manifest, Seed::new(1).noise(fs::metadata(&manifest).unwrap().len() as usize)).unwrap();
+    pair.standby.run(&["verify"]).expect(5, "coldspare adopt");
+    // Meanwhile the active goes on, and something of the standby's tree is lost.
+    pair.active.write("shared/data/attachments/2", "attached later");
+    fs::remove_file(pair.standby.home.join("shared/data/attachments/1")).unwrap();
+    fs::write(pair.standby.home.join("shared/foreign"), "nobody's").unwrap();
+
+    let adopted = pair.standby.run(&["adopt", "--json"]).expect_code(0).json();
+    assert!(adopted["entries"].as_u64().unwrap() > 20 && adopted["left_out"] == 0, "{adopted}");
+    let sent = pair.sent_by(|| pair.standby.start());
+    assert!(sent < LITTLE, "{sent} bytes were sent");
+    pair.assert_equal();
+    pair.standby.run(&["verify", "--deep", "--git"]).expect_code(0);
+    let kept = Command::new("find").arg(pair.standby.home.join(".coldspare/quarantine")).args(["-name", "*foreign*"]).output().unwrap();
+    assert!(!kept.stdout.is_empty(), "what only the standby had is kept");
+}
+
+#[test]
+fn a_standby_that_was_filled_by_other_means_is_sent_what_differs() {
+    let mut pair = Pair::new();
+    fill(&pair);
+    let from = format!("{}/.", pair.active.home.join("shared").display());
+    let there = pair.standby.home.join("shared");
+    fs::create_dir_all(&there).unwrap();
+    assert!(Command::new("cp").args(["-a", &from]).arg(&there).status().unwrap().success());
+    pair.active.write("shared/data/attachments/1", "changed after the copy");
+    pair.standby.run(&["adopt"]).expect(0, "the active names everything");
+    pair.standby.start();
+    pair.active.start();
+    pair.checkpoint();
+    let sent = pair.active.status()["bytes_sent"].as_u64().unwrap();
+    assert!(sent < LITTLE, "{sent} bytes were sent");
+    pair.assert_equal();
+    pair.standby.run(&["verify", "--deep"]).expect_code(0);
+}
+
+#[test]
+fn only_a_standby_without_a_daemon_adopts() {
+    let mut pair = Pair::new();
+    pair.active.run(&["adopt"]).expect(2, "only a standby adopts");
+    pair.standby.start();
+    pair.standby.run(&["adopt"]).expect(2, "");
+    pair.active.start();
+    fill(&pair);
+    pair.checkpoint();
+    until("both follow", || pair.standby.status()["connected"] == true);
+}
+
+#[test]
+fn what_is_damaged_in_an_adopted_tree_comes_again() {
+    let mut pair = Pair::new();
+    pair.standby.start();
+    pair.active.start();
+    fill(&pair);
+    pair.checkpoint();
+    pair.standby.kill();
+    fs::remove_file(pair.standby.state().join("manifest.redb")).unwrap();
+    let large = pair.standby.home.join("shared/large");
+    let modified = fs::metadata(&large).unwrap().modified().unwrap();
+    let mut content = fs::read(&large).unwrap();
+    content[100_000] ^= 1;
+    fs::write(&large, content).unwrap();
+    fs::File::options().write(true).open(&large).unwrap().set_modified(modified).unwrap();
+    let pack = fs::read_dir(pair.standby.home.join("shared/data/repositories/1/objects/pack")).unwrap();
+    let pack = pack.map(|entry| entry.unwrap().path()).find(|path| path.extension().is_some_and(|e| e == "idx")).unwrap();
+    let mut content = fs::read(&pack).unwrap();
+    content[1_060] ^= 1;
+    fs::remove_file(&pack).unwrap();
+    fs::write(&pack, content).unwrap();
+    pair.standby.run(&["adopt"]).expect_code(0);
+    pair.standby.start();
+    pair.checkpoint();
+    pair.assert_equal();
+    pair.standby.run(&["verify", "--deep", "--git"]).expect_code(0);
+}
