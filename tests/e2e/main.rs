@@ -41,5 +41,6 @@ mod shortages;
 mod stand_in;
 mod sweep;
 mod trust;
+mod unequal;
 mod watches;
 mod writers;

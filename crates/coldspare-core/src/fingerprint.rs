@@ -10,8 +10,12 @@ pub struct Fingerprint(blake3::Hasher);
 impl Fingerprint {
     /// Takes one more entry: its key, which is above that of the one before, and what the tree says of it.
     pub fn add(&mut self, key: &[u8], entry: &Entry) {
-        let value = codec::encode(entry);
-        for part in [key, &value] {
+        self.add_encoded(key, &codec::encode(entry));
+    }
+
+    /// As [`Fingerprint::add`], for an entry that is encoded already.
+    pub fn add_encoded(&mut self, key: &[u8], entry: &[u8]) {
+        for part in [key, entry] {
             self.0.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
     }

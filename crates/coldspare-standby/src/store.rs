@@ -335,6 +335,25 @@ impl View {
         Ok(())
     }
 
+    /// As [`View::for_each_raw`], from one key on up to before another, or to the end where that is empty, until `each` says
+    /// `false`.
+    pub(crate) fn for_each_raw_from(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StandbyError>,
+    ) -> Result<(), StandbyError> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let range = (Included(from), if to.is_empty() { Unbounded } else { Excluded(to) });
+        for row in self.rows.range::<&[u8]>(range).map_err(fail(&self.path))? {
+            let (k, v) = row.map_err(fail(&self.path))?;
+            if !each(k.value(), v.value())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// As [`View::for_each_raw`], in a range of keys, until `each` says `false`.
     pub(crate) fn for_each_raw_in(
         &self,
@@ -385,6 +404,10 @@ impl View {
 
     pub(crate) fn len(&self) -> Result<u64, StandbyError> {
         self.rows.len().map_err(fail(&self.path))
+    }
+
+    pub(crate) fn damaged(&self, detail: String) -> StandbyError {
+        StandbyError::Damaged { path: self.path.clone(), detail }
     }
 
     fn read<T: Record>(&self, key: &[u8], value: &[u8]) -> Result<T, StandbyError> {
