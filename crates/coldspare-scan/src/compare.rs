@@ -5,7 +5,7 @@
 
 use std::ops::Bound;
 
-use coldspare_core::compare::{Extent, Gather, LeftOut, Span, Tally, Tree, Without, tally};
+use coldspare_core::compare::{Cut, Cutter, Extent, Gather, LeftOut, Span, Tally, Tree, Without, tally};
 use coldspare_core::{Entry, RelPath, RootId, Seq, codec, key};
 use coldspare_os::Disk;
 use rayon::prelude::*;
@@ -20,6 +20,8 @@ pub struct Sent {
     snapshot: Snapshot,
     seq: Seq,
     without: Without,
+    /// All of it in parts, where nothing is left out.
+    whole: Option<Cut>,
 }
 
 /// The start of a row.
@@ -38,7 +40,7 @@ impl Index {
     /// # Errors
     /// `Store`.
     pub fn sent(&self, seq: Seq) -> Result<Sent, IndexError> {
-        Ok(Sent { snapshot: self.snapshot()?, seq, without: Without::default() })
+        Ok(Sent { snapshot: self.snapshot()?, seq, without: Without::default(), whole: None })
     }
 }
 
@@ -51,9 +53,12 @@ impl Sent {
     /// `Store`, `Damaged`.
     pub fn leave_out(&mut self) -> Result<Vec<LeftOut>, IndexError> {
         let mut gather = Gather::default();
+        let mut cutter = Cutter::new(self.snapshot.path_count()?);
         self.rows(&Span::all(), |k, row| {
-            let Head { version, is_gone, .. } = self.head(row)?;
-            if version > self.seq {
+            let Head { version, is_gone, rest } = self.head(row)?;
+            if version <= self.seq && !is_gone {
+                cutter.add(k, self.entry(rest)?);
+            } else if version > self.seq {
                 let (root, path) = key::decode(k).map_err(|e| self.damaged(e.to_string()))?;
                 // Below what was kept the standby may have what was never in this index.
                 let extent = if version == Row::UNSENT || is_gone { Extent::All } else { Extent::Itself };
@@ -63,6 +68,8 @@ impl Sent {
         })?;
         let left_out = gather.finish();
         self.without = Without::new(&left_out);
+        // Else what is below of it took part, too.
+        self.whole = left_out.is_empty().then(|| cutter.finish());
         Ok(left_out)
     }
 
@@ -84,6 +91,12 @@ impl Sent {
         Ok(Head { version, is_gone: state == GONE, rest })
     }
 
+    /// The entry that a row has, encoded.
+    fn entry<'a>(&self, rest: &'a [u8]) -> Result<&'a [u8], IndexError> {
+        let (_, behind) = codec::decode_first::<Entry>(rest).map_err(|e| self.damaged(e.to_string()))?;
+        Ok(&rest[..rest.len() - behind.len()])
+    }
+
     fn damaged(&self, detail: String) -> IndexError {
         IndexError::Damaged { path: self.snapshot.path.clone(), detail }
     }
@@ -102,9 +115,12 @@ impl Tree for Sent {
             if is_gone || !self.without.takes_part(k) {
                 return Ok(true);
             }
-            let (_, behind) = codec::decode_first::<Entry>(rest).map_err(|e| self.damaged(e.to_string()))?;
-            Ok(each(k, &rest[..rest.len() - behind.len()]))
+            Ok(each(k, self.entry(rest)?))
         })
+    }
+
+    fn whole(&self) -> Option<&Cut> {
+        self.whole.as_ref()
     }
 
     fn tallies(&self, spans: &[Span]) -> Result<Vec<Tally>, IndexError> {

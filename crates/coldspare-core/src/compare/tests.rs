@@ -80,6 +80,22 @@ fn equal_trees_take_one_question() {
 }
 
 #[test]
+fn a_tree_that_is_gone_over_once_is_cut_as_it_is_compared() {
+    for count in [0, 1, 127, 128, 129, 5000] {
+        let tree = tree(count);
+        let mut cutter = Cutter::new(tree.0.len() as u64);
+        tree.0.iter().for_each(|(key, entry)| cutter.add(key, &[*entry]));
+        let cut = cutter.finish();
+        assert!(cut.parts.len() <= PARTS_MAX && (count < 128 || cut.parts.len() >= PARTS_MAX / 2), "{} parts", cut.parts.len());
+        let mut comparison = Comparison::default();
+        comparison.ask().unwrap();
+        comparison.answered(&tree, &[cut]).unwrap();
+        assert_eq!(comparison.ask(), None);
+        assert_eq!(comparison.finish(), Found { entries: tree.0.len() as u64, differences: Vec::new(), has_more: false });
+    }
+}
+
+#[test]
 fn every_difference_is_named_and_nothing_else() {
     let mut random = 7u64;
     let mut below = move |limit: u64| {
