@@ -43,5 +43,6 @@ mod shortages;
 mod stand_in;
 mod sweep;
 mod trust;
+mod unequal;
 mod watches;
 mod writers;

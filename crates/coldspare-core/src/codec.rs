@@ -51,6 +51,15 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DecodeError> {
     Ok(value)
 }
 
+/// Decodes one value from the start of `bytes`; with it, what follows.
+///
+/// # Errors
+/// [`DecodeError::Malformed`].
+pub fn decode_first<T: DeserializeOwned>(bytes: &[u8]) -> Result<(T, &[u8]), DecodeError> {
+    let (value, used) = bincode::serde::decode_from_slice(bytes, config()).map_err(|e| DecodeError::Malformed(e.to_string()))?;
+    Ok((value, &bytes[used..]))
+}
+
 /// Reads a list of at most `MAX` elements and fails at the first beyond, whatever length was announced.
 ///
 /// For `#[serde(deserialize_with = …)]`.

@@ -12,7 +12,8 @@
 //! - a cycle ends after those before it; when one fails, so do those behind it;
 //! - a checkpoint is confirmed only by an acknowledgement of a cycle that began after it was asked for, or by such a
 //!   cycle finding nothing to send (G3, G7);
-//! - what a failed cycle covered is covered again by a later one: no hint is lost.
+//! - what a failed cycle covered is covered again by a later one: no hint is lost;
+//! - both trees are compared only while no cycle is under way and the standby is known to stand at a changeset.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -74,6 +75,10 @@ pub enum Input {
         /// The caller's number for it.
         id: u64,
     },
+    /// The standby wants both trees compared at one changeset.
+    Compare,
+    /// What is to be compared was taken on both sides, or will not be.
+    Compared,
     /// Time has passed.
     Tick,
 }
@@ -148,6 +153,26 @@ pub enum Effect {
         /// The changeset that holds all that was asked for.
         seq: Seq,
     },
+    /// Take what is to be compared, on both sides: they stand at the same changeset. No cycle begins before
+    /// [`Input::Compared`].
+    Compare {
+        /// The changeset.
+        seq: Seq,
+    },
+    /// Nothing is compared.
+    DontCompare {
+        /// Why.
+        why: Apart,
+    },
+}
+
+/// Why both sides don't stand at one changeset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Apart {
+    /// Everything has to be named first: nobody knows what the standby has.
+    Unnamed,
+    /// Changesets are under way for as long as it was waited.
+    UnderWay,
 }
 
 /// Times and what is remembered from before.
@@ -176,6 +201,9 @@ pub const HELD_PAUSE_MIN: Duration = Duration::from_secs(4);
 /// The longest that becomes.
 pub const HELD_PAUSE_MAX: Duration = Duration::from_secs(60);
 
+/// How long cycles wait for those under way to end, so that the trees can be compared: changes are later by as much.
+pub const COMPARE_WAIT: Duration = Duration::from_secs(10);
+
 /// The state machine; time is a `Duration` since any fixed moment.
 #[derive(Debug)]
 pub struct Follow {
@@ -197,7 +225,20 @@ pub struct Follow {
     held_pause: Duration,
     /// Checkpoints that no cycle covers yet.
     asked: Vec<u64>,
+    compare: Option<Compare>,
     effects: VecDeque<Effect>,
+}
+
+/// While it is there, no cycle begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compare {
+    /// The cycles under way have to end first.
+    Wanted {
+        /// Until then.
+        until: Duration,
+    },
+    /// What is to be compared is being taken.
+    Taken,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -244,6 +285,7 @@ impl Follow {
             pause: config.retry_min,
             held_pause: HELD_PAUSE_MIN,
             asked: Vec::new(),
+            compare: None,
             effects: VecDeque::new(),
             config,
         }
@@ -282,7 +324,9 @@ impl Follow {
                 joined.map_or(&mut self.asked, |cycle| &mut cycle.covers).push(id);
                 self.want(Scope::Hinted);
             }
-            Input::Tick => {}
+            Input::Compare if self.is_up() => self.compare = Some(Compare::Wanted { until: now + COMPARE_WAIT }),
+            Input::Compared => self.compare = None,
+            Input::Compare | Input::Tick => {}
         }
         self.advance(now);
     }
@@ -294,6 +338,9 @@ impl Follow {
 
     /// When to call `handle` with [`Input::Tick`] at the latest; `None` while only an input can change anything.
     pub fn poll_timeout(&self) -> Option<Duration> {
+        if let Some(Compare::Wanted { until }) = self.compare {
+            return Some(until);
+        }
         match self.link {
             Link::Down { retry_at } => Some(retry_at),
             Link::Connecting { .. } => None,
@@ -365,6 +412,7 @@ impl Follow {
     }
 
     fn lost(&mut self, now: Duration) {
+        self.compare = None;
         self.abandon_from(0);
         self.pause_until = now; // connecting anew has a pause of its own
         // A try that waited for an answer was the pause: a link that returns is not to find nobody.
@@ -480,7 +528,7 @@ impl Follow {
 
     /// Whether another cycle may begin beside those under way.
     fn may_begin(&self) -> bool {
-        self.cycles.len() < IN_FLIGHT_MAX && self.cycles.iter().all(|c| matches!(c.phase, Phase::Captured(_)))
+        self.compare.is_none() && self.cycles.len() < IN_FLIGHT_MAX && self.cycles.iter().all(|c| matches!(c.phase, Phase::Captured(_)))
     }
 
     fn looks_at_everything(&self) -> bool {
@@ -488,6 +536,7 @@ impl Follow {
     }
 
     fn advance(&mut self, now: Duration) {
+        self.advance_compare(now);
         match self.link {
             Link::Down { retry_at } if retry_at <= now => {
                 self.link = Link::Connecting { since: now };
@@ -503,6 +552,19 @@ impl Follow {
             }
             _ => {}
         }
+    }
+
+    fn advance_compare(&mut self, now: Duration) {
+        let Some(Compare::Wanted { until }) = self.compare else { return };
+        let is_free = self.cycles.is_empty() || seeded_bug!(ComparedWhileUnderWay);
+        let effect = match self.baseline {
+            Baseline::Full => Effect::DontCompare { why: Apart::Unnamed },
+            Baseline::Delta(seq) if is_free => Effect::Compare { seq },
+            Baseline::Delta(_) if until <= now => Effect::DontCompare { why: Apart::UnderWay },
+            Baseline::Delta(_) => return,
+        };
+        self.compare = matches!(effect, Effect::Compare { .. }).then_some(Compare::Taken);
+        self.effects.push_back(effect);
     }
 
     fn begin(&mut self, scope: Scope) {

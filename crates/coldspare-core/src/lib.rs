@@ -11,6 +11,7 @@
 pub mod brakes;
 pub mod changeset;
 pub mod codec;
+pub mod compare;
 pub mod control;
 pub mod entry;
 pub mod exclude;

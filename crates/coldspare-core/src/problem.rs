@@ -49,6 +49,8 @@ pub enum ProblemKind {
     Alternate,
     /// A lock or a temporary file of git's.
     Leftover,
+    /// The manifest has another entry there than the active says it sent, or none, or one that the active doesn't know of.
+    Unequal,
 }
 
 impl ProblemKind {
@@ -75,6 +77,7 @@ impl ProblemKind {
             ProblemKind::Objects => "objects",
             ProblemKind::Alternate => "alternate",
             ProblemKind::Leftover => "leftover",
+            ProblemKind::Unequal => "unequal",
         }
     }
 }

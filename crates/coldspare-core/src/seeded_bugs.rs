@@ -180,11 +180,15 @@ mod switch {
         HistoryIsNotSynced,
         /// A standby that a person brought back to a point takes changesets.
         RewoundGoesOn,
+        /// What the standby may have otherwise is compared with the active all the same.
+        LeftOutIsCompared,
+        /// The trees are compared while changesets are under way.
+        ComparedWhileUnderWay,
     }
 
     impl SeededBug {
         /// How many there are.
-        pub const COUNT: u32 = SeededBug::RewoundGoesOn as u32;
+        pub const COUNT: u32 = SeededBug::ComparedWhileUnderWay as u32;
     }
 
     static ON: AtomicU32 = AtomicU32::new(0);

@@ -5,6 +5,7 @@
 //! - [`dirty`]: those hints, collected until a cycle takes them.
 //! - [`capture`]: one cycle: looks, compares with the index, reads what changed, hands it over.
 //! - [`bulk`]: large content that travels beside the changesets.
+//! - [`compare`]: what was sent, compared with what the standby has.
 //! - [`inherit`]: the index of a home that came about by replication.
 //! - [`proof`]: a look beside the cycles for what the watch missed.
 //!
@@ -16,6 +17,7 @@
 mod batch;
 pub mod bulk;
 pub mod capture;
+pub mod compare;
 mod copies;
 mod derived;
 pub mod dirty;

@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use redb::{Durability, ReadableTable};
 
 use crate::copies::{SIZES, note_size};
-use crate::index::{CHUNKS, GONE, Index, IndexError, LINKS, ROWS, Row, State, link_key};
+use crate::index::{CHUNKS, GONE, Index, IndexError, LINKS, ROWS, Row, State, Witness, link_key};
 
 /// One change of the index.
 pub(crate) enum Change {
@@ -19,6 +19,8 @@ pub(crate) enum Change {
     /// Something of a path, or below it, could not be handed over: what the standby doesn't have up to `acked` has to be
     /// handed over later, whatever is acknowledged until then.
     Unsent { root: RootId, path: RelPath, acked: Seq },
+    /// What the index says of a path may be wrong: it is read and handed over again.
+    Distrusted { root: RootId, path: RelPath },
     /// A folder is at another path, with all below it.
     Renamed { root: RootId, from: RelPath, to: RelPath, version: Seq },
     /// A path and all below it are gone.
@@ -31,7 +33,10 @@ impl Change {
     /// The path that it is of, when it is of one.
     pub(crate) fn path(&self) -> Option<(RootId, &RelPath)> {
         match self {
-            Change::Put { root, path, .. } | Change::Unsent { root, path, .. } | Change::Gone { root, path, .. } => Some((*root, path)),
+            Change::Put { root, path, .. }
+            | Change::Unsent { root, path, .. }
+            | Change::Distrusted { root, path }
+            | Change::Gone { root, path, .. } => Some((*root, path)),
             Change::Renamed { root, from, .. } => Some((*root, from)),
             Change::Names { .. } => None,
         }
@@ -166,6 +171,15 @@ pub(crate) fn apply(txn: &redb::WriteTransaction, changes: Vec<Change>) -> Resul
                         rows.insert(key.as_slice(), Row { version: Row::UNSENT, ..row }.encode().as_slice())?;
                     }
                 }
+            }
+            Change::Distrusted { root, path } => {
+                let key = key::encode(root, &path);
+                let old = rows.get(key.as_slice())?.and_then(|row| Row::decode(row.value()).ok());
+                let state = match old.map(|row| row.state) {
+                    Some(State::Present { entry, witness }) => State::Present { entry, witness: Witness { racy: true, ..witness } },
+                    Some(State::Gone) | None => State::Gone,
+                };
+                rows.insert(key.as_slice(), Row { version: Row::UNSENT, state }.encode().as_slice())?;
             }
             Change::Names { dev, ino, names } => {
                 let key = link_key(dev, ino);

@@ -26,6 +26,7 @@ pub mod model;
 pub mod pair;
 pub mod sent;
 pub mod supervise;
+pub mod tamper;
 pub mod world;
 
 pub use chance::Chance;

@@ -54,6 +54,8 @@ pub struct Options {
     pub defect: Defect,
     /// Whether lines of the trace are printed as they come.
     pub is_loud: bool,
+    /// Whether both trees are compared now and then, which delays changesets.
+    pub compares: bool,
 }
 
 /// What happened, a line each.
@@ -67,6 +69,12 @@ pub struct Trace {
     pub written: u64,
     /// How many times a process died.
     pub deaths: u64,
+    /// How many times both trees were compared.
+    pub compared: u64,
+    /// Of how many entries in all.
+    pub compared_entries: u64,
+    /// How often some of them were left out.
+    pub left_out: u64,
 }
 
 /// A promise that was broken.
@@ -167,6 +175,8 @@ struct World {
     /// Checkpoints that were asked for and not confirmed.
     asked: BTreeMap<u64, Mark>,
     next_checkpoint: u64,
+    /// When both trees are compared.
+    comparing: Option<Chance>,
     /// Of some seeds: when the active's watch loses events.
     losses: Option<Chance>,
     /// How the seed is: how fast git writes beside a capture, how slow the network is.
@@ -215,6 +225,7 @@ impl World {
                 oracle,
                 asked: BTreeMap::new(),
                 next_checkpoint: 0,
+                comparing: options.compares.then(|| Chance::new(!seed)),
                 losses: (seed % 5 == 1).then(|| Chance::new(!seed)),
                 pace,
                 latency_us,

@@ -38,7 +38,9 @@ pub enum StandbyError {
         source: Box<redb::Error>,
     },
     /// The store holds what this version never writes.
-    #[error("the standby's store {path} is damaged: {detail}; where `coldspare verify --repair` can't mend it, `coldspare adopt` makes it anew of what the tree holds")]
+    #[error(
+        "the standby's store {path} is damaged: {detail}; where `coldspare verify --repair` can't mend it, `coldspare adopt` makes it anew of what the tree holds"
+    )]
     Damaged {
         /// The file.
         path: PathBuf,

@@ -335,6 +335,25 @@ impl View {
         Ok(())
     }
 
+    /// As [`View::for_each_raw`], from one key on up to before another, or to the end where that is empty, until `each` says
+    /// `false`.
+    pub(crate) fn for_each_raw_from(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<bool, StandbyError>,
+    ) -> Result<(), StandbyError> {
+        use std::ops::Bound::{Excluded, Included, Unbounded};
+        let range = (Included(from), if to.is_empty() { Unbounded } else { Excluded(to) });
+        for row in self.rows.range::<&[u8]>(range).map_err(fail(&self.path))? {
+            let (k, v) = row.map_err(fail(&self.path))?;
+            if !each(k.value(), v.value())? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// As [`View::for_each_raw`], in a range of keys, until `each` says `false`.
     pub(crate) fn for_each_raw_in(
         &self,
@@ -387,6 +406,10 @@ impl View {
         self.rows.len().map_err(fail(&self.path))
     }
 
+    pub(crate) fn damaged(&self, detail: String) -> StandbyError {
+        StandbyError::Damaged { path: self.path.clone(), detail }
+    }
+
     fn read<T: Record>(&self, key: &[u8], value: &[u8]) -> Result<T, StandbyError> {
         T::read(key, value).map_err(|e| {
             let place = key::decode(key).map_or_else(|_| "a key that is none".to_string(), |(_, path)| path.to_string());
@@ -427,6 +450,7 @@ fn fail<E: Into<redb::Error>>(path: &Path) -> impl FnOnce(E) -> StandbyError {
                 StandbyError::OutOfSpace { detail: format!("writing {}", path.display()) }
             }
             redb::Error::Corrupted(detail) => StandbyError::Damaged { path, detail: detail.clone() },
+            redb::Error::Io(io) if io.kind() == std::io::ErrorKind::InvalidData => StandbyError::Damaged { path, detail: io.to_string() },
             _ => StandbyError::Store { path, source: Box::new(source) },
         }
     }

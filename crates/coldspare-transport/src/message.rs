@@ -12,6 +12,7 @@ use std::fmt;
 
 use coldspare_core::changeset::{Ask, BulkEnd, FilePart, Have, OpError, Totals};
 use coldspare_core::codec::{self, DecodeError};
+use coldspare_core::compare::{Cut, LEFT_OUT_MAX, LeftOut, PARTS_MAX, SPANS_MAX, Span};
 use coldspare_core::control::{Applied, Handover, Refusal, Session, Taking};
 use coldspare_core::path::escape;
 use coldspare_core::{Baseline, ClusterId, ContentRef, Digest, Entry, Epoch, NodeId, Op, Problem, RelPath, RootId, Seq};
@@ -125,6 +126,36 @@ pub enum ToStandby {
     },
     /// No bulk is under way or awaited: what of it no changeset took may go.
     BulkOver,
+    /// Answers `AskPoint`, between two changesets: the standby's tree is to be that of this one, and is compared as it is now.
+    Point {
+        /// The question's number.
+        no: u32,
+        /// The changeset.
+        seq: Seq,
+    },
+    /// Nothing is compared, or no further.
+    NotCompared {
+        /// The question's number.
+        no: u32,
+        /// In words.
+        why: String,
+    },
+    /// Follows `Point`: what isn't compared.
+    LeftOut {
+        /// The question's number.
+        no: u32,
+        /// At most [`LEFT_OUT_MAX`].
+        #[serde(deserialize_with = "codec::capped::<_, _, LEFT_OUT_MAX>")]
+        left_out: Vec<LeftOut>,
+    },
+    /// Answers `AskCuts`: all spans, or the first of them, in parts.
+    Cuts {
+        /// That of `AskPoint`.
+        no: u32,
+        /// At most [`SPANS_MAX`].
+        #[serde(deserialize_with = "codec::capped::<_, _, SPANS_MAX>")]
+        cuts: Vec<Cut>,
+    },
 }
 
 /// Versions of the protocol, both ends included.
@@ -224,6 +255,25 @@ pub enum ToActive {
     Noted,
     /// The handover is not taken; nothing changed.
     NotTaken(Refusal),
+    /// Somebody wants both trees compared at one changeset; one comparison at a time.
+    AskPoint {
+        /// Counts those of a standby's life.
+        no: u32,
+    },
+    /// What did the active send within these spans, up to the changeset of `Point`?
+    AskCuts {
+        /// That of `AskPoint`.
+        no: u32,
+        /// In order, disjoint; at most [`SPANS_MAX`].
+        #[serde(deserialize_with = "codec::capped::<_, _, SPANS_MAX>")]
+        spans: Vec<Span>,
+    },
+    /// Paths of which the two sides say different things: they are to be read and sent again, or taken away, as they are.
+    SendAgain {
+        /// At most [`REPOSITORIES_MAX`].
+        #[serde(deserialize_with = "codec::capped::<_, _, REPOSITORIES_MAX>")]
+        paths: Vec<(RootId, RelPath)>,
+    },
 }
 
 /// Where the standby stands; the active reads it to learn the version, so it never changes.
@@ -355,6 +405,9 @@ pub enum MessageError {
     /// A text is over its limit.
     #[error("a text of {0} bytes")]
     Text(usize),
+    /// Spans that overlap, or are out of order.
+    #[error("spans of keys that overlap, or are out of order")]
+    Spans,
     /// An operation is impossible.
     #[error("{path}: {source}")]
     Op {
@@ -405,7 +458,14 @@ impl Control for ToStandby {
             | ToStandby::Compare
             | ToStandby::Handover { .. }
             | ToStandby::AskBulk { .. }
-            | ToStandby::BulkOver => Ok(()),
+            | ToStandby::BulkOver
+            | ToStandby::Point { .. } => Ok(()),
+            ToStandby::NotCompared { why, .. } => check_text(why),
+            ToStandby::LeftOut { left_out, .. } => check_count("paths", left_out.len(), LEFT_OUT_MAX),
+            ToStandby::Cuts { cuts, .. } => {
+                check_count("spans", cuts.len(), SPANS_MAX)?;
+                cuts.iter().try_for_each(|cut| check_count("parts", cut.parts.len(), PARTS_MAX))
+            }
         }
     }
 }
@@ -423,7 +483,17 @@ impl Control for ToActive {
                 ..
             } => check_text(text),
             ToActive::Incomplete { repositories, .. } => check_count("repositories", repositories.len(), REPOSITORIES_MAX),
-            ToActive::Acked { .. } | ToActive::Failed { .. } | ToActive::Tree { .. } | ToActive::Taken { .. } | ToActive::Noted => Ok(()),
+            ToActive::AskCuts { spans, .. } => {
+                check_count("spans", spans.len(), SPANS_MAX)?;
+                if Span::are_disjoint(spans) { Ok(()) } else { Err(MessageError::Spans) }
+            }
+            ToActive::SendAgain { paths } => check_count("paths", paths.len(), REPOSITORIES_MAX),
+            ToActive::Acked { .. }
+            | ToActive::Failed { .. }
+            | ToActive::Tree { .. }
+            | ToActive::Taken { .. }
+            | ToActive::Noted
+            | ToActive::AskPoint { .. } => Ok(()),
         }
     }
 }

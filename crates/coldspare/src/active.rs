@@ -3,6 +3,7 @@
 //! One task owns the state machine and takes one event at a time; connecting and capturing run beside it and report back
 //! as events. No policy here.
 
+mod comparing;
 mod connect;
 mod giving;
 mod greet;
@@ -38,6 +39,7 @@ use crate::exit::{Code, Failure, Outcome};
 use crate::progress::Bar;
 use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
+use comparing::{Comparing, Step};
 use connect::{BulkSender, Connected};
 pub(crate) use connect::{ConnectError, greet_standby, peer_address};
 use giving::Giving;
@@ -103,6 +105,8 @@ enum Event {
     },
     /// What this host's tree is.
     Fingerprint(Result<Digest, IndexError>),
+    /// The trees are being compared.
+    Comparing(Step),
     /// Another host takes itself for the active.
     Rival(Box<Rival>),
 }
@@ -163,6 +167,8 @@ struct Active {
     idle_at: Instant,
     /// A handover that is being prepared.
     giving: Option<Giving>,
+    /// A comparison that the standby asked for.
+    comparing: Option<Comparing>,
     /// For `--once` on a terminal.
     bar: Option<Bar>,
 }
@@ -324,6 +330,8 @@ impl Active {
                     }
                 }
                 Effect::DropHints { seq } => drop(self.taken.remove(&seq)),
+                Effect::Compare { seq } => self.stands_at(seq)?,
+                Effect::DontCompare { why } => self.stands_apart(why),
                 Effect::Confirm { id, seq } => {
                     if let Some(code) = self.confirm(id, seq) {
                         return Ok(Some(code));
@@ -390,6 +398,7 @@ impl Active {
             Event::IndexFailed(e) => return Err(index_failure(e)),
             Event::Drained { no, drained } => self.drained(no, drained),
             Event::Fingerprint(digest) => return self.fingerprint(digest),
+            Event::Comparing(step) => self.compared_on(step),
             Event::Rival(_) => {} // met where it can be answered
         }
         Ok(None)
@@ -398,8 +407,12 @@ impl Active {
     /// What the standby left out is noted in the index, which a capture that runs writes too: it waits for the end of that,
     /// and so does what the standby says next.
     fn heard(&mut self, message: ToActive) -> Result<Option<Code>, Failure> {
-        let is_of_index = matches!(&message, ToActive::Incomplete { repositories, .. } if !repositories.is_empty());
-        let is_answer = matches!(message, ToActive::Answer { .. });
+        let is_of_index = match &message {
+            ToActive::Incomplete { repositories, .. } => !repositories.is_empty(),
+            ToActive::SendAgain { .. } => true,
+            _ => false,
+        };
+        let is_answer = matches!(message, ToActive::Answer { .. } | ToActive::AskCuts { .. });
         if self.is_capturing && !is_answer && (is_of_index || !self.unheard.is_empty()) {
             self.unheard.push_back(message);
             return Ok(None);
@@ -439,6 +452,9 @@ impl Active {
                 self.incomplete(seq, &repositories)?;
                 self.hinted();
             }
+            ToActive::AskPoint { no } => self.point_asked(no),
+            ToActive::AskCuts { no, spans } => self.cuts_asked(no, spans),
+            ToActive::SendAgain { paths } => self.again_asked(paths)?,
             ToActive::Tree { applied, digest, problems } => return self.tree_there(applied, digest, problems),
             ToActive::Welcome(_) | ToActive::Refused(_) | ToActive::Taken { .. } | ToActive::Noted | ToActive::NotTaken(_) => {
                 self.link_lost("the standby answers what it wasn't asked")

@@ -162,7 +162,7 @@ pub(crate) enum Command {
         #[arg(long)]
         watch: bool,
     },
-    /// Tell whether the standby is what its manifest says (on the standby)
+    /// Tell whether the standby is what its manifest says, and that what the connected active sent (on the standby)
     Verify {
         #[command(flatten)]
         config: ConfigArg,

@@ -4,6 +4,7 @@
 //! disk ends the connection and opens the standby anew, which finishes what was committed.
 
 mod bundle;
+mod compare;
 mod contact;
 pub(crate) mod decide;
 pub(crate) mod export;
@@ -44,6 +45,7 @@ use crate::socket::{self, Asked, Call, Reply, Request};
 use crate::state::State;
 use crate::verify::Fetch;
 use crate::watching::{self, HelperProcess};
+use compare::Heard;
 use contact::Contact;
 use intake::Intake;
 
@@ -92,6 +94,7 @@ struct Shared {
     findings: Arc<Mutex<findings::Findings>>,
     /// Held while something is put right, and while this host takes another role.
     healing: Mutex<()>,
+    comparing: compare::Comparing,
     pub(in crate::standby) seal: Seal,
     /// The session whose quarantine was looked at.
     bundled: Mutex<Option<SessionId>>,
@@ -191,6 +194,7 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
         scrub: Arc::default(),
         findings: Arc::default(),
         healing: Mutex::default(),
+        comparing: compare::Comparing::default(),
         seal,
         bundled: Mutex::default(),
         reopen: tokio::sync::Notify::new(),
@@ -394,7 +398,8 @@ impl Shared {
         lock(&self.contact).connected();
         let intake = Intake::new(copy, open.session.id);
         let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
-        let ended = self.converse(&intake, sender, receiver).await;
+        let ended = self.converse(&intake, sender, receiver, self.comparing.connected()).await;
+        self.comparing.disconnected();
         link.close(&ended.to_string());
         streams.abort();
         for e in intake.close().await {
@@ -414,6 +419,7 @@ impl Shared {
         intake: &Arc<Intake>,
         mut sender: ControlSender<ToActive>,
         receiver: ControlReceiver<ToStandby>,
+        mut questions: mpsc::Receiver<ToActive>,
     ) -> LinkError {
         // The active may have missed it, or forgotten; it begins nothing before it has the whole list.
         let copy = lock(&self.copy).clone();
@@ -448,6 +454,7 @@ impl Shared {
                         Err(e) => return e,
                     }
                 }
+                Some(question) = questions.recv() => Some(question),
                 (no, have) = intake.bulk_answered() => Some(ToActive::Answer { no, have: vec![have] }),
                 ended = intake.finished() => {
                     Some(match ended {
@@ -556,6 +563,14 @@ impl Shared {
                 }
                 Ok(None)
             }
+            ToStandby::Point { no, seq } => {
+                let (shared, session) = (self.clone(), intake.session());
+                let held = tokio::task::spawn_blocking(move || shared.held_at(session, seq)).await;
+                self.comparing.heard(no, Heard::Point(seq, held.ok().flatten().map(Box::new))).map(|()| None)
+            }
+            ToStandby::NotCompared { no, why } => self.comparing.heard(no, Heard::Not(why)).map(|()| None),
+            ToStandby::LeftOut { no, left_out } => self.comparing.heard(no, Heard::LeftOut(left_out)).map(|()| None),
+            ToStandby::Cuts { no, cuts } => self.comparing.heard(no, Heard::Cuts(cuts)).map(|()| None),
             ToStandby::Open(_) => Err(LinkError::Protocol("a second Open".into())),
         }
     }
@@ -699,23 +714,33 @@ impl Shared {
         }
         let pace = crate::verify::pace(&self.config, asked);
         let progress = Arc::new(Progress { pace, ..Progress::default() });
-        let (theirs, names, shared) = (progress.clone(), self.root_names(), self.clone());
-        let mut work = tokio::task::spawn_blocking(move || {
-            let healed = crate::verify::heal(&copy, &shared.state, asked, &theirs, |copy| shared.fetch_wanted(copy))?;
-            crate::verify::to_json(&copy, &healed, &names)
-        });
+        let mut work = Box::pin(self.look(copy, asked, progress.clone()));
         loop {
             tokio::select! {
-                done = &mut work => return match done {
-                    Ok(Ok(found)) => Reply::Done(found),
-                    Ok(Err(e)) => Reply::failed(&e),
-                    Err(e) => Reply::failed(&Failure::damage(e)),
-                },
+                done = &mut work => return done.map_or_else(|e| Reply::failed(&e), Reply::Done),
                 () = tokio::time::sleep(Duration::from_millis(250)) => {
                     let _ = reply.send(Reply::Progress(crate::verify::progress_json(&progress))).await;
                 }
             }
         }
+    }
+
+    /// The tree against the manifest, the manifest against the active; both put right, when that is asked for.
+    async fn look(self: &Arc<Self>, copy: Arc<Copy>, asked: Asked, progress: Arc<Progress>) -> Result<Value, Failure> {
+        let (shared, theirs) = (self.clone(), copy.clone());
+        let work = move || {
+            let mut differed = Vec::new();
+            let make_equal = || differed = tokio::runtime::Handle::current().block_on(shared.make_equal());
+            let healed = crate::verify::heal(&theirs, &shared.state, asked, &progress, |copy| shared.fetch_wanted(copy), make_equal)?;
+            Ok((healed, differed))
+        };
+        let (mut healed, differed) = tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(Failure::damage(e)))?;
+        let compared = self.compare().await;
+        crate::verify::add_differences(&mut healed, &compared, &differed);
+        let names = self.root_names();
+        let mut found = crate::verify::to_json(&copy, &healed, &names)?;
+        found["active"] = crate::verify::compared_json(&compared, &names);
+        Ok(found)
     }
 
     fn start_scrub(self: &Arc<Self>) -> Result<(), Failure> {

@@ -1,5 +1,6 @@
 //! `verify`: may this standby be promoted?
 
+mod active;
 mod heal;
 
 use std::path::Path;
@@ -17,6 +18,7 @@ use crate::progress::Bar;
 use crate::socket::{self, Asked, Request};
 use crate::standby::{Copy, open_copy_alone};
 use crate::state::State;
+pub(crate) use active::{Compared, NotCompared, add_differences, to_json as compared_json};
 pub(crate) use heal::{Fetch, Healed, heal};
 
 /// How `verify` runs.
@@ -79,7 +81,7 @@ fn verify_here(config: &Config, state: &State, asked: Asked, bar: &Bar) -> Resul
     let copy = open_copy_alone(config, state, &state.control()?)?;
     let progress = Arc::new(Progress { pace: pace(config, asked), ..Progress::default() });
     let found = std::thread::scope(|scope| {
-        let work = scope.spawn(|| heal(&copy, state, asked, &progress, |_| Fetch::Unreachable));
+        let work = scope.spawn(|| heal(&copy, state, asked, &progress, |_| Fetch::Unreachable, || ()));
         while !work.is_finished() {
             bar.show(&progress_json(&progress));
             std::thread::sleep(Duration::from_millis(20));
@@ -87,7 +89,10 @@ fn verify_here(config: &Config, state: &State, asked: Asked, bar: &Bar) -> Resul
         work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     let names: Vec<String> = config.roots.iter().map(|r| r.name.clone()).collect();
-    to_json(&copy, &found?, &names)
+    let mut found = to_json(&copy, &found?, &names)?;
+    let why = "`coldspare receive` doesn't run here, to which the active connects";
+    found["active"] = compared_json(&Err(NotCompared(why.into())), &names);
+    Ok(found)
 }
 
 /// The result as the object that `--json` prints.
@@ -175,6 +180,7 @@ fn print(found: &Value, options: Options) -> Result<(), Failure> {
     if repair["active"] == "unreachable" {
         println!("the active can't be reached: the content that is left is asked for when it connects to `coldspare receive`");
     }
+    println!("{}", active::line(&found["active"]));
     let what = if options.asked.deep { "every byte" } else { "metadata" };
     println!(
         "{}: as of {}, {} entries, {} bytes read ({what}), {} problems, {} seconds",

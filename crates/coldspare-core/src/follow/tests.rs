@@ -57,6 +57,42 @@ fn a_try_that_waited_is_no_reason_to_wait() {
     assert_eq!(pauses(ms(4_000))[0], ms(1_000));
 }
 
+#[test]
+fn trees_are_compared_between_changesets_and_cycles_wait_for_that() {
+    let mut f = idle();
+    f.handle(T0, Input::Hints);
+    let capture = |seq, from| Effect::Capture { seq: Seq(seq), baseline: Baseline::Delta(Seq(from)), scope: Scope::Hinted };
+    assert_eq!(effects(&mut f), [capture(8, 7)]);
+    f.handle(T0, Input::Compare);
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(T0, Input::Hints);
+    assert_eq!((effects(&mut f), f.poll_timeout()), (vec![], Some(COMPARE_WAIT)));
+    f.handle(T0, Input::Acked { seq: Seq(8) });
+    let ended = [Effect::RecordAcked { seq: Seq(8) }, Effect::DropHints { seq: Seq(8) }];
+    assert_eq!(effects(&mut f), [ended.to_vec(), vec![Effect::Compare { seq: Seq(8) }]].concat());
+    f.handle(T0, Input::Tick);
+    assert_eq!(effects(&mut f), []);
+    f.handle(T0, Input::Compared);
+    assert_eq!(effects(&mut f), [capture(9, 8)]);
+    // Not for ever: changes go before.
+    f.handle(T0, Input::Compare);
+    f.handle(T0, Input::Captured { sent: Sent::Changeset, extent: Extent::All });
+    f.handle(T0, Input::Hints);
+    f.handle(COMPARE_WAIT, Input::Tick);
+    assert_eq!(effects(&mut f), [Effect::DontCompare { why: Apart::UnderWay }, capture(10, 9)]);
+}
+
+#[test]
+fn nothing_is_compared_before_everything_was_named() {
+    let mut f = follow(8, Some(7));
+    f.handle(T0, Input::Compare);
+    f.handle(T0, Input::Tick);
+    f.handle(T0, Input::Opened { applied: None });
+    effects(&mut f);
+    f.handle(T0, Input::Compare);
+    assert_eq!(effects(&mut f), [Effect::DontCompare { why: Apart::Unnamed }]);
+}
+
 fn check_baseline(mut f: Follow, applied: Option<Applied>, expected: (u64, Baseline)) {
     f.handle(T0, Input::Tick);
     f.handle(T0, Input::Opened { applied });
@@ -331,6 +367,9 @@ struct World {
     asked: u64,
     asked_at: Vec<usize>,
     confirmed: Vec<u64>,
+    /// What is compared is being taken.
+    is_comparing: bool,
+    compared: u64,
 }
 
 #[derive(Clone)]
@@ -360,6 +399,8 @@ impl World {
             asked: 0,
             asked_at: Vec::new(),
             confirmed: Vec::new(),
+            is_comparing: false,
+            compared: 0,
         }
     }
 
@@ -377,6 +418,7 @@ impl World {
                 Effect::Connect => self.machine.handle(self.now, Input::Opened { applied: self.applied }),
                 Effect::Capture { seq, baseline, .. } => {
                     assert!(self.running.is_none(), "two captures at once");
+                    assert!(!self.is_comparing, "a capture while both sides have to stand still");
                     self.running = Some(Flight { seq, baseline, hints: Vec::new(), was_put_off: None, has_taken: false });
                 }
                 Effect::RestoreHints { seq } => self.dirty.append(&mut self.taken.remove(&seq).unwrap()),
@@ -389,7 +431,15 @@ impl World {
                     assert!((0..asked_at).all(|hint| self.on_standby.contains(&hint)), "confirmed too early");
                     self.confirmed.push(id);
                 }
-                Effect::RecordAcked { .. } => {}
+                Effect::RecordAcked { .. } | Effect::DontCompare { .. } => {}
+                Effect::Compare { seq } => {
+                    assert_eq!(self.applied.map(|a| a.seq), Some(seq));
+                    // What was given up may still arrive; it follows on what was refused.
+                    let is_given_up = |f: &Flight| f.baseline != Baseline::Full && f.baseline != Baseline::Delta(seq);
+                    assert!(self.running.is_none() && self.flying.iter().all(is_given_up), "compared while something is under way");
+                    self.is_comparing = true;
+                    self.compared += 1;
+                }
             }
         }
     }
@@ -412,11 +462,17 @@ impl World {
             // Changesets may have been applied although nobody hears of it.
             while self.chance(2) && self.apply().is_some() {}
             self.flying.clear();
+            self.is_comparing = false;
             self.input(Input::Lost);
         }
         if !self.put_off.is_empty() && self.chance(4) {
             self.dirty.append(&mut self.put_off);
             self.input(Input::Hints);
+        }
+        if std::mem::take(&mut self.is_comparing) {
+            self.input(Input::Compared);
+        } else if !calm && self.chance(8) {
+            self.input(Input::Compare);
         }
         if self.running.is_some() && self.chance(2) {
             self.go_on_with_capture(calm);

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coldspare_core::changeset::Have;
+use coldspare_core::compare::{self, Comparison, Without};
 use coldspare_core::control::Session;
 use coldspare_core::exclude::Exclude;
 use coldspare_core::follow::{Effect, Extent, Follow, FollowConfig, Input, Scope, Sent};
@@ -352,7 +353,33 @@ impl World {
                     self.check(covered);
                 }
             }
+            Effect::Compare { seq } => {
+                let compared = self.compare(seq);
+                self.check(compared);
+                self.active_input(Input::Compared);
+            }
+            Effect::DontCompare { .. } => {}
         }
+    }
+
+    /// Both hosts' stores say the same of the tree at one changeset, as far as they have to (G7).
+    fn compare(&mut self, seq: Seq) -> Result<(), String> {
+        let index = &self.active.daemon.as_ref().expect("a daemon").capture.index;
+        let mut there = index.sent(seq).map_err(|e| e.to_string())?;
+        let left_out = there.leave_out().map_err(|e| e.to_string())?;
+        let Some(mut here) = self.host.held_at(self.active.session.id, seq)? else { return Ok(()) };
+        here.leave_out(Without::new(&left_out));
+        let mut comparison = Comparison::default();
+        while let Some(spans) = comparison.ask() {
+            let cuts = compare::answer(&there, spans).map_err(|e| e.to_string())?;
+            comparison.answered(&here, &cuts).map_err(|e| format!("{e:?}"))?;
+        }
+        let found = comparison.finish();
+        self.trace.compared += 1;
+        self.trace.compared_entries += found.entries;
+        self.trace.left_out += u64::from(!left_out.is_empty());
+        self.tell(|| format!("compared at {seq}: {found:?}, without {left_out:?}"));
+        if found.differences.is_empty() { Ok(()) } else { Err(format!("the trees differ at {seq}: {found:?}")) }
     }
 
     fn connect(&mut self) {
@@ -421,6 +448,9 @@ impl World {
                 self.tell(|| format!("active: {seq} is acknowledged"));
                 self.active_input(Input::Acked { seq });
                 self.hinted();
+                if self.comparing.as_mut().is_some_and(|chance| chance.happens(1, 2)) {
+                    self.active_input(Input::Compare);
+                }
             }
             ToActive::Incomplete(seq, repositories) => {
                 daemon.certainty = Certainty::Ask;

@@ -7,8 +7,8 @@ use coldspare_core::control::{self, ControlRecord, Session, step};
 use coldspare_core::exclude::Exclude;
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::{Effect, End, FrameKind, Input, Intake, StreamNo};
-use coldspare_core::{Baseline, ClusterId, Epoch, NodeId, RelPath, RootId, Seq};
-use coldspare_standby::{RootSetup, Standby, StandbyError, Store};
+use coldspare_core::{Baseline, ClusterId, Epoch, NodeId, RelPath, RootId, Seq, SessionId};
+use coldspare_standby::{Held, RootSetup, Standby, StandbyError, Store};
 
 use super::fuse::{Death, Fuse, StoreFile};
 use super::repository::Files;
@@ -81,6 +81,12 @@ impl Host {
 
     pub(super) fn files(&self) -> Files {
         self.disk.tree(HOME).expect("a root")
+    }
+
+    /// What the standby has at a changeset; `None` while nobody could be asked.
+    pub(super) fn held_at(&self, session: SessionId, seq: Seq) -> Result<Option<Held>, String> {
+        let Some(copy) = self.copy.as_ref().filter(|_| !self.fuse.is_dead()) else { return Ok(None) };
+        copy.held_at(session, seq).map_err(|e| e.to_string())
     }
 
     pub(super) fn end(&mut self) {

@@ -185,4 +185,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(HistoryIsNotKept, "G5", Scenario(points::a_point_is_not_left_unasked)),
     code!(HistoryIsNotSynced, "G5", Scenario(points::a_point_can_be_had_again_after_a_power_loss)),
     code!(RewoundGoesOn, "G5", Scenario(points::a_point_is_not_left_unasked)),
+    // What is compared.
+    code!(LeftOutIsCompared, "G7", World),
+    code!(ComparedWhileUnderWay, "G7", World),
 ];

@@ -92,6 +92,8 @@ impl Bug {
     /// Looks for a seed that breaks a promise with the bug and keeps them all without it.
     fn notice_by_seeds(&self) -> Option<String> {
         let seeds = std::env::var("COLDSPARE_SEEDS").map_or(SEEDS, |v| v.parse().unwrap());
+        let compares = matches!(self.switch, Switch::Code(SeededBug::LeftOutIsCompared | SeededBug::ComparedWhileUnderWay));
+        let options = Options { compares, ..Options::default() };
         let mut from = 0;
         while from < seeds {
             let (next, found) = (AtomicU64::new(from), Mutex::new(None));
@@ -102,7 +104,7 @@ impl Bug {
                         scope.spawn(|| {
                             while found.lock().unwrap().is_none() {
                                 let seed = next.fetch_add(1, Ordering::Relaxed);
-                                match run(seed, Options { defect, ..Options::default() }) {
+                                match run(seed, Options { defect, ..options }) {
                                     _ if seed >= seeds => return,
                                     Ok(_) => {}
                                     Err(violation) => drop(found.lock().unwrap().get_or_insert((seed, violation.to_string()))),
@@ -114,7 +116,7 @@ impl Bug {
                 Ok(())
             });
             let (seed, what) = found.into_inner().unwrap()?;
-            if self.with(Is::Off, || run(seed, Options::default()).map(drop).map_err(|v| v.to_string())).is_ok() {
+            if self.with(Is::Off, || run(seed, options).map(drop).map_err(|v| v.to_string())).is_ok() {
                 return Some(what);
             }
             from = seed + 1;

@@ -1,4 +1,5 @@
 use coldspare_core::changeset::FilePart;
+use coldspare_core::compare::{Extent, Part, Tally};
 use coldspare_core::control::Place;
 use coldspare_core::{Body, Digest, Meta, SessionId, Time, Xattr};
 use data_encoding::HEXLOWER;
@@ -86,6 +87,17 @@ fn golden_to_standby() {
     let item = Ask { root: RootId(1), path: path("a/b"), digest: Digest([0x55; 32]), size: 70_000 };
     golden(ToStandby::AskBulk { no: 7, item }, &format!("0a070103612f62{digest}fc70110100"));
     golden(ToStandby::BulkOver, "0b");
+    golden(ToStandby::Point { no: 7, seq: Seq(5) }, "0c0705");
+    golden(ToStandby::NotCompared { no: 7, why: "why".into() }, "0d0703776879");
+    let left_out =
+        [(path("a"), Extent::Itself), (path("a/b"), Extent::All)].map(|(path, extent)| LeftOut { root: RootId(1), path, extent });
+    golden(ToStandby::LeftOut { no: 7, left_out: left_out.to_vec() }, "0e0702010161000103612f6201");
+    golden(ToStandby::Cuts { no: 7, cuts: cuts() }, &format!("0f07020103010061fb2c01{digest}00"));
+}
+
+fn cuts() -> Vec<Cut> {
+    let tally = Tally { entries: 300, digest: Digest([0x55; 32]) };
+    vec![Cut { parts: vec![Part { first: b"\x01\0a".to_vec(), tally }] }, Cut { parts: Vec::new() }]
 }
 
 #[test]
@@ -112,6 +124,41 @@ fn golden_to_active() {
     golden(ToActive::Taken { session: session() }, &format!("0702{}{}", "33".repeat(16), "22".repeat(16)));
     golden(ToActive::Noted, "08");
     golden(ToActive::NotTaken(Refusal::Handover("why".into())), "090b03776879");
+    golden(ToActive::AskPoint { no: 7 }, "0a07");
+    golden(ToActive::AskCuts { no: 7, spans: vec![span("", "a"), span("b", "")] }, "0b0702000161016200");
+    golden(ToActive::SendAgain { paths: vec![(RootId(1), path("a"))] }, "0c01010161");
+}
+
+fn span(from: &str, to: &str) -> Span {
+    Span { from: from.into(), to: to.into() }
+}
+
+#[test]
+fn spans_and_parts_beyond_their_limits_are_refused() {
+    let ask = |spans: Vec<Span>| decode_control::<ToActive>(&codec::encode(&ToActive::AskCuts { no: 1, spans }));
+    assert!(ask(vec![span("a", "b"), span("b", "")]).is_ok());
+    for spans in [
+        vec![span("a", "c"), span("b", "d")],
+        vec![span("b", ""), span("c", "")],
+        vec![span("b", "b")],
+        vec![span("c", "d"), span("a", "b")],
+    ] {
+        assert!(matches!(ask(spans.clone()), Err(MessageError::Spans)), "{spans:?}");
+    }
+    let many = |count: u8| (0..count).map(|n| Span { from: vec![n], to: vec![n, 0] }).collect::<Vec<_>>();
+    assert!(ask(many(16)).is_ok() && ask(many(17)).is_err());
+    let part = |n: u8| Part { first: vec![n], tally: Tally { entries: 1, digest: Digest([0; 32]) } };
+    let cuts = |count: u8| ToStandby::Cuts { no: 1, cuts: vec![Cut { parts: (0..count).map(part).collect() }] };
+    let decoded = |message: &ToStandby| decode_control::<ToStandby>(&codec::encode(message)).is_ok();
+    assert!(decoded(&cuts(128)) && !decoded(&cuts(129)));
+    assert!(cuts(128).check().is_ok() && cuts(129).check().is_err());
+    let left_out = |count: usize| ToStandby::LeftOut {
+        no: 1,
+        left_out: vec![LeftOut { root: RootId(0), path: path("a"), extent: Extent::All }; count],
+    };
+    assert!(decoded(&left_out(1024)) && !decoded(&left_out(1025)));
+    let again = |count: usize| ToActive::SendAgain { paths: vec![(RootId(0), path("a")); count] };
+    assert!(again(200).check().is_ok() && decode_control::<ToActive>(&codec::encode(&again(201))).is_err());
 }
 
 #[test]

@@ -183,6 +183,7 @@ impl Active {
             sending.hang_up();
         }
         self.bulk = None;
+        self.comparing = None;
         if let Some(peer) = self.peer.take() {
             self.tally.bytes_sent += peer.link.stats().bytes_sent;
         }

@@ -160,6 +160,7 @@ async fn follow(
         retry_after: super::RETRY_INCOMPLETE_MIN,
         idle_at: Instant::now(),
         giving: None,
+        comparing: None,
         bar: matches!(mode, Mode::Once { .. }).then(|| Bar::spinner("sending")),
         limit: config.schedule().now(),
         schedule: config.schedule(),

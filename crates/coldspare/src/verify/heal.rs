@@ -65,6 +65,7 @@ impl Fetch {
 }
 
 /// Verifies `copy` and, when that is asked for, repairs it; `fetch` waits until the content that the standby wants came.
+/// `make_equal` has the manifest put right first, by which the tree is.
 ///
 /// # Errors
 /// `Usage` when git is to look and there is none; `Damage`.
@@ -74,10 +75,14 @@ pub(crate) fn heal(
     asked: Asked,
     progress: &Progress,
     fetch: impl Fn(&Copy) -> Fetch,
+    make_equal: impl FnOnce(),
 ) -> Result<Healed, Failure> {
     let mut fetched = Fetch::Nothing;
-    if asked.repair && copy.drop_damaged_rows().map_err(Failure::damage)? > 0 {
-        fetched = fetch(copy);
+    if asked.repair {
+        if copy.drop_damaged_rows().map_err(Failure::damage)? > 0 {
+            fetched = fetch(copy);
+        }
+        make_equal();
     }
     let mut found = examine(copy, state, asked, progress)?;
     if !asked.repair || found.verification.verdict == Verdict::Empty {

@@ -1,0 +1,69 @@
+//! The manifest as one changeset left it, to be compared with what the active sent.
+
+use coldspare_core::compare::{Span, Tally, Tree, Without, tally};
+use coldspare_core::{Entry, Seq, SessionId, codec};
+use coldspare_os::Disk;
+use rayon::prelude::*;
+
+use crate::error::StandbyError;
+use crate::standby::Standby;
+use crate::store::{MANIFEST, View};
+
+/// The manifest at one changeset; it stays as it is.
+pub struct Held {
+    manifest: View,
+    without: Without,
+}
+
+impl<D: Disk> Standby<D> {
+    /// The manifest of changeset `seq`; `None` when the tree isn't that, or the active has to name everything again.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn held_at(&self, session: SessionId, seq: Seq) -> Result<Option<Held>, StandbyError> {
+        let _between_changesets = self.tree_lock.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let is_it = !self.is_applying() && self.applied().is_some_and(|a| (a.session, a.seq) == (session, seq));
+        if !is_it || self.needs_everything()? {
+            return Ok(None);
+        }
+        Ok(Some(Held { manifest: self.store.view(MANIFEST)?, without: Without::default() }))
+    }
+
+    /// Has the active name everything: the manifest may be wrong.
+    ///
+    /// # Errors
+    /// `Store`.
+    pub fn distrust(&self) -> Result<(), StandbyError> {
+        self.store.write(|txn| crate::store::Store::set_distrusted(txn, true))
+    }
+}
+
+impl Held {
+    /// Leaves out what the active may have otherwise.
+    pub fn leave_out(&mut self, without: Without) {
+        self.without = without;
+    }
+}
+
+impl Tree for Held {
+    type Error = StandbyError;
+
+    fn keys(&self, span: &Span, each: &mut dyn FnMut(&[u8]) -> bool) -> Result<(), StandbyError> {
+        self.entries(span, &mut |k, _| each(k))
+    }
+
+    fn entries(&self, span: &Span, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), StandbyError> {
+        self.manifest.for_each_raw_from(&span.from, &span.to, |k, value| {
+            if !self.without.takes_part(k) {
+                return Ok(true);
+            }
+            // Its seal is looked at where the tree is compared with it; a row that is damaged differs here.
+            let (_, behind) = codec::decode_first::<Entry>(value).map_err(|e| self.manifest.damaged(e.to_string()))?;
+            Ok(each(k, &value[..value.len() - behind.len()]))
+        })
+    }
+
+    fn tallies(&self, spans: &[Span]) -> Result<Vec<Tally>, StandbyError> {
+        spans.par_iter().map(|span| tally(self, span)).collect()
+    }
+}
