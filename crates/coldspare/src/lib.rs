@@ -17,6 +17,7 @@ pub mod exit;
 mod guard;
 mod handover;
 mod health;
+mod heard;
 mod init;
 mod memory;
 mod plan;
