@@ -152,7 +152,7 @@ fn nothing_is_handed_over_while_something_is_amiss() {
 }
 
 /// Every file, without coldspare's own.
-fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(crate) fn contents(root: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let walk = walkdir::WalkDir::new(root).into_iter().filter_entry(|e| e.file_name() != ".coldspare");
     let files = walk.map(Result::unwrap).filter(|e| e.file_type().is_file());
     files.map(|e| (e.path().strip_prefix(root).unwrap().into(), fs::read(e.path()).unwrap())).collect()

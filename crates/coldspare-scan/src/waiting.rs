@@ -59,7 +59,9 @@ fn repository_of(dir: &RelPath, name: &[u8]) -> Option<RelPath> {
     if let Some(base) = git::possible_repositories(dir).into_iter().next().filter(|base| base != dir) {
         return Some(base);
     }
-    let is_of_its_own = matches!(name, b"objects" | b"refs" | b"stash-refs" | b"reftable")
+    // `info/refs` is what git writes for servers that know nothing of git.
+    let is_info = dir.name() == b"info" && name == b"refs";
+    let is_of_its_own = !is_info && matches!(name, b"objects" | b"refs" | b"stash-refs" | b"reftable")
         || dir.join(name).is_ok_and(|path| matches!(git::part(&path), Part::PackedRefs | Part::Head));
     is_of_its_own.then(|| dir.clone())
 }
@@ -81,6 +83,8 @@ mod tests {
         assert_eq!(of("a/1", "HEAD"), Some("a/1".into()));
         assert_eq!(of("a/1", "refs"), Some("a/1".into()));
         assert_eq!(of("a/1", "config"), None);
+        assert_eq!(of("a/1/info", "refs"), None);
+        assert_eq!(of("a/1/objects/info", "packs"), Some("a/1".into()));
         assert_eq!(of("a", "1"), None);
     }
 

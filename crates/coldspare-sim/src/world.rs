@@ -8,6 +8,7 @@
 //! [`run`] runs one seed and judges, see `oracle.rs`; the same seed gives the same [`Trace`].
 
 mod active;
+mod ending;
 mod fuse;
 mod objects;
 mod oracle;
@@ -47,11 +48,25 @@ pub enum Defect {
     SessionSurvivesPowerLoss,
 }
 
+/// How a world ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Ending {
+    /// Nothing disturbs it any more, and both trees become equal.
+    #[default]
+    Calm,
+    /// So they do, and the active hands over (R7): either end dies anywhere in it.
+    Handover,
+    /// The active is cut off, git goes on writing there, and the standby is promoted (R8): what it lacks is within what it says.
+    Failover,
+}
+
 /// How a seed is run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Options {
     /// What is broken.
     pub defect: Defect,
+    /// How it ends.
+    pub ending: Ending,
     /// Whether lines of the trace are printed as they come.
     pub is_loud: bool,
     /// Whether both trees are compared now and then, which delays changesets.
@@ -75,6 +90,12 @@ pub struct Trace {
     pub compared_entries: u64,
     /// How often some of them were left out.
     pub left_out: u64,
+    /// Whether the active handed over.
+    pub handed_over: bool,
+    /// How many files a failover lost in repositories, or plain files, that were listed.
+    pub lost_listed: u64,
+    /// How many it lost that nobody listed, and that changed within the time that was said.
+    pub lost_in_time: u64,
 }
 
 /// A promise that was broken.
@@ -157,6 +178,8 @@ enum Event {
     Chaos,
     Together,
     Checkpoint,
+    CutOff,
+    FailOver,
 }
 
 /// All there is.
@@ -179,6 +202,12 @@ struct World {
     comparing: Option<Chance>,
     /// Of some seeds: when the active's watch loses events.
     losses: Option<Chance>,
+    /// How it ends, and by which chance.
+    ending: Chance,
+    /// The active is cut off for good.
+    is_cut_off: bool,
+    /// When each path last changed on the active, in milliseconds.
+    changed: BTreeMap<Vec<u8>, u64>,
     /// How the seed is: how fast git writes beside a capture, how slow the network is.
     pace: u64,
     latency_us: u64,
@@ -227,6 +256,9 @@ impl World {
                 next_checkpoint: 0,
                 comparing: options.compares.then(|| Chance::new(!seed)),
                 losses: (seed % 5 == 1).then(|| Chance::new(!seed)),
+                ending: Chance::new(seed ^ (u64::MAX / 3)),
+                is_cut_off: false,
+                changed: BTreeMap::new(),
                 pace,
                 latency_us,
                 faults_left,
@@ -242,6 +274,10 @@ impl World {
             world.at(0, Event::StartActive);
             world.at(5_000, Event::Write);
             world.at(20_000, Event::Chaos);
+            if options.ending == Ending::Failover {
+                let after = 100_000 + world.ending.below(4_000_000);
+                world.at(after, Event::CutOff);
+            }
             Mutex::new(world)
         })
     }
@@ -337,6 +373,8 @@ impl World {
             Event::Chaos => self.chaos(),
             Event::Together => self.wire.is_parted = false,
             Event::Checkpoint => drop(self.ask_checkpoint()),
+            Event::CutOff => self.cut_off(),
+            Event::FailOver => self.fail_over(),
         }
         self.look_for_calm();
     }
@@ -350,6 +388,7 @@ impl World {
         let was_busy = self.writer.is_busy();
         let paths = self.writer.step();
         self.trace.written += 1;
+        self.note_changes(&paths);
         if !was_busy {
             let what = self.writer.operation.clone();
             self.tell(|| format!("git: {what}"));
@@ -496,7 +535,7 @@ impl World {
 
     /// Once the writer is done and nothing goes wrong any more both ends have to become equal.
     fn look_for_calm(&mut self) {
-        if self.violation.is_some() {
+        if self.violation.is_some() || self.options.ending == Ending::Failover {
             return;
         }
         if !self.is_calm && self.writes_left == 0 && !self.writer.is_busy() && self.faults_left == 0 {
@@ -538,6 +577,9 @@ impl World {
             }
             let equal = oracle::are_equal(&active, &standby).map_err(|e| format!("liveness: nothing is left to do, and {e}"));
             self.check(equal);
+            if self.options.ending == Ending::Handover && self.violation.is_none() {
+                self.hand_over();
+            }
         }
     }
 

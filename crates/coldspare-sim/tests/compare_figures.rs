@@ -38,7 +38,7 @@ fn how_long_a_comparison_takes() {
         let (path, entry) = entry(n);
         Ok::<_, OpenError>((RootId(0), path, ManifestRow { entry, ino: n }))
     });
-    Store::make_of(&manifest, applied, rows).unwrap();
+    Store::make_of(&manifest, Some(applied), rows).unwrap();
     let index = Index::open(&dir.path().join("index.redb")).unwrap();
     let mut heir = Heir::new(&index, Seq(1), u64::MAX / 2);
     let stat = Stat {

@@ -195,6 +195,11 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
+    /// The files that are being assembled.
+    pub(crate) fn unfinished_paths(changeset: &Changeset<D>) -> Vec<(RootId, RelPath)> {
+        lock(&changeset.assemblies.0).values().map(|assembly| (assembly.root, assembly.path.clone())).collect()
+    }
+
     /// Leaves the files that are not whole to the next try.
     pub(crate) fn leave_unfinished(&self, changeset: &Changeset<D>) {
         let assemblies = std::mem::take(&mut *lock(&changeset.assemblies.0));

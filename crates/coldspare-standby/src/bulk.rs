@@ -256,6 +256,7 @@ impl<D: Disk> Standby<D> {
         let base = self.base_of(&self.store.view(MANIFEST)?, root, path)?;
         let (has_sources, state) = (AtomicBool::new(false), Mutex::default());
         let assembly = Assembly { root, path: path.clone(), name, file, base, has_sources, is_resumed, state };
+        self.note_bulk(root, path)?;
         let file = Arc::new(BulkFile { assembly, state: Mutex::default(), unsynced: AtomicU64::new(0) });
         *current = Current { number, file: Some(file.clone()) };
         Ok(Some(file))

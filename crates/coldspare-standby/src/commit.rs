@@ -22,7 +22,7 @@ use crate::points::PointNo;
 use crate::row::{Action, ManifestRow, PendingRow, PointRow, Record};
 use crate::stage::{attributes, create, insert_rows, order_of, xattrs};
 use crate::standby::{Changeset, Standby, Unrecorded, lock};
-use crate::store::{INCOMPLETE, KEPT, LINKS, ORDER, PENDING, Store, UNSETTLED, View, WANTED};
+use crate::store::{INCOMPLETE, KEPT, LINKS, NAMED, ORDER, PENDING, Store, UNSETTLED, View, WANTED};
 
 /// Rows that are written to the store at once.
 const ROWS_AT_ONCE: usize = 10_000;
@@ -380,7 +380,11 @@ impl<D: Disk> Standby<D> {
                 (Some(undo), Some(before)) => undo.finish(txn, made, before)?,
                 _ => history::begin(txn, point, &made)?,
             }
-            settle(txn)?;
+            settle(txn, UNSETTLED)?;
+            if !is_rewind {
+                settle(txn, NAMED)?;
+                crate::missing::note_kept(txn)?;
+            }
             forget_wanted(txn)?;
             crate::standby::clear(txn)?;
             Store::set_standing(txn, &standing)
@@ -404,13 +408,13 @@ fn begin_unsettled(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
 }
 
 /// What came with the changeset under way, and was not left as it was, is as the active has it from now on.
-fn settle(txn: &redb::WriteTransaction) -> Result<(), redb::Error> {
+fn settle(txn: &redb::WriteTransaction, of: redb::TableDefinition<'static, &'static [u8], ()>) -> Result<(), redb::Error> {
     use redb::ReadableTable;
     let paths_of = |table: &redb::Table<'_, &'static [u8], ()>| -> Result<Vec<(RootId, RelPath)>, redb::Error> {
         let keys: Result<Vec<_>, _> = table.iter()?.map(|row| row.map(|(k, _)| key::decode(k.value()).ok())).collect();
         Ok(keys?.into_iter().flatten().collect())
     };
-    let mut unsettled = txn.open_table(UNSETTLED)?;
+    let mut unsettled = txn.open_table(of)?;
     let mut left = Vec::new();
     for table in [KEPT, INCOMPLETE] {
         left.extend(paths_of(&txn.open_table(table)?)?);

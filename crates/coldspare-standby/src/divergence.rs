@@ -21,9 +21,9 @@ use crate::standby::{Changeset, Standby};
 use crate::store::{PENDING, UNSETTLED};
 
 /// The list, in the quarantine of a session.
-const LIST: &[u8] = b"LIST";
+pub(crate) const LIST: &[u8] = b"LIST";
 /// What was in the tree, below its own folders.
-const TREE: &[u8] = b"tree";
+pub(crate) const TREE: &[u8] = b"tree";
 /// Bytes of the list that are gathered before they are written.
 const LIST_WINDOW_BYTES: usize = 256 << 10;
 /// A file of up to so many bytes that is text, such as a reference, stands in the list itself.
@@ -96,7 +96,9 @@ impl<D: Disk> Standby<D> {
                     _ => return Ok(true),
                 };
                 let mut line = |path: &RelPath, old: &ManifestRow, why: &str| -> Result<(), StandbyError> {
-                    let text = self.list_line(root, path, old, why);
+                    let dir = self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).ok();
+                    let was = dir.and_then(|dir| self.shown(&dir, path.name(), &old.entry));
+                    let text = list_line(path, old, why, was);
                     count += 1;
                     window.extend_from_slice(text.as_bytes());
                     window.push(b'\n');
@@ -138,25 +140,12 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
-    fn list_line(&self, root: RootId, path: &RelPath, old: &ManifestRow, why: &str) -> String {
-        let kind = match old.entry.body {
-            Body::Dir => "dir",
-            Body::File { .. } => "file",
-            Body::Symlink { .. } => "symlink",
-            Body::Hardlink { .. } => "hardlink",
-        };
-        let digest = old.entry.digest().map(|digest| digest.to_string());
-        let was = self.shown(root, path, &old.entry);
-        json!({"path": path.to_string(), "kind": kind, "why": why, "bytes": old.entry.size(), "blake3": digest, "was": was}).to_string()
-    }
-
     /// The content of a small text, such as a reference.
-    fn shown(&self, root: RootId, path: &RelPath, entry: &Entry) -> Option<String> {
+    pub(crate) fn shown(&self, dir: &D::Dir, name: &[u8], entry: &Entry) -> Option<String> {
         if entry.digest().is_none() || entry.size() > SHOWN_BYTES_MAX {
             return None;
         }
-        let dir = self.disk.open_dir(&self.root(root).dir, path.parent_bytes()).ok()?;
-        let file = self.disk.open_file(&dir, path.name()).ok()?;
+        let file = self.disk.open_file(dir, name).ok()?;
         let mut bytes = vec![0; SHOWN_BYTES_MAX as usize];
         let read = self.disk.read_at(&file, 0, &mut bytes).ok()?;
         let text = String::from_utf8(bytes[..read].to_vec()).ok()?;
@@ -254,12 +243,17 @@ impl<D: Disk> Standby<D> {
     /// The time is that of the changeset, or of the one before where this one is a part of what the active had.
     fn session_name(&self, committed: Applied) -> Vec<u8> {
         let known = [committed.as_of_ms, self.standing().applied.map_or(0, |a| a.as_of_ms)].into_iter().find(|ms| *ms > 0);
-        let ms = i64::try_from(known.unwrap_or_default()).unwrap_or(i64::MAX);
-        let time = jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| t.strftime("%Y%m%dT%H%M%SZ").to_string());
-        format!("{time}-{}", &committed.session.to_string()[..8]).into_bytes()
+        [self.time_name(known.unwrap_or_default()), format!("-{}", &committed.session.to_string()[..8]).into_bytes()].concat()
     }
 
-    fn made_dir(&self, at: &D::Dir, name: &[u8], path: &RelPath) -> Result<D::Dir, StandbyError> {
+    /// A time as the names of quarantines have it.
+    pub(crate) fn time_name(&self, ms: u64) -> Vec<u8> {
+        let ms = i64::try_from(ms).unwrap_or(i64::MAX);
+        let time = jiff::Timestamp::from_millisecond(ms).map_or_else(|_| ms.to_string(), |t| t.strftime("%Y%m%dT%H%M%SZ").to_string());
+        time.into_bytes()
+    }
+
+    pub(crate) fn made_dir(&self, at: &D::Dir, name: &[u8], path: &RelPath) -> Result<D::Dir, StandbyError> {
         match self.disk.create_dir(at, name) {
             Err(e) if e.kind() == ErrorKind::AlreadyExists => {}
             // What is moved below it must not get lost with its name.
@@ -267,6 +261,18 @@ impl<D: Disk> Standby<D> {
         }
         self.disk.open_dir(at, name).map_err(io("opening the quarantine for", path.as_bytes()))
     }
+}
+
+/// A line of the list: what stood at a path, and what became of it.
+pub(crate) fn list_line(path: &RelPath, old: &ManifestRow, why: &str, was: Option<String>) -> String {
+    let kind = match old.entry.body {
+        Body::Dir => "dir",
+        Body::File { .. } => "file",
+        Body::Symlink { .. } => "symlink",
+        Body::Hardlink { .. } => "hardlink",
+    };
+    let digest = old.entry.digest().map(|digest| digest.to_string());
+    json!({"path": path.to_string(), "kind": kind, "why": why, "bytes": old.entry.size(), "blake3": digest, "was": was}).to_string()
 }
 
 struct List<D: Disk> {

@@ -16,6 +16,7 @@ use crate::assemble::Assemblies;
 use crate::bulk::Bulk;
 use crate::error::{OpenError, StandbyError};
 use crate::history::HISTORY_DIR;
+use crate::missing;
 use crate::points::HistoryLimits;
 use crate::row::{PendingRow, Staged, Standing};
 use crate::store::{HELD, INCOMPLETE, KEPT, LEFT, LINKS, MANIFEST, ORDER, PENDING, Store, View};
@@ -286,6 +287,7 @@ impl<D: Disk> Standby<D> {
     /// `Store`, `Io`, `OutOfSpace`: what is staged is lost for the next try, nothing else.
     pub fn abandon(&self) -> Result<(), StandbyError> {
         let Some(changeset) = lock(&self.changeset).take() else { return Ok(()) };
+        self.note_unfinished(&changeset)?;
         self.leave_unfinished(&changeset);
         if self.sync_failed.load(Ordering::Relaxed) {
             self.drop_unfinished();
@@ -454,7 +456,10 @@ impl<D: Disk> Standby<D> {
         if pending.len()? == 0 && self.store.is_empty(KEPT)? {
             return Ok(());
         }
+        // Rows that can't be read cost what they tell, no more.
+        let named = self.named_by_rows(&pending).unwrap_or_default();
         self.store.write(|txn| {
+            missing::note(txn, &named)?;
             let mut left = txn.open_table(LEFT)?;
             let mut failed = Ok(());
             let each = |root: RootId, _: RelPath, row: PendingRow| {

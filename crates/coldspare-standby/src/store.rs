@@ -37,6 +37,8 @@ pub(crate) const KEPT: TableDefinition<'static, Bytes, ()> = TableDefinition::ne
 pub(crate) const UNSETTLED: TableDefinition<'static, Bytes, ()> = TableDefinition::new("unsettled");
 /// Repositories that the active has to send again.
 pub(crate) const INCOMPLETE: TableDefinition<'static, Bytes, ()> = TableDefinition::new("incomplete");
+/// Of what the active named something that is not in the tree yet: repositories, and files outside of them.
+pub(crate) const NAMED: TableDefinition<'static, Bytes, ()> = TableDefinition::new("named");
 /// Files whose content is damaged or missing, and which the active has to send again.
 pub(crate) const WANTED: TableDefinition<'static, Bytes, ()> = TableDefinition::new("wanted");
 /// What a person is asked, and what was taken from the roots lately.
@@ -50,7 +52,7 @@ pub(crate) const POINTS: TableDefinition<'static, u64, Bytes> = TableDefinition:
 const STANDING: TableDefinition<'static, &str, Bytes> = TableDefinition::new("standing");
 pub(crate) const META: TableDefinition<'static, &str, u64> = TableDefinition::new("meta");
 const VALUES: [TableDefinition<'static, Bytes, Bytes>; 5] = [MANIFEST, PENDING, LEFT, HELD, HISTORY];
-const KEYS: [TableDefinition<'static, Bytes, ()>; 6] = [ORDER, LINKS, KEPT, INCOMPLETE, UNSETTLED, WANTED];
+const KEYS: [TableDefinition<'static, Bytes, ()>; 7] = [ORDER, LINKS, KEPT, INCOMPLETE, UNSETTLED, NAMED, WANTED];
 
 /// The store.
 #[derive(Debug)]

@@ -338,12 +338,29 @@ pub(crate) struct TermsArgs {
     /// Promote though the active is connected and did not hand over
     #[arg(long)]
     accept_connection: bool,
+    /// Promote an earlier point: as `rewind` takes it; what is later goes to quarantine, and is listed
+    #[arg(long, value_name = "POINT", conflicts_with = "database_position")]
+    to: Option<String>,
+    /// Promote the point that fits a database that stands there: the newest one of this position, or, of positions of PostgreSQL
+    /// such as 16/B374D848, the first one ahead of it
+    #[arg(long, value_name = "POSITION")]
+    database_position: Option<String>,
 }
 
 impl From<TermsArgs> for crate::promotion::Terms {
     fn from(args: TermsArgs) -> crate::promotion::Terms {
-        let TermsArgs { fenced_by, accept_possible_loss, accept_damage, accept_lag, accept_connection } = args;
-        crate::promotion::Terms { fenced_by, fence: false, accept_possible_loss, accept_damage, accept_lag, accept_connection }
+        let TermsArgs { fenced_by, accept_possible_loss, accept_damage, accept_lag, accept_connection, to, database_position } = args;
+        let fence = false;
+        crate::promotion::Terms {
+            fenced_by,
+            fence,
+            accept_possible_loss,
+            accept_damage,
+            accept_lag,
+            accept_connection,
+            to,
+            database_position,
+        }
     }
 }
 

@@ -18,6 +18,7 @@ pub mod exit;
 mod guard;
 mod handover;
 mod health;
+mod heard;
 mod init;
 mod memory;
 mod plan;

@@ -4,14 +4,16 @@
 //! tree is verified, and it is said what may be lost. The index of an earlier time is removed before the role is stored,
 //! which happens last: every step may be taken again.
 
+mod aim;
+pub(crate) mod loss;
 pub(crate) mod steps;
 
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use coldspare_core::Digest;
 use coldspare_core::control::{Applied, ControlRecord, Event, Proof, Role};
+use coldspare_core::{Digest, Epoch};
 use coldspare_standby::{Depth, Progress};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -23,6 +25,8 @@ use crate::role::{self, NotTaken};
 use crate::socket::{self, Request};
 use crate::standby::{Copy, open_copy_alone};
 use crate::state::State;
+use aim::Aim;
+use loss::Loss;
 
 /// What a person says of a promotion.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,22 @@ pub(crate) struct Terms {
     pub(crate) accept_lag: bool,
     /// That the active is connected is accepted.
     pub(crate) accept_connection: bool,
+    /// The point to be promoted, as `rewind` takes it; without it, and without a position, the tree as it is.
+    pub(crate) to: Option<String>,
+    /// Where the database stands that the point has to fit.
+    pub(crate) database_position: Option<String>,
+}
+
+impl Terms {
+    /// What of the past is to be promoted, as the person said it.
+    fn aim(&self) -> Option<String> {
+        let position = || self.database_position.as_ref().map(|at| format!("--database-position {at}"));
+        self.to.as_ref().map(|to| format!("--to {to}")).or_else(position)
+    }
+
+    fn has_proof(&self) -> bool {
+        !self.fenced_by.is_empty() || self.fence || self.accept_possible_loss
+    }
 }
 
 /// What follows on a promotion.
@@ -63,7 +83,7 @@ pub(crate) fn run(config_path: &Path, terms: &Terms, then: Then, json: bool) -> 
     let started = Instant::now();
     let record = state.control()?;
     let mut done = match record.role {
-        Role::Active => json!({"role": "active", "epoch": record.promised.0, "already": true}),
+        Role::Active => already(&state, &record, terms)?,
         Role::Standby => match socket::ask(&state.socket_path(), &Request::Promote(terms.clone()), None, |_| ())? {
             Some(done) => done,
             None => {
@@ -74,6 +94,9 @@ pub(crate) fn run(config_path: &Path, terms: &Terms, then: Then, json: bool) -> 
                 found.map(|(_, done)| done)?
             }
         },
+        Role::Fenced | Role::Handover if terms.aim().is_some() => {
+            return Err(Failure::usage(format!("this host is {}; points are those of the standby", record.role.word())));
+        }
         Role::Fenced | Role::Handover => {
             let _lock = state.lock()?;
             resume(&config, &state, &state.control()?, terms)?
@@ -83,7 +106,7 @@ pub(crate) fn run(config_path: &Path, terms: &Terms, then: Then, json: bool) -> 
     let followed = steps::run_hook(&config, &state);
     done["promote_hook"] = json!(steps::hook_state(&state));
     // Who asked may be gone by now, such as a guard on the host that was fenced: what is left to do is done all the same.
-    let _ = writeln!(std::io::stdout(), "{}", if json { done.to_string() } else { described(&done) });
+    let _ = writeln!(std::io::stdout(), "{}", if json { done.to_string() } else { described(&done, then) });
     followed?;
     if then == Then::Start {
         steps::start(config_path, &config)?;
@@ -105,6 +128,19 @@ pub(crate) fn fail_over(config_path: &Path, mut terms: Terms, then: Then, json: 
     run(config_path, &terms, then, json)
 }
 
+/// That this host is the active already, if it is that as the terms have it.
+fn already(state: &State, record: &ControlRecord, terms: &Terms) -> Result<Value, Failure> {
+    let epoch = record.promised;
+    let asked = noted(state, epoch).and_then(|said| said["asked"].as_str().map(String::from));
+    if let Some(aim) = terms.aim().filter(|aim| asked.as_ref() != Some(aim)) {
+        let how = asked.map(|asked| format!(" by {asked}")).unwrap_or_default();
+        return Err(refused(format!(
+            "this host is the active already, of epoch {epoch}{how}: {aim} comes too late, points are those of the standby"
+        )));
+    }
+    Ok(json!({"role": "active", "epoch": epoch.0, "already": true}))
+}
+
 /// Promotes the standby; returns its record as it is then, and what there is to say of it.
 ///
 /// Nobody changes the tree meanwhile. `unseal` takes a seal off, right before the role is stored.
@@ -120,13 +156,17 @@ pub(crate) fn promote(
     unseal: &dyn Fn() -> Result<(), Failure>,
 ) -> Result<(ControlRecord, Value), Failure> {
     copy.abandon().map_err(Failure::damage)?;
+    let aim = Aim::of(copy, terms)?;
     let (applied, digest) = copy.fingerprint().map_err(Failure::damage)?;
-    let is_handed_over = is_handed_over(record, applied, digest);
-    let as_of_ms = applied.and_then(|a| as_of(state, a));
-    let lag = || as_of_ms.map(|ms| coldspare_scan::watch::now_ms().saturating_sub(ms));
-    let lag_ms = lag();
+    // Who names a point knows that it is old, and that it is not what was handed over.
+    let is_handed_over = aim.is_none() && is_handed_over(record, applied, digest);
+    let mut loss = Loss::now(state, copy, applied)?;
+    if let Some(aim) = &aim {
+        loss.as_of_ms = aim.as_of_ms();
+    }
+    let lag_ms = loss.bound_ms();
     let lag_max = Duration::from_secs(config.failover.max_lag_seconds);
-    if !is_handed_over && !terms.accept_lag && lag_ms.is_none_or(|ms| Duration::from_millis(ms) > lag_max) {
+    if !is_handed_over && aim.is_none() && !terms.accept_lag && lag_ms.is_none_or(|ms| Duration::from_millis(ms) > lag_max) {
         let age = lag_ms.map_or("nobody knows how old the tree is, if there is one".to_string(), |ms| {
             format!("the tree is {} s old, above failover.max_lag_seconds = {}", ms / 1000, lag_max.as_secs())
         });
@@ -138,11 +178,30 @@ pub(crate) fn promote(
         let what = format!("{count} paths differ from the manifest, the first is {}: {} ({})", first.path, first.kind.word(), first.detail);
         return Err(refused(format!("{what}; `coldspare verify --repair` puts right what it can, or give --accept-damage")));
     }
-    let proof = if is_handed_over { Proof::Handover { digest } } else { prove(config, terms)? };
+    let proof = match &aim {
+        None if is_handed_over => Proof::Handover { digest },
+        None => prove(config, terms, &loss)?,
+        Some(_) if !terms.has_proof() => return Err(unproven(&loss)),
+        Some(aim) => {
+            aim.go(copy)?;
+            prove(config, terms, &loss).map_err(|failure| aim.come_back(copy, failure))?
+        }
+    };
+    let applied = copy.applied();
+    let given_up = aim.as_ref().map(|aim| aim.give_up(copy)).transpose()?;
     // The old active may have taken pushes until it was fenced.
-    let loss_bound_ms = if is_handed_over { Some(0) } else { lag() };
+    let loss_bound_ms = if is_handed_over { Some(0) } else { loss.bound_ms() };
     let event = Event::Promote { proof, applied, fresh: role::fresh()? };
     prepare(config, state, unseal)?;
+    let point =
+        applied.map(|a| json!({"session": a.session.to_string(), "seq": a.seq.0, "as_of": loss.as_of_ms.map(crate::active::rfc3339)}));
+    let lost = if is_handed_over { Value::Null } else { loss.to_json() };
+    if !is_handed_over {
+        let at = crate::active::rfc3339(coldspare_scan::watch::now_ms());
+        let said =
+            json!({"at": at, "point": point, "loss_bound_ms": loss_bound_ms, "loss": lost, "asked": terms.aim(), "given_up": given_up});
+        note(state, Epoch(record.promised.0 + 1), &said)?;
+    }
     let (next, _) = role::take(config, state, record, event).map_err(NotTaken::into_failure)?;
     let place = |p: &(coldspare_core::RootId, coldspare_core::RelPath)| json!({"root": p.0.0, "path": p.1.to_string()});
     let done = json!({
@@ -150,8 +209,10 @@ pub(crate) fn promote(
         "epoch": next.promised.0,
         "session": next.session().map(|s| s.id.to_string()),
         "handed_over": is_handed_over,
-        "point": applied.map(|a| json!({"session": a.session.to_string(), "seq": a.seq.0, "as_of": as_of_ms.map(crate::active::rfc3339)})),
+        "point": point,
         "loss_bound_ms": loss_bound_ms,
+        "loss": lost,
+        "given_up": given_up,
         "checked_entries": verified.entries,
         "problems": verified.problems.len(),
         "incomplete": copy.incomplete().map_err(Failure::damage)?.iter().map(place).collect::<Vec<_>>(),
@@ -161,11 +222,15 @@ pub(crate) fn promote(
     Ok((next, done))
 }
 
-/// As of when the tree is known to lack nothing, on the active's clock: as the changeset said, or its active later.
-fn as_of(state: &State, applied: Applied) -> Option<u64> {
-    let note = state.note("as-of").unwrap_or_default();
-    let heard = note.strip_prefix(&format!("{} {} ", applied.session, applied.seq)).and_then(|ms| ms.parse().ok());
-    [heard.unwrap_or(0), applied.as_of_ms].into_iter().max().filter(|ms| *ms > 0)
+/// Keeps what is said of a promotion to an epoch, for whoever asks later.
+fn note(state: &State, epoch: Epoch, said: &Value) -> Result<(), Failure> {
+    tracing::warn!(epoch = epoch.0, said = %said, "what this promotion may lose");
+    state.replace(&format!("promotion-{}", epoch.0), said.to_string().as_bytes())
+}
+
+/// What was said of the promotion to an epoch, if this host was promoted to it without a handover.
+pub(crate) fn noted(state: &State, epoch: Epoch) -> Option<Value> {
+    state.note(&format!("promotion-{}", epoch.0)).and_then(|text| serde_json::from_str(&text).ok())
 }
 
 /// Before this host's role is stored as active: the index of an earlier time, when it was that, is no use, and what changes
@@ -209,7 +274,7 @@ fn is_handed_over(record: &ControlRecord, applied: Option<Applied>, digest: Dige
     coldspare_core::control::step(record, event).is_ok()
 }
 
-fn prove(config: &Config, terms: &Terms) -> Result<Proof, Failure> {
+fn prove(config: &Config, terms: &Terms, loss: &Loss) -> Result<Proof, Failure> {
     let not_fenced = |why| refused(format!("the old active is not fenced: {why}"));
     if !terms.fenced_by.is_empty() {
         application::run_fence(config, &terms.fenced_by).map_err(not_fenced)?;
@@ -224,9 +289,14 @@ fn prove(config: &Config, terms: &Terms) -> Result<Proof, Failure> {
     if terms.accept_possible_loss {
         return Ok(Proof::LossAccepted);
     }
-    Err(refused(
+    Err(unproven(loss))
+}
+
+fn unproven(loss: &Loss) -> Failure {
+    refused(format!(
         "nothing was handed over, and nothing proves that the old active is gone: give --fenced-by COMMAND, or --accept-possible-loss \
-         if you know that it can't come back and accept what is lost",
+         if you know that it can't come back and accept what is lost\n{}",
+        loss::lines(&loss.to_json()).join("\n")
     ))
 }
 
@@ -234,7 +304,7 @@ fn refused(message: impl std::fmt::Display) -> Failure {
     Failure { code: Code::Differs, message: message.to_string(), passes: false }
 }
 
-fn described(done: &Value) -> String {
+fn described(done: &Value, then: Then) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("unknown").to_string();
     if done["already"] == true {
         return format!("this host is the active already, of epoch {}", done["epoch"]);
@@ -250,8 +320,11 @@ fn described(done: &Value) -> String {
         }
         (false, None) => {}
     }
-    for p in done["incomplete"].as_array().into_iter().flatten() {
-        lines.push(format!("incomplete: {} (as it was before)", text(&p["path"])));
+    if done["given_up"].is_object() {
+        lines.extend(aim::lines(&done["given_up"]));
+    }
+    if done["loss"].is_object() {
+        lines.extend(loss::lines(&done["loss"]));
     }
     for p in done["held_back"].as_array().into_iter().flatten() {
         lines.push(format!("held back on the old active: {}: {}", text(&p["path"]), text(&p["kind"])));
@@ -262,6 +335,9 @@ fn described(done: &Value) -> String {
     if let Some(hook) = done["promote_hook"].as_str() {
         lines.push(format!("promote hook: {hook}"));
     }
-    lines.push("next: start the application here, and `coldspare send` (`coldspare run` goes on by itself)".into());
+    lines.push(match then {
+        Then::Nothing => "next: start the application here, and `coldspare send` (`coldspare run` goes on by itself)".into(),
+        Then::Start => "the application is being started here; then: `coldspare send` (`coldspare run` goes on by itself)".into(),
+    });
     lines.join("\n")
 }

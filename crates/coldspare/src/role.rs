@@ -1,7 +1,7 @@
 //! Performs what `coldspare_core::control::step` decides for this host.
 
 use coldspare_core::SessionId;
-use coldspare_core::control::{ControlRecord, Effect, Event, Fresh, Refusal, step};
+use coldspare_core::control::{ControlRecord, Effect, Event, Fresh, Refusal, Role, step};
 use coldspare_scan::index::Index;
 
 use crate::application;
@@ -33,7 +33,7 @@ pub(crate) fn take(config: &Config, state: &State, record: &ControlRecord, event
         match effect {
             Effect::Store => state.set_control(&next).map_err(NotTaken::Failed)?,
             Effect::DistrustIndex => distrust_index(state).map_err(NotTaken::Failed)?,
-            Effect::FenceSelf => fence_self(config),
+            Effect::FenceSelf => fence_self(config, record.role),
             Effect::Alarm => tracing::error!("a person has to decide which host counts: see \"Conflict\" and \"Fail-back\" in the runbook"),
             Effect::Serve | Effect::Refuse(_) | Effect::Offer(_) | Effect::AnswerNoted | Effect::AnswerTaken(_) => answers.push(effect),
         }
@@ -42,10 +42,16 @@ pub(crate) fn take(config: &Config, state: &State, record: &ControlRecord, event
 }
 
 /// Runs the command that keeps this host from writing its home. That it is fenced is stored whatever comes of that.
-fn fence_self(config: &Config) {
-    tracing::error!("this host is active no more: nothing that the application writes here is replicated");
+///
+/// Where the role was handed over, the application was stopped before that.
+fn fence_self(config: &Config, was: Role) {
+    match was {
+        Role::Handover => tracing::info!("what this host handed over is taken"),
+        _ => tracing::error!("this host is active no more: nothing that the application writes here is replicated"),
+    }
     match application::run_hook_of(config, HookName::FenceSelf, &[]) {
         Ok(Some(())) => tracing::warn!("hooks.fence_self has run"),
+        Ok(None) if was == Role::Handover => {}
         Ok(None) => tracing::error!("there is no hooks.fence_self: stop the application here by hand"),
         Err(why) => tracing::error!("{why}: stop the application here by hand"),
     }

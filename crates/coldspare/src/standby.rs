@@ -25,7 +25,7 @@ use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
 use coldspare_core::{Problem, Seq, SessionId};
 use coldspare_os::RealDisk;
-use coldspare_scan::watch::Told;
+use coldspare_scan::watch::{Told, now_ms};
 use coldspare_standby::{OpenError, Progress, RootSetup, Standby, StandbyError, Store};
 use coldspare_transport::message::REPOSITORIES_MAX;
 use coldspare_transport::{
@@ -37,6 +37,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
+use crate::heard::Heard;
 use crate::role::{self, NotTaken};
 use crate::roots;
 use crate::seal::{Seal, Ways};
@@ -45,7 +46,7 @@ use crate::socket::{self, Asked, Call, Reply, Request};
 use crate::state::State;
 use crate::verify::Fetch;
 use crate::watching::{self, HelperProcess};
-use compare::Heard;
+use compare::FromActive;
 use contact::Contact;
 use intake::Intake;
 
@@ -81,8 +82,8 @@ struct Shared {
     peer_build: Mutex<Option<String>>,
     /// The active's clock, as it last said that it has nothing newer.
     as_of_ms: AtomicU64,
-    /// When that arrived.
-    heard_at: Mutex<Option<Instant>>,
+    /// When the active last said anything.
+    heard_ms: AtomicU64,
     trouble: Mutex<Option<String>>,
     contact: Mutex<Contact>,
     broken: AtomicBool,
@@ -185,7 +186,7 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
         link: Mutex::new(None),
         peer_build: Mutex::new(None),
         as_of_ms: AtomicU64::new(0),
-        heard_at: Mutex::new(None),
+        heard_ms: AtomicU64::new(0),
         trouble: Mutex::new(None),
         contact: Mutex::new(Contact::new(listener.local_addr(), Instant::now())),
         broken: AtomicBool::new(false),
@@ -405,6 +406,8 @@ impl Shared {
         for e in intake.close().await {
             self.note_trouble(&e);
         }
+        self.heard_ms.fetch_max(intake.heard_ms(), Ordering::Relaxed);
+        self.note_heard();
         tracing::info!(reason = %ended, "disconnected");
         let mut current = lock(&self.link);
         if current.as_ref().is_some_and(|l| l.remote_addr() == link.remote_addr()) {
@@ -551,9 +554,12 @@ impl Shared {
             ToStandby::Idle { as_of_ms } => {
                 // What the active has nothing newer than may not be what is here.
                 let copy = lock(&self.copy).clone();
-                if copy.is_some_and(|copy| !copy.needs_everything().unwrap_or(true)) {
+                if let Some(copy) = copy.filter(|copy| !copy.needs_everything().unwrap_or(true)) {
                     self.heard_as_of(as_of_ms);
-                    self.note_as_of();
+                    self.note_heard();
+                    if let Err(e) = copy.nothing_is_missing() {
+                        self.note_trouble(&e);
+                    }
                 }
                 Ok(None)
             }
@@ -566,11 +572,11 @@ impl Shared {
             ToStandby::Point { no, seq } => {
                 let (shared, session) = (self.clone(), intake.session());
                 let held = tokio::task::spawn_blocking(move || shared.held_at(session, seq)).await;
-                self.comparing.heard(no, Heard::Point(seq, held.ok().flatten().map(Box::new))).map(|()| None)
+                self.comparing.heard(no, FromActive::Point(seq, held.ok().flatten().map(Box::new))).map(|()| None)
             }
-            ToStandby::NotCompared { no, why } => self.comparing.heard(no, Heard::Not(why)).map(|()| None),
-            ToStandby::LeftOut { no, left_out } => self.comparing.heard(no, Heard::LeftOut(left_out)).map(|()| None),
-            ToStandby::Cuts { no, cuts } => self.comparing.heard(no, Heard::Cuts(cuts)).map(|()| None),
+            ToStandby::NotCompared { no, why } => self.comparing.heard(no, FromActive::Not(why)).map(|()| None),
+            ToStandby::LeftOut { no, left_out } => self.comparing.heard(no, FromActive::LeftOut(left_out)).map(|()| None),
+            ToStandby::Cuts { no, cuts } => self.comparing.heard(no, FromActive::Cuts(cuts)).map(|()| None),
             ToStandby::Open(_) => Err(LinkError::Protocol("a second Open".into())),
         }
     }
@@ -588,14 +594,13 @@ impl Shared {
 
     fn heard_as_of(&self, as_of_ms: u64) {
         self.as_of_ms.fetch_max(as_of_ms, Ordering::Relaxed);
-        *lock(&self.heard_at) = Some(Instant::now());
+        self.heard_ms.fetch_max(now_ms(), Ordering::Relaxed);
     }
 
-    /// Keeps, for a promotion after a restart, as of when the tree is known to lack nothing.
-    fn note_as_of(&self) {
+    fn note_heard(&self) {
         let Some(applied) = lock(&self.copy).as_ref().and_then(|copy| copy.applied()) else { return };
-        let text = format!("{} {} {}", applied.session, applied.seq, self.as_of_ms.load(Ordering::Relaxed));
-        let noted = self.state.replace("as-of", text.as_bytes());
+        let [as_of_ms, at_ms] = [&self.as_of_ms, &self.heard_ms].map(|ms| ms.load(Ordering::Relaxed));
+        let noted = Heard { as_of_ms, at_ms }.note(&self.state, applied);
         noted.unwrap_or_else(|e| tracing::warn!(error = %e, "as of when the tree is can't be noted"));
     }
 
@@ -883,7 +888,7 @@ impl Shared {
             "as_of": (as_of > 0).then(|| crate::active::rfc3339(as_of)),
             "as_of_ms": (as_of > 0).then_some(as_of),
             // On two clocks; what the active says of itself is the better figure.
-            "lag_ms": (as_of > 0).then(|| coldspare_scan::watch::now_ms().saturating_sub(as_of)),
+            "lag_ms": (as_of > 0).then(|| now_ms().saturating_sub(as_of)),
             "applying": copy.as_ref().is_some_and(|c| c.is_applying()),
             "connected": link.is_some(),
             "peer": link.as_ref().map(|l| json!({"address": l.remote_addr().to_string(), "build": *lock(&self.peer_build)})),
@@ -938,7 +943,11 @@ async fn forward(mut receiver: ControlReceiver<ToStandby>, messages: mpsc::Sende
 /// The next message, once the one before is acted on; until then the active waits. Cancel-safe.
 async fn next_message(intake: &Intake, inbox: &mut mpsc::Receiver<Result<ToStandby, LinkError>>) -> Option<Result<ToStandby, LinkError>> {
     intake.may_go_on().await;
-    inbox.recv().await
+    let message = inbox.recv().await;
+    if let Some(Ok(_)) = message {
+        intake.hears();
+    }
+    message
 }
 
 fn failure_for_peer(e: StandbyError) -> PeerFailure {

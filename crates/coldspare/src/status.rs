@@ -35,6 +35,10 @@ pub(crate) fn status(config_path: &Path, json: bool, watch: bool) -> Outcome {
             Err(failure) => return Err(failure),
         };
         value["promote_hook"] = serde_json::json!(crate::promotion::steps::hook_state(&state));
+        if value["role"] == "active" {
+            let epoch = value["epoch"].as_u64().unwrap_or_default();
+            value["promotion"] = crate::promotion::noted(&state, coldspare_core::Epoch(epoch)).unwrap_or_default();
+        }
         value["guard"] = crate::guard::ask(&state).unwrap_or_default();
         if json {
             println!("{value}");
@@ -139,6 +143,10 @@ fn page(value: &Value) -> String {
     }
     if let Some(hook) = value["promote_hook"].as_str().filter(|_| value["role"] == "active") {
         line("promote hook", hook.to_string());
+    }
+    if value["promotion"].is_object() {
+        line("promoted", format!("without a handover, at {}", text(&value["promotion"]["at"])));
+        crate::promotion::loss::lines(&value["promotion"]["loss"]).into_iter().for_each(|lost| line("", lost));
     }
     if let Some(reason) = value["waiting_for_decision"]["reason"].as_str() {
         let answer = value["waiting_for_decision"]["answer"].as_str().map(|answer| format!(" ({answer})")).unwrap_or_default();

@@ -12,7 +12,7 @@ use coldspare_core::control::Session;
 use coldspare_core::exclude::Exclude;
 use coldspare_core::follow::{Effect, Extent, Follow, FollowConfig, Input, Scope, Sent};
 use coldspare_core::intake::End;
-use coldspare_core::{Epoch, NodeId, RelPath, RootId, Seq, SessionId};
+use coldspare_core::{Digest, Epoch, NodeId, RelPath, RootId, Seq, SessionId};
 use coldspare_os::Disk;
 use coldspare_scan::capture::{Capture, CaptureError, Certainty, Cycle, Report, Root, Work};
 use coldspare_scan::dirty::{Hint, Hints};
@@ -23,7 +23,7 @@ use super::fuse::{Death, Fuse, StoreCopy, StoreFile};
 use super::outlet::Changeset;
 use super::wire::{ToActive, ToStandby};
 use super::writer::HOME;
-use super::{Defect, Event, Shared, World, lock};
+use super::{Defect, Ending, Event, Shared, World, lock};
 use crate::chance::Chance;
 use crate::model::{Change, ChangeKind, ModelDisk};
 
@@ -65,6 +65,9 @@ struct Daemon {
     taken: BTreeMap<Seq, Hints>,
     answers: BTreeMap<u32, Vec<Have>>,
     next_question: u32,
+    /// As of when each changeset under way is, and the last one that lacked nothing and was acknowledged.
+    as_of_ms: BTreeMap<Seq, u64>,
+    complete_as_of_ms: u64,
 }
 
 /// A capture's orders.
@@ -115,6 +118,17 @@ impl Active {
 
     pub(super) fn session(&self) -> SessionId {
         self.session.id
+    }
+
+    /// The session that it opened.
+    pub(super) fn opened(&self) -> Session {
+        self.session
+    }
+
+    /// The last changeset that was acknowledged, and the digest of all that its index knows.
+    pub(super) fn tree(&self) -> Option<(Seq, Digest)> {
+        let daemon = self.daemon.as_ref()?;
+        Some((daemon.follow.last_acked(), daemon.capture.index.fingerprint().ok()?))
     }
 
     pub(super) fn is_dead(&self) -> bool {
@@ -227,6 +241,8 @@ impl World {
             taken: BTreeMap::new(),
             answers: BTreeMap::new(),
             next_question: 0,
+            as_of_ms: BTreeMap::new(),
+            complete_as_of_ms: 0,
         });
         self.hook_active();
         self.tell(|| "active: started".into());
@@ -385,7 +401,7 @@ impl World {
     fn connect(&mut self) {
         let number = self.new_link();
         self.active.daemon.as_mut().expect("a daemon").connecting = Some(number);
-        if self.wire.is_parted || !self.host.is_listening() {
+        if self.wire.is_parted || self.is_cut_off || !self.host.is_listening() {
             self.wire.links.get_mut(&number).expect("a link").is_up = false;
             let after = self.chance.below(2_000_000);
             return self.at(after, Event::ActiveNotices(number));
@@ -438,6 +454,7 @@ impl World {
             }
             ToActive::Answer(no, have) => drop(daemon.answers.insert(no, have)),
             ToActive::Acked(seq) => {
+                daemon.complete_as_of_ms = daemon.as_of_ms.remove(&seq).unwrap_or_default();
                 daemon.literal.clear();
                 if !std::mem::take(&mut daemon.must_ask) {
                     daemon.certainty = Certainty::Sure;
@@ -477,13 +494,20 @@ impl World {
             let message = match &result {
                 Ok(report) => {
                     let (batches, segments) = frames;
-                    ToStandby::End(End { seq, as_of_ms: report.as_of_ms, batches, segments, totals: report.totals })
+                    let daemon = self.active.daemon.as_mut().expect("a daemon");
+                    let as_of_ms = if report.is_left { daemon.complete_as_of_ms } else { report.as_of_ms };
+                    daemon.as_of_ms.insert(seq, as_of_ms);
+                    ToStandby::End(End { seq, as_of_ms, batches, segments, totals: report.totals })
                 }
                 Err(_) => ToStandby::Abandon(seq),
             };
             self.say_to_standby(due.link, message);
         } else if result.is_ok() && self.active.daemon.as_ref().is_some_and(|d| d.follow.is_alone()) {
             self.say_to_standby(due.link, ToStandby::Idle);
+        }
+        if self.options.ending == Ending::Failover {
+            let held = self.active.daemon.as_ref().map(|d| d.capture.held.list().0).unwrap_or_default();
+            self.say_to_standby(due.link, ToStandby::HeldBack(held));
         }
         self.tell(|| format!("active: captured {:?}, {frames:?} frames", result));
         self.active.daemon.as_mut().expect("a daemon").taken.insert(due.cycle.seq, hints);
@@ -529,6 +553,7 @@ impl World {
             self.writer.recover(self.active.disk.clone());
             let files = self.active.disk.tree(HOME).expect("a home");
             self.oracle.saw(&files, None);
+            self.note_changes(&[String::new()]);
         }
         let after = 1 + self.chance.below(2_000_000);
         self.at(after, Event::StartActive);

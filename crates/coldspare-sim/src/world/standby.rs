@@ -7,7 +7,7 @@ use coldspare_core::control::{self, ControlRecord, Session, step};
 use coldspare_core::exclude::Exclude;
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::{Effect, End, FrameKind, Input, Intake, StreamNo};
-use coldspare_core::{Baseline, ClusterId, Epoch, NodeId, RelPath, RootId, Seq, SessionId};
+use coldspare_core::{Baseline, ClusterId, Epoch, NodeId, Problem, RelPath, RootId, Seq, SessionId};
 use coldspare_standby::{Held, RootSetup, Standby, StandbyError, Store};
 
 use super::fuse::{Death, Fuse, StoreFile};
@@ -17,7 +17,7 @@ use super::writer::HOME;
 use super::{Defect, Event, World};
 use crate::model::{Fault, ModelDisk};
 
-const CLUSTER: ClusterId = ClusterId([1; 16]);
+pub(super) const CLUSTER: ClusterId = ClusterId([1; 16]);
 
 /// The standby's host and its daemon.
 pub(super) struct Host {
@@ -25,10 +25,10 @@ pub(super) struct Host {
     pub(super) fuse: Fuse,
     pub(super) death: Death,
     store: StoreFile,
-    record: ControlRecord,
+    pub(super) record: ControlRecord,
     /// `None` while it is being opened.
-    copy: Option<Standby<ModelDisk>>,
-    serving: Option<Serving>,
+    pub(super) copy: Option<Standby<ModelDisk>>,
+    pub(super) serving: Option<Serving>,
     /// A connection that waits until the one before it is over.
     next: Option<(u64, Session)>,
     life: u64,
@@ -36,7 +36,7 @@ pub(super) struct Host {
     is_running: bool,
 }
 
-struct Serving {
+pub(super) struct Serving {
     link: u64,
     session: Session,
     machine: Intake<StandbyError>,
@@ -141,7 +141,7 @@ impl World {
         }
     }
 
-    fn host_died(&mut self) {
+    pub(super) fn host_died(&mut self) {
         let death = self.host.death;
         self.trace.deaths += 1;
         self.tell(|| format!("standby: {death:?}"));
@@ -272,8 +272,29 @@ impl World {
                         }
                     }
                 }
-                ToStandby::Idle | ToStandby::Open(_) => {}
+                ToStandby::Idle => self.nothing_is_missing(),
+                ToStandby::HeldBack(problems) => self.note_held_back(&problems),
+                ToStandby::Open(_) => {}
             }
+        }
+    }
+
+    fn nothing_is_missing(&mut self) {
+        let noted = self.host.copy.as_ref().map(Standby::nothing_is_missing);
+        self.noted(noted);
+    }
+
+    fn note_held_back(&mut self, problems: &[Problem]) {
+        let noted = self.host.copy.as_ref().map(|copy| copy.note_held_back(true, problems));
+        self.noted(noted);
+    }
+
+    fn noted(&mut self, noted: Option<Result<(), StandbyError>>) {
+        if self.host.fuse.is_dead() {
+            return self.host_died();
+        }
+        if let Some(Err(e)) = noted {
+            self.note_trouble(&e);
         }
     }
 

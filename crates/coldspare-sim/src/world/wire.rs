@@ -9,7 +9,7 @@ use coldspare_core::changeset::{Ask, FilePart, Have};
 use coldspare_core::control::{Applied, Session};
 use coldspare_core::git::family::Repository;
 use coldspare_core::intake::End;
-use coldspare_core::{Baseline, Op, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, Op, Problem, RelPath, RootId, Seq};
 
 /// Control messages of the active.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub(super) enum ToStandby {
     Abandon(Seq),
     /// Nothing is newer.
     Idle,
+    /// All that is held back.
+    HeldBack(Vec<Problem>),
 }
 
 /// Control messages of the standby.

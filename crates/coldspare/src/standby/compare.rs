@@ -33,11 +33,11 @@ pub(super) struct Comparing {
     next: AtomicU32,
     to_active: Mutex<Option<mpsc::Sender<ToActive>>>,
     /// Who waits, and the number of what was asked.
-    waiting: Mutex<Option<(u32, mpsc::Sender<Heard>)>>,
+    waiting: Mutex<Option<(u32, mpsc::Sender<FromActive>)>>,
 }
 
 /// What the active said.
-pub(super) enum Heard {
+pub(super) enum FromActive {
     /// Both are at this changeset, and this is what it is here; `None`: here is another.
     Point(Seq, Option<Box<Held>>),
     Not(String),
@@ -60,7 +60,7 @@ impl Comparing {
     }
 
     /// Passes on what the active said to question `no`.
-    pub(super) fn heard(&self, no: u32, heard: Heard) -> Result<(), LinkError> {
+    pub(super) fn heard(&self, no: u32, heard: FromActive) -> Result<(), LinkError> {
         let waiting = lock(&self.waiting);
         let Some((_, waits)) = waiting.as_ref().filter(|(asked, _)| *asked == no) else { return Ok(()) };
         // One answer is owed at a time, but for what the active says by itself.
@@ -101,16 +101,16 @@ impl Shared {
         *lock(&self.comparing.waiting) = Some((no, tell));
         to_active.send(ToActive::AskPoint { no }).await.map_err(|_| lost())?;
         let (seq, mut held) = match answers.recv().await.ok_or_else(lost)? {
-            Heard::Point(seq, Some(held)) => (seq, *held),
-            Heard::Point(seq, None) => return Err(NotCompared(format!("the tree isn't that of changeset {seq}, the active's last"))),
-            Heard::Not(why) => return Err(NotCompared(escape(why.as_bytes()))),
-            Heard::LeftOut(_) | Heard::Cuts(_) => return Err(odd()),
+            FromActive::Point(seq, Some(held)) => (seq, *held),
+            FromActive::Point(seq, None) => return Err(NotCompared(format!("the tree isn't that of changeset {seq}, the active's last"))),
+            FromActive::Not(why) => return Err(NotCompared(escape(why.as_bytes()))),
+            FromActive::LeftOut(_) | FromActive::Cuts(_) => return Err(odd()),
         };
         let since = Instant::now();
         let left_out = match answers.recv().await.ok_or_else(lost)? {
-            Heard::LeftOut(left_out) => left_out,
-            Heard::Not(why) => return Err(NotCompared(escape(why.as_bytes()))),
-            Heard::Point(..) | Heard::Cuts(_) => return Err(odd()),
+            FromActive::LeftOut(left_out) => left_out,
+            FromActive::Not(why) => return Err(NotCompared(escape(why.as_bytes()))),
+            FromActive::Point(..) | FromActive::Cuts(_) => return Err(odd()),
         };
         if left_out.iter().any(|l| l.path.is_root() && l.extent == Extent::All) {
             return Err(NotCompared("too much is held back, or has to be sent again".into()));
@@ -122,9 +122,9 @@ impl Shared {
             let question = ToActive::AskCuts { no, spans: spans.to_vec() };
             to_active.send(question).await.map_err(|_| lost())?;
             let cuts = match answers.recv().await.ok_or_else(lost)? {
-                Heard::Cuts(cuts) => cuts,
-                Heard::Not(why) => return Err(NotCompared(escape(why.as_bytes()))),
-                Heard::Point(..) | Heard::LeftOut(_) => return Err(odd()),
+                FromActive::Cuts(cuts) => cuts,
+                FromActive::Not(why) => return Err(NotCompared(escape(why.as_bytes()))),
+                FromActive::Point(..) | FromActive::LeftOut(_) => return Err(odd()),
             };
             let here = held.clone();
             let worked = tokio::task::spawn_blocking(move || {

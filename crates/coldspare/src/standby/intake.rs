@@ -3,6 +3,7 @@
 //! What is staged, begun, applied or given up runs on blocking threads and reports back; no policy here.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,10 @@ pub(super) struct Intake {
     session: SessionId,
     state: Mutex<State>,
     changed: Notify,
+    /// When anything last came, content too.
+    heard_ms: AtomicU64,
+    /// What comes now waited here.
+    has_ended: AtomicBool,
 }
 
 #[derive(Default)]
@@ -57,12 +62,31 @@ struct Held {
 
 impl Intake {
     pub(super) fn new(copy: Arc<Copy>, session: SessionId) -> Arc<Intake> {
-        Arc::new(Intake { copy, session, state: Mutex::default(), changed: Notify::new() })
+        Arc::new(Intake {
+            copy,
+            session,
+            state: Mutex::default(),
+            changed: Notify::new(),
+            heard_ms: AtomicU64::new(0),
+            has_ended: AtomicBool::new(false),
+        })
     }
 
     /// The session whose changesets it takes.
     pub(super) fn session(&self) -> SessionId {
         self.session
+    }
+
+    /// When anything last came: milliseconds since 1970.
+    pub(super) fn heard_ms(&self) -> u64 {
+        self.heard_ms.load(Ordering::Relaxed)
+    }
+
+    /// Something came.
+    pub(super) fn hears(&self) {
+        if !self.has_ended.load(Ordering::Relaxed) {
+            self.heard_ms.store(coldspare_scan::watch::now_ms(), Ordering::Relaxed);
+        }
     }
 
     /// Waits until the next message may be given to it. Cancel-safe.
@@ -162,7 +186,8 @@ impl Intake {
         untold.chain(state.trouble.take()).collect()
     }
 
-    /// Takes frames from every stream until the link ends.
+    /// Takes frames from every stream until the link ends. What a changeset waits for doesn't come any more then: messages behind
+    /// its end are not waited for either.
     pub(super) async fn take_streams(self: Arc<Self>, link: Link) {
         while let Ok(stream) = link.accept_data().await {
             let (intake, link) = (self.clone(), link.clone());
@@ -172,6 +197,8 @@ impl Intake {
                 }
             });
         }
+        self.has_ended.store(true, Ordering::Relaxed);
+        self.input(Input::Closed);
     }
 
     async fn take_frames(self: &Arc<Self>, mut receiver: DataReceiver) -> Result<(), String> {
@@ -181,6 +208,7 @@ impl Intake {
             StreamNo(state.next_stream)
         };
         while let Some((data, payload)) = receiver.next().await.map_err(|e| e.to_string())? {
+            self.hears();
             let (seq, kind) = match data {
                 Data::Batch { seq, .. } => (seq, FrameKind::Batch),
                 Data::Segment { seq, .. } => (seq, FrameKind::Segment),

@@ -86,6 +86,9 @@ impl Shared {
         self.is_promoting.store(false, Ordering::Relaxed);
         match promoted {
             Ok(done) => {
+                if done["given_up"].is_object() {
+                    self.make_bundles(None);
+                }
                 self.promoted.notify_one();
                 Reply::Done(done)
             }
