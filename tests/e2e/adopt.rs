@@ -28,7 +28,7 @@ fn fill(pair: &Pair) {
     pair.active.write("shared/large", Seed::new(3).noise(BYTES));
     pair.active.write("shared/data/attachments/1", "attached");
     std::os::unix::fs::symlink("1", pair.active.home.join("shared/data/attachments/latest")).unwrap();
-    fs::hard_link(pair.active.home.join("shared/large"), pair.active.home.join("shared/also-large")).unwrap();
+    fs::hard_link(pair.active.home.join("shared/data/attachments/1"), pair.active.home.join("shared/also-attached")).unwrap();
 }
 
 /// The runbook's "Rebuild of a standby", step by step.
@@ -71,7 +71,8 @@ fn a_standby_that_was_filled_by_other_means_is_sent_what_differs() {
     fs::create_dir_all(&there).unwrap();
     assert!(Command::new("cp").args(["-a", &from]).arg(&there).status().unwrap().success());
     pair.active.write("shared/data/attachments/1", "changed after the copy");
-    pair.standby.run(&["adopt"]).expect(0, "the active names everything");
+    let said = pair.standby.run(&["adopt"]).expect_code(0).out;
+    assert!(said.contains("the active names everything"), "{said}");
     pair.standby.start();
     pair.active.start();
     pair.checkpoint();
@@ -116,7 +117,8 @@ fn what_is_damaged_in_an_adopted_tree_comes_again() {
     fs::write(&pack, content).unwrap();
     pair.standby.run(&["adopt"]).expect_code(0);
     pair.standby.start();
-    pair.checkpoint();
+    // Until it connects the active doesn't know that there is anything to do.
+    until("the active named everything", || pair.standby.run(&["verify", "--deep", "--json"]).json()["verdict"] == "consistent");
     pair.assert_equal();
     pair.standby.run(&["verify", "--deep", "--git"]).expect_code(0);
 }

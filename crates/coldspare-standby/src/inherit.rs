@@ -12,7 +12,7 @@ use coldspare_core::{Digest, Entry, RelPath, RootId, key};
 use coldspare_os::{Disk, Stat};
 
 use crate::error::{OpenError, StandbyError};
-use crate::row::{ManifestRow, Record, Standing};
+use crate::row::{ADOPTED, ManifestRow, Record, Standing};
 use crate::standby::Standby;
 use crate::store::{MANIFEST, Store};
 
@@ -47,7 +47,7 @@ impl Store {
                     store.write_lazily(|txn| insert(txn, &batch)).map_err(OpenError::Recovery)?;
                 }
             }
-            let standing = Standing { applied, ..Standing::default() };
+            let standing = Standing { applied: Some(applied.unwrap_or(ADOPTED)), ..Standing::default() };
             let written = store.write(|txn| {
                 Store::set_distrusted(txn, applied.is_none())?;
                 Store::set_standing(txn, &standing)

@@ -2,7 +2,7 @@
 
 use coldspare_core::control::Applied;
 use coldspare_core::git::FIRST_WAVE;
-use coldspare_core::{Entry, RelPath, codec};
+use coldspare_core::{Entry, RelPath, Seq, SessionId, codec};
 use serde::{Deserialize, Serialize};
 
 /// One path of the manifest: what the standby's tree holds.
@@ -186,9 +186,12 @@ pub(crate) struct Standing {
     pub rewind: Option<Rewind>,
 }
 
+/// Of a tree that was adopted: no active's, so that what the first changeset takes from it goes to quarantine.
+pub(crate) const ADOPTED: Applied = Applied { session: SessionId([0; 16]), seq: Seq(0), as_of_ms: 0 };
+
 #[cfg(test)]
 mod tests {
-    use coldspare_core::{Body, Digest, Meta, Seq, SessionId, Time, codec};
+    use coldspare_core::{Body, Digest, Meta, Time};
 
     use super::*;
 

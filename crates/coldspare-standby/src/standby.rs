@@ -18,7 +18,7 @@ use crate::error::{OpenError, StandbyError};
 use crate::history::HISTORY_DIR;
 use crate::missing;
 use crate::points::HistoryLimits;
-use crate::row::{PendingRow, Staged, Standing};
+use crate::row::{ADOPTED, PendingRow, Staged, Standing};
 use crate::store::{HELD, INCOMPLETE, KEPT, LEFT, LINKS, MANIFEST, ORDER, PENDING, Store, View};
 
 /// One root as the configuration gives it.
@@ -182,7 +182,7 @@ impl<D: Disk> Standby<D> {
 
     /// The changeset that is the tree; `None` before the first one.
     pub fn applied(&self) -> Option<Applied> {
-        self.standing().applied
+        self.standing().applied.filter(|applied| *applied != ADOPTED)
     }
 
     /// Whether the active has to name everything, though there is a tree: its rows are not all known, or it is not the one

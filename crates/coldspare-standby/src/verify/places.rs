@@ -107,8 +107,7 @@ impl<D: Disk> Standby<D> {
 
     /// Whether the manifest describes no tree, or not the one on disk.
     fn is_in_between(&self) -> bool {
-        let standing = self.standing();
-        standing.applied.is_none() || standing.committed.is_some()
+        self.applied().is_none() || self.standing().committed.is_some()
     }
 
     fn look_at<'s>(
