@@ -40,6 +40,8 @@ pub(crate) struct Settings {
     sections: Vec<String>,
     pub(crate) files: u64,
     pub(crate) runs: usize,
+    /// Changes of each kind in a run.
+    pub(crate) changes: usize,
     /// How long pushes go on.
     pub(crate) seconds: u64,
     /// How many entries the home of `scale` has.
@@ -67,6 +69,7 @@ impl Settings {
     fn shorten(&mut self) {
         self.files = 20_000;
         self.runs = 1;
+        self.changes = 30;
         self.seconds = 10;
         self.entries = 20_000;
         self.mib = 256;
@@ -121,6 +124,7 @@ fn settings() -> Result<Settings> {
         sections: Vec::new(),
         files: 300_000,
         runs: 3,
+        changes: 100,
         seconds: 60,
         entries: 1_000_000,
         mib: 4096,

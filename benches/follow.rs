@@ -44,7 +44,7 @@ pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<V
     let receiver = pair.receive()?;
     let sender = pair.send()?;
     run(&mut pair.on_active(&["checkpoint", "--timeout", "300s"]))?;
-    let many = settings.runs * 100;
+    let many = settings.runs * settings.changes;
     follow(settings, &home, &pair.destination, "coldspare", many, &mut rows)?;
     if settings.wants("lag") {
         lag(settings, &home, &pair, &mut rows)?;
