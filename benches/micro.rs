@@ -10,6 +10,7 @@ use std::fs;
 use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, Op, RelPath, RootId, Time, codec, key};
 use coldspare_delta::{Base, ChunkList, Chunking, FileEncoder, Follows, PackBases, PackEncoder, PackHash, PackOffsets};
 use coldspare_scan::capture::Work;
+use coldspare_sim::world::{Options, run};
 use coldspare_sim::{Chance, Pair, Setup};
 use coldspare_standby::Depth;
 
@@ -20,7 +21,7 @@ type Part = Box<dyn FnMut()>;
 type Make = fn() -> Part;
 
 /// The parts, and what makes each.
-const PARTS: [(&str, Make); 11] = [
+const PARTS: [(&str, Make); 12] = [
     ("hash-4-MiB", hash),
     ("chunk-8-MiB-new", chunk_new),
     ("chunk-8-MiB-changed", chunk_changed),
@@ -28,6 +29,7 @@ const PARTS: [(&str, Make); 11] = [
     ("pack-20k-entries-known", pack_known),
     ("codec-10k-operations", codec),
     ("keys-10k-paths", keys),
+    ("both-ends-in-memory", both_ends),
     ("seed-1k-files", seed),
     ("look-at-everything-1k-files", rescan),
     ("change-one-file-and-follow", follow),
@@ -142,7 +144,16 @@ fn keys() -> Part {
     })
 }
 
-/// Both ends in memory, with a home of 1,000 small files that the standby doesn't have yet.
+/// Some seeds of the world that the tests run: capture, index, staging and apply, without a system call.
+fn both_ends() -> Part {
+    Box::new(|| {
+        for seed in 0..10 {
+            run(seed, Options::default()).unwrap();
+        }
+    })
+}
+
+/// Both ends, with a home of 1,000 small files that the standby doesn't have yet.
 fn unseeded() -> Pair {
     let pair = Pair::new(Setup::Watched, &coldspare_sim::pair::place(1));
     let mut chance = Chance::new(5);
