@@ -83,6 +83,32 @@ fn a_standby_that_was_filled_by_other_means_is_sent_what_differs() {
 }
 
 #[test]
+fn a_standby_that_adopts_again_and_again_keeps_what_is_in_quarantine() {
+    let mut pair = Pair::new();
+    pair.standby.start();
+    pair.active.start();
+    fill(&pair);
+    pair.checkpoint();
+    for n in 0..3 {
+        pair.active.write("shared/data/attachments/1", format!("replaced {n}"));
+        pair.checkpoint(); // the history has what was there
+        pair.standby.kill();
+        pair.standby.run(&["adopt"]).expect_code(0);
+        fs::write(pair.standby.home.join("shared/foreign"), format!("nobody's {n}")).unwrap();
+        pair.standby.run(&["verify"]).expect_code(1);
+        pair.standby.start();
+        until("the active named everything", || pair.standby.run(&["verify", "--json"]).json()["verdict"] == "consistent");
+    }
+    let kept = Command::new("grep").arg("-rl").arg("nobody's").arg(pair.standby.home.join(".coldspare/quarantine")).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&kept.stdout).lines().count(), 3, "{kept:?}");
+    pair.standby.kill();
+    // Without a manifest the tree is nobody's, which is said.
+    fs::remove_file(pair.standby.state().join("manifest.redb")).unwrap();
+    pair.standby.start();
+    until("it is said", || pair.standby.log().contains("coldspare adopt"));
+}
+
+#[test]
 fn only_a_standby_without_a_daemon_adopts() {
     let mut pair = Pair::new();
     pair.active.run(&["adopt"]).expect(2, "only a standby adopts");

@@ -145,17 +145,33 @@ fn the_point_that_fits_the_database_is_promoted_and_nothing_that_is_later_is_los
 
 #[test]
 fn a_point_is_promoted_without_a_daemon_and_after_a_rewind_by_hand() {
+    promoted_after_a_rewind_by_hand(|no| vec!["--to".into(), no.into()]);
+}
+
+#[test]
+fn a_standby_that_is_held_at_a_point_is_promoted_as_that_point() {
+    promoted_after_a_rewind_by_hand(|_| vec!["--accept-lag".into()]);
+}
+
+fn promoted_after_a_rewind_by_hand(terms: impl Fn(&str) -> Vec<String>) {
     let (mut pair, made) = pair_with_points(&["a", "b", "b"]);
     let no = made[0].no.to_string();
     pair.standby.run(&["rewind", "--to", &no]).expect_code(0);
     pair.standby.kill();
-    let done = pair.standby.run(&["failover", "--accept-possible-loss", "--to", &no]).expect_code(0);
+    let terms = terms(&no);
+    let words: Vec<&str> = ["failover", "--accept-possible-loss"].into_iter().chain(terms.iter().map(String::as_str)).collect();
+    let done = pair.standby.run(&words).expect_code(0);
     for said in ["promoted to point", "later points that are given up", &repository(1), &repository(2), "what they had is in"] {
         assert!(done.out.contains(said), "no {said:?} in {}", done.out);
     }
     assert_eq!(contents(&pair.standby.home), made[0].tree);
-    assert_eq!(fs::read_to_string(quarantine(&pair.standby.home).join("tree/shared/config/round")).unwrap(), "round 2");
+    let kept = quarantine(&pair.standby.home);
+    assert_eq!(fs::read_to_string(kept.join("tree/shared/config/round")).unwrap(), "round 2");
     pair.standby.start();
     until_active(&pair.standby);
     assert_eq!(pair.standby.status()["promotion"]["given_up"]["to"], made[0].no);
+    // No daemon of the standby was there to make them.
+    until("there are bundles of what was given up", || kept.join("bundles/LIST").exists());
+    let listed = fs::read_to_string(kept.join("bundles/LIST")).unwrap();
+    assert!(listed.lines().count() > 0 && !listed.contains("\"bundle\":null"), "{listed}");
 }

@@ -41,7 +41,10 @@ impl<D: Disk> Standby<D> {
     pub fn given_up(&self, to: PointNo) -> Result<GivenUp, StandbyError> {
         let _nothing_goes = self.history_lock.lock().unwrap_or_else(PoisonError::into_inner);
         self.point(to)?;
-        let points = self.points()?.into_iter().filter(|point| point.no > to && !point.is_rewind).collect();
+        let points: Vec<Point> = self.points()?.into_iter().filter(|point| point.no > to && !point.is_rewind).collect();
+        if points.is_empty() {
+            return Ok(GivenUp { points, repositories: BTreeSet::new() });
+        }
         let undone = self.undone(to, &self.store.view(HISTORY)?)?;
         let manifest = self.store.view(MANIFEST)?;
         let trees = [Tree::now(self, &manifest)];

@@ -234,7 +234,10 @@ impl<D: Disk> Standby<D> {
         }
         for root in &self.roots {
             for listed in self.disk.list(&root.history).map_err(io("listing", HISTORY_DIR))? {
-                let to = [b"old-", self.fresh_name().as_slice()].concat();
+                if listed.name.starts_with(OLD) {
+                    continue; // of a store before that
+                }
+                let to = [OLD, self.fresh_name().as_slice()].concat();
                 self.disk.rename(&root.history, &listed.name, &root.history, &to).map_err(io("renaming in", HISTORY_DIR))?;
             }
         }
@@ -242,6 +245,8 @@ impl<D: Disk> Standby<D> {
     }
 }
 
+/// What the names begin with of what no store knows any more.
+const OLD: &[u8] = b"old-";
 /// Bytes of a point's number in a key.
 pub(crate) const POINT_BYTES: usize = 8;
 

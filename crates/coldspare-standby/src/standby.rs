@@ -147,6 +147,10 @@ impl<D: Disk> Standby<D> {
             roots.push(open_root(&disk, setup)?);
         }
         let mut standing = store.standing()?;
+        if standing.generation == 0 {
+            // What an earlier store of this standby named is there still, in quarantine say.
+            standing.generation = disk.now_ms() / 1000;
+        }
         standing.generation += u64::from(!seeded_bug!(StagedNamesAreUsedTwice));
         store.write(|txn| Store::set_standing(txn, &standing))?;
         let standby = Standby {

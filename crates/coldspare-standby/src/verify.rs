@@ -170,8 +170,8 @@ impl<D: Disk> Standby<D> {
             }
         }
         if self.store.is_distrusted()? {
-            let detail =
-                "rows of the manifest were damaged; the active has not named everything since, so that nobody knows what is missing";
+            let detail = "rows of the manifest were damaged, or it was made of what the tree held; the active has not named everything since, so that nobody \
+                 knows what is missing";
             problems.insert(0, Problem { root: RootId(0), path: RelPath::root(), kind: ProblemKind::Store, detail: detail.into() });
         }
         // Read under the lock: the problems are those of this very changeset.

@@ -12,6 +12,7 @@ use crate::active::{index_failure, open_scan};
 use crate::config::Config;
 use crate::demotion::{look, make_manifest};
 use crate::exit::{Code, Failure, Outcome};
+use crate::standby::Copy;
 use crate::state::State;
 
 /// Makes the manifest of this standby anew, of what its roots hold. Nothing in them is altered.
@@ -49,4 +50,20 @@ pub(crate) fn run(config_path: &Path, json: bool) -> Outcome {
         }
     }
     Ok(Code::Done)
+}
+
+/// Says what becomes of a tree that no manifest knows.
+pub(crate) fn warn_of_unknown(config: &Config, copy: &Copy) {
+    if copy.applied().is_some() || copy.entries().is_ok_and(|entries| entries > 0) {
+        return;
+    }
+    let is_ours = |name: &std::ffi::OsStr| name == ".coldspare" || name == "lost+found";
+    let holds_something = |root: &Path| std::fs::read_dir(root).is_ok_and(|all| all.flatten().any(|entry| !is_ours(&entry.file_name())));
+    for root in config.roots.iter().filter(|root| holds_something(&root.path)) {
+        tracing::warn!(
+            root = %root.path.display(),
+            "no manifest knows what it holds: with the first changeset that goes to quarantine, and all is sent. `coldspare adopt`, given before the \
+             receiver is started, takes it for what the standby has"
+        );
+    }
 }

@@ -166,7 +166,7 @@ pub(crate) fn promote(
     }
     let lag_ms = loss.bound_ms();
     let lag_max = Duration::from_secs(config.failover.max_lag_seconds);
-    if !is_handed_over && aim.is_none() && !terms.accept_lag && lag_ms.is_none_or(|ms| Duration::from_millis(ms) > lag_max) {
+    if !is_handed_over && terms.aim().is_none() && !terms.accept_lag && lag_ms.is_none_or(|ms| Duration::from_millis(ms) > lag_max) {
         let age = lag_ms.map_or("nobody knows how old the tree is, if there is one".to_string(), |ms| {
             format!("the tree is {} s old, above failover.max_lag_seconds = {}", ms / 1000, lag_max.as_secs())
         });

@@ -3,7 +3,7 @@
 //! One connection is served at a time; a new one of the paired active replaces the old. Trouble with the store or the
 //! disk ends the connection and opens the standby anew, which finishes what was committed.
 
-mod bundle;
+pub(crate) mod bundle;
 mod compare;
 mod contact;
 pub(crate) mod decide;
@@ -178,6 +178,7 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
     }
     let calls = socket::listen(&state.socket_path())?;
     let copy = open_copy(&config, &state, &record, &seal.ways)?;
+    crate::adoption::warn_of_unknown(&config, &copy);
     let shared = Arc::new(Shared {
         config,
         state,
@@ -629,11 +630,7 @@ impl Shared {
         }
         let way = |number, path: &std::path::PathBuf| self.seal.ways.path(number).unwrap_or_else(|| path.clone());
         let roots: Vec<_> = self.config.roots.iter().enumerate().map(|(n, root)| (way(n, &root.path), root.path.clone())).collect();
-        let make = move || roots.iter().for_each(|(way, path)| bundle::make_missing(way, path));
-        let made = std::thread::Builder::new().name("bundles".into()).spawn(make);
-        if let Err(e) = made {
-            tracing::warn!(error = %e, "no thread can be started; bundles are made at the next start");
-        }
+        bundle::make_missing_beside(roots);
     }
 
     /// Closes the store, so that this process can open it in another role.

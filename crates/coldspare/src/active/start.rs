@@ -115,6 +115,10 @@ async fn follow(
     {
         tracing::warn!(why, "nobody else is met here: another host that takes itself for the active would not be told");
     }
+    if mode == Mode::Daemon {
+        // A host that was promoted may have been stopped before it made those of what it gave up.
+        crate::standby::bundle::make_missing_beside(config.roots.iter().map(|root| (root.path.clone(), root.path.clone())).collect());
+    }
     let follow = new_follow(config, &capture, state, session.id)?;
     let pins = state.pins()?;
     if pins.is_empty() {

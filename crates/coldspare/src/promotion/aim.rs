@@ -23,16 +23,17 @@ pub(super) struct Aim {
 }
 
 impl Aim {
-    /// The point that the terms name; `None` when they name none.
+    /// The point that the terms name, or at which a person holds the standby; `None` when there is none.
     ///
     /// # Errors
     /// `Usage`, `Differs`: there is no such point, or none fits the database. `Damage`.
     pub(super) fn of(copy: &Copy, terms: &Terms) -> Result<Option<Aim>, Failure> {
         let all = copy.points().map_err(Failure::damage)?;
-        let no = match (&terms.to, &terms.database_position) {
-            (None, None) => return Ok(None),
-            (Some(to), _) => points::find(copy, to)?,
-            (None, Some(position)) => fitting(&all, position).map(|point| point.no).map_err(|nearest| unfit(position, &nearest))?,
+        let no = match (&terms.to, &terms.database_position, copy.rewound()) {
+            (None, None, None) => return Ok(None),
+            (None, None, Some(no)) => no,
+            (Some(to), ..) => points::find(copy, to)?,
+            (None, Some(position), _) => fitting(&all, position).map(|point| point.no).map_err(|nearest| unfit(position, &nearest))?,
         };
         let unknown = || refused(format!("there is no point {no}; `coldspare points` lists them"));
         let point = all.iter().find(|point| point.no == no).cloned().ok_or_else(unknown)?;

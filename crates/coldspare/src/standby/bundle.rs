@@ -22,7 +22,7 @@ const LIST_BYTES_MAX: u64 = 256 << 20;
 type References = BTreeMap<String, String>;
 
 /// Makes the bundles that the quarantines of a root lack; trouble is logged, and listed. `shown` is where people find the root.
-pub(super) fn make_missing(root: &Path, shown: &Path) {
+pub(crate) fn make_missing(root: &Path, shown: &Path) {
     let quarantines = fs::read_dir(root.join(".coldspare/quarantine")).into_iter().flatten().filter_map(Result::ok).map(|e| e.path());
     for at in quarantines.filter(|at| at.join("LIST").exists() && !at.join("bundles/LIST").exists()) {
         if let Err(e) = make_of(root, shown, &at) {
@@ -31,10 +31,24 @@ pub(super) fn make_missing(root: &Path, shown: &Path) {
     }
 }
 
+/// As [`make_missing`], for all roots, on a thread of its own.
+pub(crate) fn make_missing_beside(roots: Vec<(PathBuf, PathBuf)>) {
+    let make = move || roots.iter().for_each(|(root, shown)| make_missing(root, shown));
+    if let Err(e) = std::thread::Builder::new().name("bundles".into()).spawn(make) {
+        tracing::warn!(error = %e, "no thread can be started; bundles are made at the next start");
+    }
+}
+
 /// The list of bundles is written last: without it all of them are made anew.
 fn make_of(root: &Path, shown: &Path, at: &Path) -> std::io::Result<()> {
     let bundles = at.join("bundles");
     fs::create_dir_all(&bundles)?;
+    // Two may be at it: the daemon in its next role, say. Gone with the process.
+    let one_at_a_time = fs::File::open(&bundles)?;
+    one_at_a_time.lock()?;
+    if bundles.join("LIST").exists() {
+        return Ok(());
+    }
     let mut lines = String::new();
     for (repository, lost) in lost_references(root, at)? {
         let to = bundles.join(format!("{}.bundle", repository.to_string().replace('/', "%")));
