@@ -187,5 +187,5 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(RewoundGoesOn, "G5", Scenario(points::a_point_is_not_left_unasked)),
     // What is compared.
     code!(LeftOutIsCompared, "G7", World),
-    code!(ComparedWhileUnderWay, "G7", World),
+    code!(ComparedWhileUnderWay, "G7", Scenario(scenarios::nothing_is_compared_while_a_changeset_is_under_way)),
 ];

@@ -92,7 +92,7 @@ impl Bug {
     /// Looks for a seed that breaks a promise with the bug and keeps them all without it.
     fn notice_by_seeds(&self) -> Option<String> {
         let seeds = std::env::var("COLDSPARE_SEEDS").map_or(SEEDS, |v| v.parse().unwrap());
-        let compares = matches!(self.switch, Switch::Code(SeededBug::LeftOutIsCompared | SeededBug::ComparedWhileUnderWay));
+        let compares = matches!(self.switch, Switch::Code(SeededBug::LeftOutIsCompared));
         let options = Options { compares, ..Options::default() };
         let mut from = 0;
         while from < seeds {

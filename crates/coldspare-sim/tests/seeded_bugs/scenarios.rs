@@ -718,8 +718,8 @@ pub(crate) fn an_end_waits_for_its_frames() -> Result<(), String> {
     holds(!is_early, "G3: a changeset is applied before its frames are staged")
 }
 
-/// A checkpoint is not confirmed by a cycle that left something to the next.
-pub(crate) fn a_checkpoint_waits_for_what_is_left() -> Result<(), String> {
+/// What an active does that meets a standby without anything, by these inputs.
+fn followed(inputs: impl IntoIterator<Item = Following>) -> Vec<FollowEffect> {
     let config = FollowConfig {
         session: SessionId([1; 16]),
         next_seq: Seq(1),
@@ -730,16 +730,39 @@ pub(crate) fn a_checkpoint_waits_for_what_is_left() -> Result<(), String> {
     };
     let mut machine = Follow::new(config, Duration::ZERO);
     let mut effects = Vec::new();
-    for input in [
+    for input in inputs {
+        machine.handle(Duration::ZERO, input);
+        effects.extend(std::iter::from_fn(|| machine.poll_effect()));
+    }
+    effects
+}
+
+/// Both trees are compared while none of them changes.
+pub(crate) fn nothing_is_compared_while_a_changeset_is_under_way() -> Result<(), String> {
+    let before = [
+        Following::Tick,
+        Following::Opened { applied: None },
+        Following::Captured { sent: Sent::Changeset, extent: Extent::All },
+        Following::Acked { seq: Seq(1) },
+        Following::Hints,
+        Following::Compare,
+    ];
+    let is_compared = |effects: &[FollowEffect]| effects.iter().any(|effect| matches!(effect, FollowEffect::Compare { .. }));
+    holds(!is_compared(&followed(before.clone())), "G7: the trees are compared while a changeset is under way")?;
+    let after = [Following::Captured { sent: Sent::Changeset, extent: Extent::All }, Following::Acked { seq: Seq(2) }];
+    assert!(is_compared(&followed(before.into_iter().chain(after))), "they are compared once it is applied");
+    Ok(())
+}
+
+/// A checkpoint is not confirmed by a cycle that left something to the next.
+pub(crate) fn a_checkpoint_waits_for_what_is_left() -> Result<(), String> {
+    let effects = followed([
         Following::Tick,
         Following::Checkpoint { id: 7 },
         Following::Opened { applied: None },
         Following::Captured { sent: Sent::Changeset, extent: Extent::Part },
         Following::Acked { seq: Seq(1) },
-    ] {
-        machine.handle(Duration::ZERO, input);
-        effects.extend(std::iter::from_fn(|| machine.poll_effect()));
-    }
+    ]);
     assert!(effects.contains(&FollowEffect::RecordAcked { seq: Seq(1) }), "{effects:?}");
     let is_early = effects.iter().any(|effect| matches!(effect, FollowEffect::Confirm { .. }));
     holds(!is_early, "G3: a checkpoint is confirmed, and something is left to the next cycle")
