@@ -65,7 +65,6 @@ fn known(loss: &Value) -> BTreeMap<String, String> {
 }
 
 #[test]
-#[ignore = "what is under way when the link is cut depends on the host: it is run alone"]
 fn what_the_old_active_had_more_is_within_what_was_said() {
     let (mut pair, relay) = slow_pair();
     pair.active.write(&format!("{}/refs/heads/broken", repository(6)), "");

@@ -245,10 +245,11 @@ fn what_was_held_back_takes_no_folder_with_it_when_its_host_becomes_the_standby(
     assert_same(&pair);
 }
 
-/// The one folder in a quarantine.
+/// The one folder in a quarantine; what was foreign in the tree lies beside it.
 #[track_caller]
 pub(crate) fn quarantine(home: &Path) -> PathBuf {
-    let all: Vec<PathBuf> = fs::read_dir(home.join(".coldspare/quarantine")).unwrap().map(|e| e.unwrap().path()).collect();
+    let all = fs::read_dir(home.join(".coldspare/quarantine")).unwrap().map(|e| e.unwrap().path());
+    let all: Vec<PathBuf> = all.filter(|at| at.is_dir()).collect();
     assert_eq!(all.len(), 1, "{all:?}");
     all[0].clone()
 }
