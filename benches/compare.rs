@@ -3,7 +3,7 @@
 //! `cargo bench --bench compare -- [SECTION …] [--short] [--files N] [--runs N] [--seconds N] [--entries N]
 //! [--mib N] [--line NAME] [--commits N] [--repository DIR] [--dir DIR] [--json FILE]`
 //!
-//! Sections, or `all` of them, which takes most of an hour, and with `--short`, on small homes, some minutes: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
+//! Sections, or `all` of them, with `--short` on small homes: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
 //! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch);
 //! `repack` (`repack.rs`, `--commits N` in each push, `--repository DIR` for another history than a made-up one); `large`
 //! (`large.rs`); `link` (`link.rs`, over emulated

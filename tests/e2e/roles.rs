@@ -106,6 +106,7 @@ fn a_handover_waits_for_the_promotion() {
     let pair = Pair::running();
     let clone = repository(&pair);
     push_to(&pair.active, &clone, "first");
+    until("both are connected", || pair.standby.status()["connected"] == true && pair.standby.status()["seq"] != 0);
     pair.standby.run(&["promote"]).expect(1, "connected");
     pair.active.run(&["demote"]).expect_code(0);
     assert_eq!(role(&pair.active), "handover");

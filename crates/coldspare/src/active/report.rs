@@ -74,7 +74,7 @@ pub(crate) fn summary_line(done: &Value) -> String {
 pub(super) fn no_room(files: &[(RelPath, u64)]) -> Option<String> {
     let (first, others) = files.split_first()?;
     let bytes = HumanBytes(files.iter().map(|(_, bytes)| bytes).sum());
-    let others = if others.is_empty() { String::new() } else { format!(" and {} other files", others.len()) };
+    let others = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
     Some(format!("there is no space on the standby for {}{others} ({bytes}): what they belong to waits until there is", first.0))
 }
 
