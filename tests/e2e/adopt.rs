@@ -31,14 +31,20 @@ fn fill(pair: &Pair) {
     fs::hard_link(pair.active.home.join("shared/data/attachments/1"), pair.active.home.join("shared/also-attached")).unwrap();
 }
 
-/// The runbook's "Rebuild of a standby", step by step.
-#[test]
-fn a_standby_whose_store_is_damaged_is_rebuilt_from_its_tree() {
+/// A standby that has all of a home.
+fn followed() -> Pair {
     let mut pair = Pair::new();
     pair.standby.start();
     pair.active.start();
     fill(&pair);
     pair.checkpoint();
+    pair
+}
+
+/// The runbook's "Rebuild of a standby", step by step.
+#[test]
+fn a_standby_whose_store_is_damaged_is_rebuilt_from_its_tree() {
+    let mut pair = followed();
     pair.standby.kill();
     let manifest = pair.standby.state().join("manifest.redb");
     fs::write(&manifest, Seed::new(1).noise(fs::metadata(&manifest).unwrap().len() as usize)).unwrap();
@@ -84,11 +90,7 @@ fn a_standby_that_was_filled_by_other_means_is_sent_what_differs() {
 
 #[test]
 fn a_standby_that_adopts_again_and_again_keeps_what_is_in_quarantine() {
-    let mut pair = Pair::new();
-    pair.standby.start();
-    pair.active.start();
-    fill(&pair);
-    pair.checkpoint();
+    let mut pair = followed();
     for n in 0..3 {
         pair.active.write("shared/data/attachments/1", format!("replaced {n}"));
         pair.checkpoint(); // the history has what was there
@@ -122,11 +124,7 @@ fn only_a_standby_without_a_daemon_adopts() {
 
 #[test]
 fn what_is_damaged_in_an_adopted_tree_comes_again() {
-    let mut pair = Pair::new();
-    pair.standby.start();
-    pair.active.start();
-    fill(&pair);
-    pair.checkpoint();
+    let mut pair = followed();
     pair.standby.kill();
     fs::remove_file(pair.standby.state().join("manifest.redb")).unwrap();
     let large = pair.standby.home.join("shared/large");

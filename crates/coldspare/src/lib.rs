@@ -9,6 +9,7 @@ mod active;
 mod adoption;
 mod application;
 pub mod bandwidth;
+mod bundle;
 mod check;
 mod cli;
 pub mod config;

@@ -3,7 +3,6 @@
 //! One connection is served at a time; a new one of the paired active replaces the old. Trouble with the store or the
 //! disk ends the connection and opens the standby anew, which finishes what was committed.
 
-pub(crate) mod bundle;
 mod compare;
 mod contact;
 pub(crate) mod decide;
@@ -630,7 +629,7 @@ impl Shared {
         }
         let way = |number, path: &std::path::PathBuf| self.seal.ways.path(number).unwrap_or_else(|| path.clone());
         let roots: Vec<_> = self.config.roots.iter().enumerate().map(|(n, root)| (way(n, &root.path), root.path.clone())).collect();
-        bundle::make_missing_beside(roots);
+        crate::bundle::make_missing_beside(roots);
     }
 
     /// Closes the store, so that this process can open it in another role.

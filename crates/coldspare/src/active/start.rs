@@ -117,7 +117,7 @@ async fn follow(
     }
     if mode == Mode::Daemon {
         // A host that was promoted may have been stopped before it made those of what it gave up.
-        crate::standby::bundle::make_missing_beside(config.roots.iter().map(|root| (root.path.clone(), root.path.clone())).collect());
+        crate::bundle::make_missing_beside(config.roots.iter().map(|root| (root.path.clone(), root.path.clone())).collect());
     }
     let follow = new_follow(config, &capture, state, session.id)?;
     let pins = state.pins()?;

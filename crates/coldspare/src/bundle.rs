@@ -22,7 +22,7 @@ const LIST_BYTES_MAX: u64 = 256 << 20;
 type References = BTreeMap<String, String>;
 
 /// Makes the bundles that the quarantines of a root lack; trouble is logged, and listed. `shown` is where people find the root.
-pub(crate) fn make_missing(root: &Path, shown: &Path) {
+fn make_missing(root: &Path, shown: &Path) {
     let quarantines = fs::read_dir(root.join(".coldspare/quarantine")).into_iter().flatten().filter_map(Result::ok).map(|e| e.path());
     for at in quarantines.filter(|at| at.join("LIST").exists() && !at.join("bundles/LIST").exists()) {
         if let Err(e) = make_of(root, shown, &at) {
