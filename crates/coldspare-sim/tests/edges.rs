@@ -177,6 +177,32 @@ fn what_coldspare_did_not_put_there_is_quarantined_not_removed() {
 }
 
 #[test]
+fn what_is_in_quarantine_is_never_replaced() {
+    let mut pair = small_pair(Setup::Unwatched);
+    let quarantine = pair.standby_root().join(".coldspare/quarantine");
+    let names = || fs::read_dir(&quarantine).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>();
+    let quarantined = |pair: &mut Pair, content: &str| {
+        fs::remove_file(pair.active_root().join("taken")).ok();
+        pair.follow(Work::Everything).unwrap();
+        fs::write(pair.standby_root().join("taken"), content).unwrap();
+        fs::write(pair.active_root().join("taken"), "by the active").unwrap();
+        pair.follow(Work::Everything).unwrap();
+    };
+    quarantined(&mut pair, "first");
+    // As if a store that is lost since had been further with its names.
+    let [first] = &names()[..] else { panic!("one file: {:?}", names()) };
+    let parts: Vec<_> = first.split('-').collect();
+    let [generation, number, "taken"] = parts[..] else { panic!("{first}") };
+    for n in 1..100 {
+        fs::write(quarantine.join(format!("{generation}-{}-taken", number.parse::<u64>().unwrap() + n)), "earlier").unwrap();
+    }
+    quarantined(&mut pair, "second");
+    let contents: Vec<_> = names().iter().map(|name| fs::read_to_string(quarantine.join(name)).unwrap()).collect();
+    let count = |content: &str| contents.iter().filter(|c| *c == content).count();
+    assert_eq!([count("earlier"), count("first"), count("second")], [99, 1, 1], "{contents:?}");
+}
+
+#[test]
 fn a_folder_missing_on_the_standby_does_not_stop_replication() {
     let mut pair = small_pair(Setup::Unwatched);
     fs::remove_dir_all(pair.standby_root().join("d")).unwrap();

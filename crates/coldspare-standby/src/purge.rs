@@ -102,9 +102,7 @@ impl<D: Disk> Standby<D> {
     /// Moves something that coldspare didn't put there out of the way, and says so.
     pub(crate) fn quarantine(&self, root: RootId, dir: &D::Dir, name: &[u8], path: &RelPath) -> Result<(), StandbyError> {
         let quarantine = self.open_quarantine(root)?;
-        let mut last = path.name().to_vec();
-        last.truncate(200);
-        let to = [&self.fresh_name(), b"-".as_slice(), &last].concat();
+        let to = self.free_name(&quarantine, b"", path);
         self.disk.rename(dir, name, &quarantine, &to).map_err(io("moving to quarantine", path.as_bytes()))?;
         // Out of the trash, say: nothing that is swept may come back there.
         self.disk.sync_dir(&quarantine).map_err(io("syncing the quarantine for", path.as_bytes()))?;
@@ -114,6 +112,19 @@ impl<D: Disk> Standby<D> {
             "something in the standby's tree was not put there by coldspare; it was moved to .coldspare/quarantine"
         );
         Ok(())
+    }
+
+    /// A name in the quarantine for what stood at `path`, which nothing there has: not even if the store that had given names
+    /// before is lost.
+    pub(crate) fn free_name(&self, quarantine: &D::Dir, what: &[u8], path: &RelPath) -> Vec<u8> {
+        let mut last = path.name();
+        last = &last[..last.len().min(200)];
+        loop {
+            let name = [&self.fresh_name(), b"-".as_slice(), what, last].concat();
+            if self.disk.stat(quarantine, &name).is_err() {
+                return name;
+            }
+        }
     }
 
     /// The folder of quarantines, made when it isn't there.

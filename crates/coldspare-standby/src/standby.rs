@@ -149,7 +149,7 @@ impl<D: Disk> Standby<D> {
         let mut standing = store.standing()?;
         if standing.generation == 0 {
             // What an earlier store of this standby named is there still, in quarantine say.
-            standing.generation = disk.now_ms() / 1000;
+            standing.generation = disk.now_ms();
         }
         standing.generation += u64::from(!seeded_bug!(StagedNamesAreUsedTwice));
         store.write(|txn| Store::set_standing(txn, &standing))?;
