@@ -45,10 +45,14 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
             rows.push(("speed of verify --deep, ratio to b3sum's".into(), figure(median(&peer) / median(&deep))));
         }
     }
-    let (_pair, verify, _) = seeded(&wide, |home| home::make_wide(home, settings.entries, SEED).map(drop))?;
+    let (_pair, verify, tree) = seeded(&wide, |home| home::make_wide(home, settings.entries, SEED).map(drop))?;
     verify(&["--quick"])?;
     let quick = (0..settings.runs).map(|_| verify(&["--quick"])).collect::<Result<Vec<f64>>>()?;
+    let look =
+        || -> Result<f64> { timed(Command::new("find").args([".", "-printf", "%s"]).current_dir(&tree)).map(|(seconds, _)| seconds) };
+    let look = (0..settings.runs).map(|_| look()).collect::<Result<Vec<f64>>>()?;
     rows.push((format!("{} entries, verify --quick, s", settings.entries), spread(&quick)));
+    rows.push(("`find` that asks for the size of each of them, s".into(), spread(&look)));
     println!("| what | value |\n|---|---|");
     for (what, value) in &rows {
         println!("| {what} | {value} |");

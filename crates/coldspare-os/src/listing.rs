@@ -3,6 +3,7 @@
 //! The first listing reads through the descriptor itself, each later one opens the directory anew: threads that share a
 //! descriptor don't share a position in it.
 
+use std::cell::RefCell;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +16,11 @@ use crate::handle::{is, kind, stat_at};
 
 /// Bytes asked of the kernel at a time, as in glibc.
 const BUFFER_BYTES: usize = 32 << 10;
+
+thread_local! {
+    /// What the kernel writes names to; `take` lists nothing itself.
+    static BUFFER: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(BUFFER_BYTES));
+}
 
 /// Whether nobody has read a directory's names through its descriptor yet.
 #[derive(Debug)]
@@ -58,19 +64,20 @@ fn each_entry(dir: BorrowedFd<'_>, unlisted: &Unlisted, mut take: impl FnMut(&[u
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let anew = if is_first { None } else { Some(retry_on_intr(|| rustix::fs::openat(dir, c".", flags, Mode::empty()))?) };
     let opened = anew.as_ref().map_or(dir, AsFd::as_fd);
-    let mut buffer = Vec::with_capacity(BUFFER_BYTES);
-    let mut entries = RawDir::new(opened, buffer.spare_capacity_mut());
-    while let Some(entry) = entries.next() {
-        let entry = match entry {
-            Err(Errno::INTR) => continue,
-            entry => entry?,
-        };
-        let name = entry.file_name().to_bytes();
-        if name != b"." && name != b".." {
-            take(name, entry.file_type())?;
+    BUFFER.with_borrow_mut(|buffer| {
+        let mut entries = RawDir::new(opened, buffer.spare_capacity_mut());
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                Err(Errno::INTR) => continue,
+                entry => entry?,
+            };
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                take(name, entry.file_type())?;
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 fn stat_unless_gone(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<Option<Stat>> {

@@ -4,6 +4,7 @@
 //!
 //! Invariants: a row is recorded only after its content is durable; content that doesn't have its digest is refused.
 
+use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
 
@@ -406,18 +407,24 @@ pub(crate) fn digest_file<D: Disk>(disk: &D, file: &D::File) -> std::io::Result<
     digest_file_at(disk, file, |_| ())
 }
 
+thread_local! {
+    /// What content is read to: of many small files none waits for memory of its own.
+    static WINDOW: RefCell<Vec<u8>> = RefCell::new(vec![0; 256 << 10]);
+}
+
 /// As [`digest_file`]; `read_some` is called with the bytes of each piece that was read.
 pub(crate) fn digest_file_at<D: Disk>(disk: &D, file: &D::File, read_some: impl Fn(u64)) -> std::io::Result<(Digest, u64)> {
-    let mut hasher = coldspare_delta::Hasher::new();
-    let mut window = vec![0; 256 << 10];
-    let mut offset = 0;
-    loop {
-        let read = disk.read_at(file, offset, &mut window)?;
-        hasher.update(&window[..read]);
-        offset += read as u64;
-        read_some(read as u64);
-        if read < window.len() {
-            return Ok((Digest(hasher.finish()), offset));
+    WINDOW.with_borrow_mut(|window| {
+        let mut hasher = coldspare_delta::Hasher::new();
+        let mut offset = 0;
+        loop {
+            let read = disk.read_at(file, offset, window)?;
+            hasher.update(&window[..read]);
+            offset += read as u64;
+            read_some(read as u64);
+            if read < window.len() {
+                return Ok((Digest(hasher.finish()), offset));
+            }
         }
-    }
+    })
 }

@@ -310,29 +310,43 @@ impl<'a, D: Disk> Check<'a, D> {
     fn everything(&self) {
         rayon::scope(|scope| {
             for number in 0..self.standby.root_count() {
-                scope.spawn(move |scope| self.dir(scope, RootId(number), RelPath::root()));
+                scope.spawn(move |scope| match self.manifest.manifest(RootId(number), &RelPath::root()) {
+                    Ok(row) => self.folder(scope, RootId(number), RelPath::root(), row),
+                    Err(e) => self.fail(e),
+                });
             }
         });
     }
 
-    fn dir<'s>(&'s self, scope: &rayon::Scope<'s>, root: RootId, path: RelPath) {
+    /// Compares a folder, of which the manifest has `row`, with all below it.
+    fn folder<'s>(&'s self, scope: &rayon::Scope<'s>, root: RootId, path: RelPath, row: Option<ManifestRow>) {
+        let dir = self.standby.disk.open_dir(&self.standby.root(root).dir, path.as_bytes());
+        match dir.and_then(|dir| self.standby.disk.stat_dir(&dir)) {
+            Ok(stat) => row.map_or((), |row| self.compare(scope, root, path.clone(), row, &stat)),
+            Err(_) => self.suspect(root, path.clone()),
+        }
+        self.inside(scope, root, path);
+    }
+
+    fn inside<'s>(&'s self, scope: &rayon::Scope<'s>, root: RootId, path: RelPath) {
         if let Err(e) = self.look(scope, root, &path) {
-            lock(&self.failure).get_or_insert(e);
+            self.fail(e);
         }
     }
 
+    fn fail(&self, e: StandbyError) {
+        lock(&self.failure).get_or_insert(e);
+    }
+
+    /// Compares what is in a folder.
     fn look<'s>(&'s self, scope: &rayon::Scope<'s>, root: RootId, path: &RelPath) -> Result<(), StandbyError> {
         let standby = self.standby;
         let known = self.manifest.children::<ManifestRow>(root, path)?;
         let dir = standby.disk.open_dir(&standby.root(root).dir, path.as_bytes());
-        let listed = dir.and_then(|dir| Ok((standby.disk.stat_dir(&dir)?, standby.disk.list_stat(&dir)?)));
-        let Ok((own, mut found)) = listed else {
+        let Ok(mut found) = dir.and_then(|dir| standby.disk.list_stat(&dir)) else {
             self.suspect(root, path.clone());
             return Ok(());
         };
-        if let Some(row) = self.manifest.manifest(root, path)? {
-            self.compare(scope, root, path.clone(), row, &own);
-        }
         found.sort_by(|a, b| a.0.cmp(&b.0));
         let mut known = known.into_iter().peekable();
         for (name, stat) in found {
@@ -349,10 +363,13 @@ impl<'a, D: Disk> Check<'a, D> {
                         self.suspect(root, child);
                     }
                 }
-                Some(row) if row.entry.is_dir() && stat.kind == FileKind::Dir => {
-                    scope.spawn(move |scope| self.dir(scope, root, child));
+                Some(row) => {
+                    if row.entry.is_dir() && stat.kind == FileKind::Dir {
+                        let child = child.clone();
+                        scope.spawn(move |scope| self.inside(scope, root, child));
+                    }
+                    self.compare(scope, root, child, row, &stat);
                 }
-                Some(row) => self.compare(scope, root, child, row, &stat),
             }
         }
         for (missing, _) in known {

@@ -347,6 +347,13 @@ pub(crate) struct TermsArgs {
     database_position: Option<String>,
 }
 
+impl Command {
+    /// Whether it runs for weeks; the others end soon.
+    pub(crate) fn is_daemon(&self) -> bool {
+        matches!(self, Command::Send { once: false, .. } | Command::Receive { .. } | Command::Run { .. } | Command::Guard { .. })
+    }
+}
+
 impl From<TermsArgs> for crate::promotion::Terms {
     fn from(args: TermsArgs) -> crate::promotion::Terms {
         let TermsArgs { fenced_by, accept_possible_loss, accept_damage, accept_lag, accept_connection, to, database_position } = args;

@@ -54,7 +54,6 @@ pub const BUILD: &str = env!("CARGO_PKG_VERSION");
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    coldspare_os::share_one_heap();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
@@ -62,6 +61,9 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { exit::Code::Usage as u8 } else { 0 });
         }
     };
+    if cli.command.is_daemon() {
+        coldspare_os::share_one_heap();
+    }
     start_log();
     match run(cli.command) {
         Ok(code) => ExitCode::from(code as u8),

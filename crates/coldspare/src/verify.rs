@@ -80,11 +80,16 @@ fn verify_here(config: &Config, state: &State, asked: Asked, bar: &Bar) -> Resul
     let _lock = state.lock()?;
     let copy = open_copy_alone(config, state, &state.control()?)?;
     let progress = Arc::new(Progress { pace: pace(config, asked), ..Progress::default() });
+    let shows = std::thread::current();
     let found = std::thread::scope(|scope| {
-        let work = scope.spawn(|| heal(&copy, state, asked, &progress, |_| Fetch::Unreachable, || ()));
+        let work = scope.spawn(|| {
+            let healed = heal(&copy, state, asked, &progress, |_| Fetch::Unreachable, || ());
+            shows.unpark();
+            healed
+        });
         while !work.is_finished() {
             bar.show(&progress_json(&progress));
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::park_timeout(Duration::from_millis(20));
         }
         work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });

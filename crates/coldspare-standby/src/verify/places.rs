@@ -127,7 +127,7 @@ impl<D: Disk> Standby<D> {
         if extent == Extent::Below && row.as_ref().is_some_and(|row| row.entry.is_dir()) {
             let is_folder = self.disk.open_dir(&self.root(root).dir, path.as_bytes()).is_ok();
             if is_folder {
-                check.dir(scope, root, path.clone());
+                check.folder(scope, root, path.clone(), row);
                 return Ok(());
             }
         }
