@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::git::{self, git_ok};
 use crate::pair::{Host, Pair};
@@ -47,6 +48,35 @@ fn a_fork_that_takes_its_objects_to_itself_costs_little() {
     pair.checkpoint();
     git::assert_clean(&pair.standby.home.join(FORK));
     pair.assert_equal();
+}
+
+/// git puts the index beside a pack a moment after the pack; here the moment is longer.
+#[test]
+fn a_pack_is_known_by_an_index_that_comes_a_moment_later() {
+    let pair = Pair::following();
+    let mut seed = Seed::from_env();
+    let here = repository(&pair, "sha1", &mut seed);
+    let aside = pair.dir.path().join("aside.git");
+    git_ok(Path::new("/"), &["clone", "-q", "--bare", "--no-local", &here.to_string_lossy(), &aside.to_string_lossy()]);
+    // On a host that stands still for long the index comes too late, once.
+    let costs = (0..4u64).any(|n| {
+        // Another order of entries, so another name.
+        git_ok(&aside, &["-c", &format!("pack.window={}", 10 + n), "repack", "-q", "-a", "-d", "-f", "--no-write-bitmap-index"]);
+        let [pack] = &git::packs(&aside)[..] else { panic!("one pack") };
+        let to = here.join("objects/pack").join(pack.file_name().unwrap());
+        let bytes = fs::metadata(pack).unwrap().len();
+        let sent = pair.sent_by(|| {
+            fs::copy(pack, to.with_extension("tmp")).unwrap();
+            fs::rename(to.with_extension("tmp"), &to).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            fs::copy(pack.with_extension("idx"), to.with_extension("idx")).unwrap();
+        });
+        println!("{sent} bytes were sent for a pack of {bytes}");
+        4 * sent < bytes
+    });
+    assert!(costs, "it travelled whole each time");
+    pair.assert_equal();
+    git::assert_clean(&pair.standby.home.join(REPOSITORY));
 }
 
 #[test]
@@ -104,7 +134,7 @@ fn repository(pair: &Pair, format: &str, seed: &mut Seed) -> std::path::PathBuf 
 
 /// Bytes that the link took for what `repack` did, and bytes of all packs; at most the `share`th part of them is sent.
 fn sent_by(pair: &Pair, repack: impl FnOnce(), share: u64) -> (u64, u64) {
-    // A pack that is seen before its index is there travels whole.
+    // One look at all of it: a pack whose index comes late travels whole.
     let sent = pair.sent_by(|| {
         let _frozen = pair.active.freeze();
         repack();

@@ -9,6 +9,7 @@
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -385,6 +386,9 @@ pub trait Disk: Clone + Send + Sync + 'static {
 
     /// Has the content of a file, which is durable, read from the medium when it is read next, as far as that can be had.
     fn forget_cached(&self, file: &Self::File);
+
+    /// Lets others work for a while, who may be about to finish something.
+    fn pause(&self, time: Duration);
 
     /// Makes the names in a directory and its own metadata durable.
     ///

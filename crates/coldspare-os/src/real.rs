@@ -10,6 +10,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, RenameFlags, ResolveFlags, Uid};
 use rustix::io::{Errno, retry_on_intr};
@@ -285,6 +286,10 @@ impl Disk for RealDisk {
 
     fn sync_file(&self, file: &RealFile) -> io::Result<()> {
         Ok(rustix::fs::fsync(&file.0)?)
+    }
+
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 
     fn forget_cached(&self, file: &RealFile) {

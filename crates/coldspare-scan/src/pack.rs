@@ -6,7 +6,9 @@
 //! Invariants: what a pack is described by is in the tree that the changeset starts from; the standby checks the whole.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use coldspare_core::changeset::SOURCES_MAX;
 use coldspare_core::git::family::{Alternate, Repository};
@@ -24,6 +26,10 @@ use crate::index::IndexError;
 use crate::run::{Run, lock};
 
 const _: () = assert!(SOURCES_MAX == coldspare_delta::SOURCES_MAX, "the wire takes what the encoder uses");
+
+/// How long git may take to put an index beside a new pack, in pauses.
+const INDEX_PAUSES: u32 = 100;
+const INDEX_PAUSE: Duration = Duration::from_millis(2);
 
 /// LIMIT: entries of all packs that packs under way are described by, about 27 bytes each; beyond, a pack is sent whole.
 const ENTRIES_MAX: usize = 4_000_000;
@@ -91,6 +97,7 @@ impl<D: Disk> Run<'_, D> {
         let index = RelPath::new([path.as_bytes().strip_suffix(b"pack")?, b"idx"].concat()).ok()?;
         let disk = &self.capture.disk;
         let dir = disk.open_dir(&self.root(root).dir, index.parent_bytes()).ok()?;
+        self.wait_for_index(&dir, path.name(), index.name());
         let file = disk.open_file(&dir, index.name()).ok()?;
         let size = disk.stat_file(&file).ok()?.size;
         let mut head = vec![0; FANOUT_BYTES];
@@ -111,6 +118,22 @@ impl<D: Disk> Run<'_, D> {
             at += read as u64;
         }
         reader.finish(pack_bytes).ok()
+    }
+
+    /// Gives git some time to put the index beside a pack that it has just put there: without one nothing is known of what is
+    /// in the pack, and git itself doesn't read it.
+    fn wait_for_index(&self, dir: &D::Dir, pack: &[u8], index: &[u8]) {
+        let disk = &self.capture.disk;
+        let is_missing = || disk.stat(dir, index).is_err_and(|e| e.kind() == ErrorKind::NotFound);
+        let is_fresh = || {
+            let born = disk.stat(dir, pack).map_or(0, |stat| u64::try_from(stat.ctime.0).unwrap_or_default());
+            disk.now_ms() / 1000 <= born + 1
+        };
+        let mut pauses = 0;
+        while pauses < INDEX_PAUSES && is_missing() && is_fresh() {
+            disk.pause(INDEX_PAUSE);
+            pauses += 1;
+        }
     }
 
     /// What the entries of a pack are, of which all the content is at hand.

@@ -7,6 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use coldspare_os::{Attributes, Disk, Listed, RealDisk, Space, Stat};
 
@@ -55,6 +56,10 @@ impl Disk for FaultyDisk {
 
     fn now_ms(&self) -> u64 {
         self.real.now_ms()
+    }
+
+    fn pause(&self, time: Duration) {
+        self.real.pause(time);
     }
 
     fn forget_cached(&self, file: &File) {

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use coldspare_os::component::{check_name, check_path};
 use coldspare_os::{Attributes, Disk, FileKind, Listed, Space, Stat};
@@ -460,6 +461,9 @@ impl Disk for ModelDisk {
     }
 
     fn forget_cached(&self, _: &ModelFile) {}
+
+    /// Each call that looks lets others work.
+    fn pause(&self, _: Duration) {}
 
     fn sync_dir(&self, dir: &ModelDir) -> io::Result<()> {
         self.sync("sync_dir", (dir.0.id, b""), |op| op.inode() == Some(dir.0.id) || op.dirs().contains(&Some(dir.0.id)))
