@@ -130,7 +130,7 @@ pub trait Tree {
     /// The store's.
     fn entries(&self, span: &Span, each: &mut dyn FnMut(&[u8], &[u8]) -> bool) -> Result<(), Self::Error>;
 
-    /// All of it in parts, where that is known already.
+    /// All of it in parts, where that is known already; they have to be those that [`Tree::tallies`] would count.
     fn whole(&self) -> Option<&Cut> {
         None
     }
@@ -289,6 +289,10 @@ impl Comparison {
         let asked = std::mem::take(&mut self.asked);
         if cuts.is_empty() || cuts.len() > asked.len() {
             return Err(AnswerError::Protocol("an answer to another question"));
+        }
+        if let Some(whole) = here.whole().filter(|whole| asked == [Span::all()] && *cuts == [(*whole).clone()]) {
+            self.entries = whole.parts.iter().map(|part| part.tally.entries).sum();
+            return Ok(());
         }
         self.todo.extend_from_slice(&asked[cuts.len()..]);
         let mut parts = Vec::new();
@@ -472,9 +476,14 @@ pub struct Cutter {
 }
 
 impl Cutter {
-    /// For a tree of about so many entries, or fewer.
+    /// For a tree of about so many entries, or fewer: two sides that are nearly of one opinion about that cut alike.
     pub fn new(entries: u64) -> Cutter {
-        Cutter { every: entries / PARTS_MAX as u64 + 1, parts: Vec::new(), entries: 0, fingerprint: Fingerprint::default() }
+        Cutter {
+            every: (entries / PARTS_MAX as u64 + 1).next_power_of_two(),
+            parts: Vec::new(),
+            entries: 0,
+            fingerprint: Fingerprint::default(),
+        }
     }
 
     /// Takes the next entry, in the order of keys.

@@ -1,13 +1,13 @@
 //! How long it takes to compare both hosts' trees when nothing differs; no claim.
 //!
-//! `cargo test --release -p coldspare-sim --test compare_figures -- --ignored --nocapture`; `COLDSPARE_ENTRIES=n`: of so many
+//! `cargo test --release --workspace --test compare_figures -- --ignored --nocapture`; `COLDSPARE_ENTRIES=n`: of so many
 //! entries (1,000,000).
 
 #![allow(clippy::unwrap_used)]
 
 use std::time::Instant;
 
-use coldspare_core::compare::{Comparison, Without, answer};
+use coldspare_core::compare::{Comparison, answer};
 use coldspare_core::control::Applied;
 use coldspare_core::exclude::Exclude;
 use coldspare_core::{Body, Digest, Entry, Meta, RelPath, RootId, Seq, SessionId, Time};
@@ -65,7 +65,13 @@ fn how_long_a_comparison_takes() {
         let begin = Instant::now();
         let mut there = index.sent(Seq(1)).unwrap();
         let mut here = standby.held_at(applied.session, Seq(1)).unwrap().unwrap();
-        here.leave_out(Without::new(&there.leave_out().unwrap()));
+        let (cut, left_out) = std::thread::scope(|scope| {
+            let cut = scope.spawn(|| here.cut_ahead());
+            let left_out = there.leave_out();
+            (cut.join().unwrap(), left_out)
+        });
+        cut.unwrap();
+        here.leave_out(&left_out.unwrap());
         let left_out = begin.elapsed();
         let mut comparison = Comparison::default();
         let spans = comparison.ask().unwrap().to_vec();

@@ -1,6 +1,6 @@
 //! The manifest as one changeset left it, to be compared with what the active sent.
 
-use coldspare_core::compare::{Span, Tally, Tree, Without, tally};
+use coldspare_core::compare::{Cut, Cutter, LeftOut, Span, Tally, Tree, Without, tally};
 use coldspare_core::{Entry, Seq, SessionId, codec};
 use coldspare_os::Disk;
 use rayon::prelude::*;
@@ -13,6 +13,8 @@ use crate::store::{MANIFEST, View};
 pub struct Held {
     manifest: View,
     without: Without,
+    /// All of it in parts, where nothing is left out.
+    whole: Option<Cut>,
 }
 
 impl<D: Disk> Standby<D> {
@@ -26,7 +28,7 @@ impl<D: Disk> Standby<D> {
         if !is_it || self.needs_everything()? {
             return Ok(None);
         }
-        Ok(Some(Held { manifest: self.store.view(MANIFEST)?, without: Without::default() }))
+        Ok(Some(Held { manifest: self.store.view(MANIFEST)?, without: Without::default(), whole: None }))
     }
 
     /// Has the active name everything: the manifest may be wrong.
@@ -39,9 +41,27 @@ impl<D: Disk> Standby<D> {
 }
 
 impl Held {
+    /// Cuts all of it, as the active does meanwhile: when nothing is left out and nothing differs, that is all there is to do.
+    ///
+    /// Cost: one pass over the manifest.
+    ///
+    /// # Errors
+    /// `Store`, `Damaged`.
+    pub fn cut_ahead(&mut self) -> Result<(), StandbyError> {
+        let mut cutter = Cutter::new(self.manifest.len()?);
+        self.entries(&Span::all(), &mut |k, entry| {
+            cutter.add(k, entry);
+            true
+        })?;
+        self.whole = Some(cutter.finish());
+        Ok(())
+    }
+
     /// Leaves out what the active may have otherwise.
-    pub fn leave_out(&mut self, without: Without) {
-        self.without = without;
+    pub fn leave_out(&mut self, left_out: &[LeftOut]) {
+        self.without = Without::new(left_out);
+        // Else what is left out took part, too.
+        self.whole = self.whole.take().filter(|_| left_out.is_empty());
     }
 }
 
@@ -61,6 +81,10 @@ impl Tree for Held {
             let (_, behind) = codec::decode_first::<Entry>(value).map_err(|e| self.manifest.damaged(e.to_string()))?;
             Ok(each(k, &value[..value.len() - behind.len()]))
         })
+    }
+
+    fn whole(&self) -> Option<&Cut> {
+        self.whole.as_ref()
     }
 
     fn tallies(&self, spans: &[Span]) -> Result<Vec<Tally>, StandbyError> {

@@ -2,7 +2,7 @@ use super::*;
 
 /// A tree in memory; an entry is a byte.
 #[derive(Default, Clone)]
-struct Memory(BTreeMap<Vec<u8>, u8>, Without);
+struct Memory(BTreeMap<Vec<u8>, u8>, Without, Option<Cut>);
 
 impl Tree for Memory {
     type Error = std::convert::Infallible;
@@ -20,6 +20,17 @@ impl Tree for Memory {
         }
         Ok(())
     }
+
+    fn whole(&self) -> Option<&Cut> {
+        self.2.as_ref()
+    }
+}
+
+/// All of a tree in parts.
+fn cut_once(tree: &Memory) -> Cut {
+    let mut cutter = Cutter::new(tree.0.len() as u64);
+    tree.0.iter().for_each(|(key, entry)| cutter.add(key, &[*entry]));
+    cutter.finish()
 }
 
 fn path(text: &str) -> RelPath {
@@ -37,7 +48,7 @@ fn tree(count: u32) -> Memory {
         rows.insert(at(&format!("{:02}", n % 50)), 1);
         rows.insert(at(&format!("{:02}/{n}", n % 50)), 2);
     }
-    Memory(rows, Without::default())
+    Memory(rows, Without::default(), None)
 }
 
 fn compare(here: &Memory, there: &Memory) -> (Found, u32) {
@@ -83,9 +94,7 @@ fn equal_trees_take_one_question() {
 fn a_tree_that_is_gone_over_once_is_cut_as_it_is_compared() {
     for count in [0, 1, 127, 128, 129, 5000] {
         let tree = tree(count);
-        let mut cutter = Cutter::new(tree.0.len() as u64);
-        tree.0.iter().for_each(|(key, entry)| cutter.add(key, &[*entry]));
-        let cut = cutter.finish();
+        let cut = cut_once(&tree);
         assert!(cut.parts.len() <= PARTS_MAX && (count < 128 || cut.parts.len() >= PARTS_MAX / 2), "{} parts", cut.parts.len());
         let mut comparison = Comparison::default();
         comparison.ask().unwrap();
@@ -93,6 +102,18 @@ fn a_tree_that_is_gone_over_once_is_cut_as_it_is_compared() {
         assert_eq!(comparison.ask(), None);
         assert_eq!(comparison.finish(), Found { entries: tree.0.len() as u64, differences: Vec::new(), has_more: false });
     }
+}
+
+#[test]
+fn a_side_that_was_cut_ahead_reads_nothing_where_both_are_equal() {
+    let there = Memory(tree(5000).0, Without::default(), Some(cut_once(&tree(5000))));
+    let unread = Memory(BTreeMap::new(), Without::default(), there.2.clone());
+    let equal = Found { entries: there.0.len() as u64, differences: Vec::new(), has_more: false };
+    assert_eq!(compare(&unread, &there), (equal, 1));
+    let mut here = tree(5000);
+    here.0.insert(at("07/57"), 3);
+    here.2 = Some(cut_once(&here));
+    assert_eq!(named(&compare(&here, &there).0), BTreeSet::from([("07/57".into(), How::Differs)]));
 }
 
 #[test]
@@ -143,7 +164,7 @@ fn of_many_differences_some_are_named() {
         assert!(found.has_more && found.differences.len() == DIFFERENCES_MAX, "{found:?}");
         assert!(rounds < ROUNDS_MAX, "{rounds} questions");
     }
-    let nothing_like_it = Memory(all.0.keys().map(|key| (key.clone(), 9)).collect(), Without::default());
+    let nothing_like_it = Memory(all.0.keys().map(|key| (key.clone(), 9)).collect(), Without::default(), None);
     assert!(compare(&all, &nothing_like_it).0.has_more);
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use coldspare_core::changeset::Have;
-use coldspare_core::compare::{self, Comparison, Without};
+use coldspare_core::compare::{self, Comparison};
 use coldspare_core::control::Session;
 use coldspare_core::exclude::Exclude;
 use coldspare_core::follow::{Effect, Extent, Follow, FollowConfig, Input, Scope, Sent};
@@ -384,7 +384,8 @@ impl World {
         let mut there = index.sent(seq).map_err(|e| e.to_string())?;
         let left_out = there.leave_out().map_err(|e| e.to_string())?;
         let Some(mut here) = self.host.held_at(self.active.session.id, seq)? else { return Ok(()) };
-        here.leave_out(Without::new(&left_out));
+        here.cut_ahead().map_err(|e| e.to_string())?;
+        here.leave_out(&left_out);
         let mut comparison = Comparison::default();
         while let Some(spans) = comparison.ask() {
             let cuts = compare::answer(&there, spans).map_err(|e| e.to_string())?;

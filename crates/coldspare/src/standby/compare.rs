@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use coldspare_core::compare::{AnswerError, Comparison, Cut, Difference, Extent, LeftOut, Without};
+use coldspare_core::compare::{AnswerError, Comparison, Cut, Difference, Extent, LeftOut};
 use coldspare_core::path::escape;
 use coldspare_core::{Seq, SessionId};
 use coldspare_standby::Held;
@@ -100,13 +100,17 @@ impl Shared {
         let (tell, mut answers) = mpsc::channel(QUEUE);
         *lock(&self.comparing.waiting) = Some((no, tell));
         to_active.send(ToActive::AskPoint { no }).await.map_err(|_| lost())?;
-        let (seq, mut held) = match answers.recv().await.ok_or_else(lost)? {
+        let (seq, held) = match answers.recv().await.ok_or_else(lost)? {
             FromActive::Point(seq, Some(held)) => (seq, *held),
             FromActive::Point(seq, None) => return Err(NotCompared(format!("the tree isn't that of changeset {seq}, the active's last"))),
             FromActive::Not(why) => return Err(NotCompared(escape(why.as_bytes()))),
             FromActive::LeftOut(_) | FromActive::Cuts(_) => return Err(odd()),
         };
         let since = Instant::now();
+        let cut = tokio::task::spawn_blocking(move || {
+            let mut held = held;
+            held.cut_ahead().map(|()| held)
+        });
         let left_out = match answers.recv().await.ok_or_else(lost)? {
             FromActive::LeftOut(left_out) => left_out,
             FromActive::Not(why) => return Err(NotCompared(escape(why.as_bytes()))),
@@ -115,7 +119,9 @@ impl Shared {
         if left_out.iter().any(|l| l.path.is_root() && l.extent == Extent::All) {
             return Err(NotCompared("too much is held back, or has to be sent again".into()));
         }
-        held.leave_out(Without::new(&left_out));
+        let cut = cut.await.map_err(|e| NotCompared(e.to_string()))?;
+        let mut held = cut.map_err(|e| NotCompared(e.to_string()))?;
+        held.leave_out(&left_out);
         let held = Arc::new(held);
         let mut comparison = Comparison::default();
         while let Some(spans) = comparison.ask() {
