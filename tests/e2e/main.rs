@@ -23,6 +23,7 @@ mod image;
 mod kills;
 mod lines;
 mod links;
+mod load_balancers;
 mod loss;
 mod network;
 mod pair;
