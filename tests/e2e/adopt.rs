@@ -5,6 +5,7 @@ use std::process::Command;
 
 use crate::git::{clone, commit, git_ok, init_bare, push};
 use crate::pair::{Pair, until};
+use crate::runbook::Page;
 use crate::seed::Seed;
 
 /// Content of the home that doesn't shrink.
@@ -41,7 +42,7 @@ fn followed() -> Pair {
     pair
 }
 
-/// The runbook's "Rebuild of a standby", step by step.
+/// By the runbook's page.
 #[test]
 fn a_standby_whose_store_is_damaged_is_rebuilt_from_its_tree() {
     let mut pair = followed();
@@ -54,16 +55,21 @@ fn a_standby_whose_store_is_damaged_is_rebuilt_from_its_tree() {
     fs::remove_file(pair.standby.home.join("shared/data/attachments/1")).unwrap();
     fs::write(pair.standby.home.join("shared/foreign"), "nobody's").unwrap();
 
-    let adopted = pair.standby.run(&["adopt", "--json"]).expect_code(0).json();
+    let mut page = Page::of("Rebuild of a standby");
+    page.skip("run"); // it is stopped
+    page.give("adopt", &pair.standby).expect_code(0);
+    let adopted = pair.standby.run(&["adopt", "--json"]).expect_code(0).json(); // given again
     assert!(adopted["entries"].as_u64().unwrap() > 20 && adopted["left_out"] == 0, "{adopted}");
     let sent = || pair.active.status()["bytes_sent"].as_u64().unwrap();
     let before = sent();
-    pair.standby.start();
-    pair.checkpoint();
+    page.start(&mut pair.standby);
+    until("it is connected", || pair.active.status()["connected"] == true);
+    page.give("checkpoint", &pair.active).expect_code(0);
     let sent = sent() - before;
     assert!(sent < LITTLE, "{sent} bytes were sent");
     pair.assert_equal();
-    pair.standby.run(&["verify", "--deep", "--git"]).expect_code(0);
+    page.give("verify", &pair.standby).expect_code(0);
+    page.end();
     let kept = Command::new("find").arg(pair.standby.home.join(".coldspare/quarantine")).args(["-name", "*foreign*"]).output().unwrap();
     assert!(!kept.stdout.is_empty(), "what only the standby had is kept");
 }

@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use coldspare_sim::line::{FAR, Line};
+use coldspare_sim::supervise::{self, Call, Plan, Supervised};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -30,9 +31,14 @@ pub(crate) struct Host {
     pub(crate) store: PathBuf,
     pub(crate) etc: PathBuf,
     daemon: &'static str,
-    child: Option<Child>,
+    child: Option<Daemon>,
     /// What every command is started with, such as `setpriv …` or `env …`.
     pub(crate) wrapper: Vec<String>,
+}
+
+enum Daemon {
+    Plain(Child),
+    Supervised(Supervised),
 }
 
 /// A daemon that stands still.
@@ -91,15 +97,20 @@ impl Pair {
 
     /// As [`Pair::new`], each host with what both roles need, both served by `run`.
     pub(crate) fn running() -> Pair {
+        let mut pair = Pair::to_run();
+        pair.standby.start();
+        pair.active.start();
+        pair
+    }
+
+    /// As [`Pair::running`], without the daemons.
+    pub(crate) fn to_run() -> Pair {
         let (dir, port) = (TempDir::new().unwrap(), free_port());
         let (active, standby) = (Host::new(dir.path(), "active", "run"), Host::new(dir.path(), "standby", "run"));
         let invitation = standby.init_standby(port);
         let listen = format!("127.0.0.1:{}", free_port());
         active.init(&["init", "active", "--invite", &invitation, "--listen", &listen]).expect_code(0);
-        let mut pair = Pair { active, standby, invitation, port, dir };
-        pair.standby.start();
-        pair.active.start();
-        pair
+        Pair { active, standby, invitation, port, dir }
     }
 
     /// As [`Pair::following`], with a standby that asks nobody: for homes that lose files by chance, and in great number.
@@ -196,37 +207,71 @@ impl Host {
 
     /// Starts the daemon, and waits until it answers.
     pub(crate) fn start(&mut self) {
+        self.child = Some(Daemon::Plain(self.background(self.daemon).spawn().unwrap()));
+        until("the daemon answers", || self.run(&["status"]).code == 0);
+    }
+
+    /// Starts a command in the daemon's place, supervised, so that calls that `is_it` names are held
+    /// ([`supervise::start_holding`]); waits for nothing.
+    pub(crate) fn start_holding(&mut self, name: &str, plan: Plan, is_it: impl FnMut(&Call) -> bool + Send + 'static) {
+        self.kill();
+        self.child = Some(Daemon::Supervised(supervise::start_holding(self.background(name), plan, is_it).unwrap()));
+    }
+
+    /// A command that writes to the daemon's log.
+    fn background(&self, name: &str) -> Command {
         let log = File::options().create(true).append(true).open(self.etc.join("daemon.log")).unwrap();
         let mut command = self.program();
-        command.arg(self.daemon).arg("--config").arg(self.config());
-        self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap());
-        until("the daemon answers", || self.run(&["status"]).code == 0);
+        command.arg(name).arg("--config").arg(self.config()).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+    }
+
+    /// The daemon, if it was started supervised.
+    pub(crate) fn supervised(&mut self) -> Option<&mut Supervised> {
+        match &mut self.child {
+            Some(Daemon::Supervised(supervised)) => Some(supervised),
+            _ => None,
+        }
     }
 
     /// SIGKILL.
     pub(crate) fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
+        match self.child.take() {
+            None => {}
+            Some(Daemon::Plain(mut child)) => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+            Some(Daemon::Supervised(supervised)) => {
+                supervised.signal(Signal::KILL);
+                supervised.wait().unwrap();
+            }
         }
     }
 
     /// Stops the daemon, with all its threads, until the result is dropped.
     pub(crate) fn freeze(&self) -> Frozen {
-        let frozen = Frozen(Pid::from_child(self.child.as_ref().unwrap()));
+        let frozen = Frozen(Pid::from_raw(self.pid() as i32).unwrap());
         kill_process(frozen.0, Signal::STOP).unwrap();
         // The parent is told once every thread stands still.
         waitpid(Some(frozen.0), WaitOptions::UNTRACED).unwrap();
         frozen
     }
 
-    /// Whether the daemon is still there.
     pub(crate) fn pid(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
+        match self.child.as_ref().unwrap() {
+            Daemon::Plain(child) => child.id(),
+            Daemon::Supervised(supervised) => supervised.pid().as_raw_nonzero().get() as u32,
+        }
     }
 
+    /// Whether the daemon is still there.
     pub(crate) fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|c| c.try_wait().unwrap().is_none())
+        match &mut self.child {
+            None => false,
+            Some(Daemon::Plain(child)) => child.try_wait().unwrap().is_none(),
+            Some(Daemon::Supervised(supervised)) => !supervised.has_ended(),
+        }
     }
 
     /// What the daemon wrote to standard error since the test began.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use coldspare_core::control::{ControlRecord, Role, SLOT_BYTES};
 use serde_json::Value;
 
 use crate::git::{self, commit, git_ok, push};
@@ -255,52 +256,24 @@ pub(crate) fn quarantine(home: &Path) -> PathBuf {
     all[0].clone()
 }
 
-/// Either host is killed somewhere in a switchover, comes back, and the switchover goes on.
-#[test]
-fn a_kill_anywhere_in_a_switchover_leaves_one_that_goes_on() {
-    let mut pair = Pair::running();
-    let clone = repository(&pair);
-    push_to(&pair.active, &clone, "first");
-    checkpoint(&pair.active);
-    let rounds = crate::seed::number_from_env("COLDSPARE_SWITCHOVERS").unwrap_or(12);
-    let mut met = BTreeMap::new();
-    for round in 0..rounds {
-        let delay = Duration::from_millis(round * 23 % 260);
-        let is_first_active = role(&pair.active) == "active";
-        let (from, to) = if is_first_active { (&mut pair.active, &mut pair.standby) } else { (&mut pair.standby, &mut pair.active) };
-        push_to(from, &clone, &format!("round {round}"));
-        let mut command = from.program();
-        let mut giving = command.args(["switchover", "--timeout", "60s", "--config"]).arg(from.config()).spawn().unwrap();
-        std::thread::sleep(delay); // the moment of the kill: any is right
-        let victim = if round % 2 == 0 { &mut *from } else { &mut *to };
-        victim.kill();
-        let roles = (stopped_role(from), stopped_role(to));
-        *met.entry(format!("{roles:?}")).or_insert(0) += 1;
-        assert!(roles != ("active".into(), "active".into()), "round {round}: two actives");
-        let victim = if round % 2 == 0 { &mut *from } else { &mut *to };
-        victim.start();
-        let _ = giving.wait();
-        // Not begun when it was killed, or not done yet: it is asked for once more.
-        until("the switchover is done", || {
-            let (here, there) = (stopped_role(from), stopped_role(to));
-            assert!((here.as_str(), there.as_str()) != ("active", "active"), "round {round}: two actives");
-            if here == "active" && from.status()["connected"] == true {
-                let _ = from.run(&["switchover", "--timeout", "20s"]);
-            }
-            here == "standby" && there == "active"
-        });
-        until_active(to);
-        checkpoint(to);
-        assert_same(&pair);
-    }
-    println!("roles when the daemon was killed: {met:?}");
-}
-
 /// As the control record says, whether or not a daemon runs.
 pub(crate) fn stopped_role(host: &Host) -> String {
     let checked = host.run(&["check", "--json"]).json();
     let node = checked["findings"].as_array().unwrap().iter().find(|f| f["what"] == "node").unwrap()["detail"].as_str().unwrap();
     node.split(' ').next().unwrap().to_string()
+}
+
+/// The control record, whether or not a daemon runs, or is held.
+pub(crate) fn record(host: &Host) -> ControlRecord {
+    let bytes = fs::read(host.state().join("control")).unwrap();
+    let slots = bytes.chunks(SLOT_BYTES).filter_map(ControlRecord::decode_slot);
+    slots.max_by_key(|(seq, _)| *seq).unwrap().1
+}
+
+/// Whether both hosts are the active at one time; what is read of one after the other isn't of one time.
+pub(crate) fn are_two_active(pair: &Pair) -> bool {
+    let [before, other, after] = [&pair.active, &pair.standby, &pair.active].map(record);
+    before == after && before.role == Role::Active && other.role == Role::Active
 }
 
 /// Adds hooks that note in `dir` that they ran, and what they were told.

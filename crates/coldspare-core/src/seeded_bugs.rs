@@ -160,6 +160,8 @@ mod switch {
         NumbersAreUsedTwice,
         /// An active that opened the same epoch as another is served.
         ConflictsAreServed,
+        /// An active that is refused since another one opened its epoch is that still.
+        ConflictsPass,
         /// A session that was left for a later one is served.
         EarlierSessionsAreServed,
         /// What the other node may rely on is answered before it is stored.

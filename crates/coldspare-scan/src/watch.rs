@@ -112,6 +112,8 @@ struct Shared {
     overflows: AtomicU64,
     /// Set when the kernel lost events, until the watch is built anew.
     stale: AtomicBool,
+    /// Set when nobody tells anything any more, for good.
+    is_gone: AtomicBool,
     /// By root, the highest mark that came back.
     marks: Mutex<Vec<u64>>,
     mark_came: Condvar,
@@ -269,7 +271,7 @@ impl Watch {
     /// Returns once every event queued before the call has become a hint.
     ///
     /// # Errors
-    /// `Root` when a mark can't be written, `Timeout` when one does not come back within `limit`.
+    /// `Root` when a mark can't be written, `Timeout` when one does not come back within `limit`, `Gone` when none will.
     pub fn barrier(&self, limit: Duration) -> Result<(), WatchError> {
         if let Source::Caller { deliver } = &self.source {
             deliver();
@@ -286,6 +288,9 @@ impl Watch {
         }
         let mut marks = lock(&self.shared.marks);
         while marks.iter().any(|&came| came < mark) {
+            if self.shared.is_gone.load(Ordering::Relaxed) {
+                return Err(WatchError::Gone);
+            }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(WatchError::Timeout(limit));
@@ -364,6 +369,7 @@ impl Shared {
             is_recounting: AtomicBool::new(false),
             overflows: AtomicU64::new(0),
             stale: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
             mark_came: Condvar::new(),
             wake,
         }
@@ -419,6 +425,14 @@ impl Shared {
         for dir in below {
             covered.remove(&dir);
         }
+    }
+
+    /// Who told of changes does so no more; whoever waits for it is told.
+    fn gone(&self, why: &str) {
+        self.lost(why);
+        let _marks = lock(&self.marks); // nobody is between its look and its wait
+        self.is_gone.store(true, Ordering::Relaxed);
+        self.mark_came.notify_all();
     }
 
     fn lost(&self, why: &str) {

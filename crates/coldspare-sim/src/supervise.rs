@@ -1,4 +1,5 @@
-//! Runs a program and kills it, or fails it, at the N-th call by which it changes files, counted over all its threads.
+//! Runs a program and kills it, or fails it, at the N-th call by which it changes files, counted over all its threads; or
+//! holds such a call until it is let go.
 //!
 //! The kernel stops each such call before it happens and asks (seccomp user notification, `seccomp_unotify(2)`); the
 //! program needs no preparation and is the one that ships. What counts is a fixed list of calls on files below given
@@ -11,16 +12,20 @@
 mod call;
 mod filter;
 
-use std::io;
+use std::io::{self, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal};
 
+use call::Asked;
 pub use call::{Call, Effect};
 use filter::Answer;
 
@@ -50,6 +55,19 @@ pub struct Supervised {
     child: Child,
     pidfd: OwnedFd,
     supervisor: Option<JoinHandle<Trace>>,
+    /// Its lock is what makes it `Sync`.
+    held: Mutex<Receiver<Call>>,
+    /// A byte lets go what is held; `None`: nothing is held any more.
+    go: Option<PipeWriter>,
+}
+
+/// The supervisor's side of what is held.
+struct Holder {
+    /// Whether a call is to be held.
+    is_it: Box<dyn FnMut(&Call) -> bool + Send>,
+    told: Sender<Call>,
+    go: PipeReader,
+    asked: Option<Asked>,
 }
 
 /// What became of a program.
@@ -73,18 +91,31 @@ struct Trace {
 ///
 /// # Errors
 /// As `Command::spawn`; `Unsupported` or `InvalidInput` where the kernel doesn't offer what this needs.
-pub fn start(mut command: Command, plan: Plan) -> io::Result<Supervised> {
+pub fn start(command: Command, plan: Plan) -> io::Result<Supervised> {
+    start_holding(command, plan, |_| false)
+}
+
+/// As [`start`]; a call that counts and that `is_it` names is held until it is let go, one at a time. Others go on meanwhile.
+///
+/// `is_it` sees each call before it happens.
+///
+/// # Errors
+/// As [`start`].
+pub fn start_holding(mut command: Command, plan: Plan, is_it: impl FnMut(&Call) -> bool + Send + 'static) -> io::Result<Supervised> {
     let (ours, theirs) = filter::channel()?;
     filter::install_before_exec(&mut command, theirs)?;
+    let (reader, go) = io::pipe()?;
+    let (told, held) = mpsc::channel();
+    let holder = Holder { is_it: Box::new(is_it), told, go: reader, asked: None };
     // Before the program: it may be asked about before `spawn` returns.
     let supervisor = std::thread::spawn(move || match filter::receive(&ours) {
-        Some((pid, listener)) => supervise(pid, &listener, &plan),
+        Some((pid, listener)) => supervise(pid, &listener, &plan, holder),
         None => Trace::default(),
     });
     let child = command.spawn()?;
     drop(command); // and with it our copy of the program's end of the channel
     let pidfd = rustix::process::pidfd_open(pid_of(&child), PidfdFlags::empty())?;
-    Ok(Supervised { child, pidfd, supervisor: Some(supervisor) })
+    Ok(Supervised { child, pidfd, supervisor: Some(supervisor), held: Mutex::new(held), go: Some(go) })
 }
 
 impl Supervised {
@@ -98,7 +129,30 @@ impl Supervised {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
     }
 
-    /// Waits for the end.
+    /// The program's process.
+    pub fn pid(&self) -> Pid {
+        pid_of(&self.child)
+    }
+
+    /// Whether the program has ended.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&rustix::event::Timespec::default())).is_ok_and(|ready| ready == 1)
+    }
+
+    /// The call that is held, as soon as one is; `None` when none is within `limit`.
+    pub fn held(&mut self, limit: Duration) -> Option<Call> {
+        self.held.get_mut().unwrap_or_else(PoisonError::into_inner).recv_timeout(limit).ok()
+    }
+
+    /// Lets go what is held.
+    pub fn go_on(&mut self) {
+        if let Some(go) = &mut self.go {
+            let _ = go.write_all(&[0]);
+        }
+    }
+
+    /// Waits for the end; what was held until then never happens, unless it is a child's.
     ///
     /// # Errors
     /// As `Child::wait`.
@@ -107,6 +161,7 @@ impl Supervised {
     /// When the supervisor did.
     pub fn wait(mut self) -> io::Result<Ended> {
         let status = self.child.wait()?;
+        self.go = None;
         let supervisor = self.supervisor.take().expect("taken once, here");
         let Trace { calls, hit } = supervisor.join().expect("the supervisor does not panic");
         Ok(Ended { status, calls, hit })
@@ -118,23 +173,29 @@ impl Drop for Supervised {
         if let Some(supervisor) = self.supervisor.take() {
             let _ = self.child.kill();
             let _ = self.child.wait();
+            self.go = None;
             let _ = supervisor.join();
         }
     }
 }
 
 /// Answers for every call until nobody is left who could make one.
-fn supervise(pid: Pid, listener: &OwnedFd, plan: &Plan) -> Trace {
+fn supervise(pid: Pid, listener: &OwnedFd, plan: &Plan, mut holder: Holder) -> Trace {
     let mut trace = Trace::default();
     let mut is_killed = false;
     loop {
-        let mut fds = [PollFd::new(listener, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
+        let mut fds = [PollFd::new(listener, PollFlags::IN), PollFd::new(&holder.go, PollFlags::IN)];
+        let fds = if holder.asked.is_some() { &mut fds[..] } else { &mut fds[..1] };
+        match rustix::event::poll(fds, None) {
             Err(Errno::INTR) => continue,
             Err(_) => return trace,
             Ok(_) => {}
         }
         let events = fds[0].revents();
+        if fds.get(1).is_some_and(|go| !go.revents().is_empty()) {
+            holder.let_go(listener);
+            continue;
+        }
         if !events.contains(PollFlags::IN) {
             return trace;
         }
@@ -150,6 +211,10 @@ fn supervise(pid: Pid, listener: &OwnedFd, plan: &Plan) -> Trace {
             None => Answer::Go,
             Some(call) => {
                 trace.calls.push(call.clone());
+                if holder.wants(&call) {
+                    holder.keep(asked, call);
+                    continue;
+                }
                 decide(&mut trace, call, plan)
             }
         };
@@ -159,6 +224,25 @@ fn supervise(pid: Pid, listener: &OwnedFd, plan: &Plan) -> Trace {
                 is_killed = true;
             }
             answer => filter::answer(listener, &asked, answer),
+        }
+    }
+}
+
+impl Holder {
+    fn wants(&mut self, call: &Call) -> bool {
+        (self.is_it)(call) && self.asked.is_none()
+    }
+
+    fn keep(&mut self, asked: Asked, call: Call) {
+        self.asked = Some(asked);
+        let _ = self.told.send(call);
+    }
+
+    /// What is held happens, unless its thread is gone.
+    fn let_go(&mut self, listener: &OwnedFd) {
+        let _ = self.go.read(&mut [0]);
+        if let Some(asked) = self.asked.take() {
+            filter::answer(listener, &asked, Answer::Go);
         }
     }
 }
@@ -240,6 +324,28 @@ mod tests {
         assert_eq!(names, ["a", "c"]);
         let Some((ended, names)) = check(script, Some((2, Fault::FromThenOn(Errno::IO)))) else { return };
         assert_eq!((ended.calls.len(), names), (3, vec!["a".into()]));
+    }
+
+    #[test]
+    fn a_call_is_held_until_it_is_let_go_and_never_happens_if_the_program_is_killed() {
+        for is_killed in [false, true] {
+            let dir = tempfile::TempDir::new().unwrap();
+            let mut command = shell("mkdir b; echo 3 >c");
+            command.current_dir(dir.path());
+            let plan = Plan { below: vec![dir.path().canonicalize().unwrap()], fault: None };
+            let started = start_holding(command, plan, |call| call.path.ends_with("c"));
+            let Ok(mut started) = started else { return println!("skipped: seccomp user notification") };
+            let held = started.held(Duration::from_secs(30)).unwrap();
+            assert_eq!((held.name, held.effect), ("openat", Effect::Open));
+            assert!(dir.path().join("b").exists() && !dir.path().join("c").exists() && !started.has_ended());
+            if is_killed {
+                started.signal(Signal::KILL);
+            } else {
+                started.go_on();
+            }
+            assert_eq!(started.wait().unwrap().status.success(), !is_killed);
+            assert_eq!(dir.path().join("c").exists(), !is_killed);
+        }
     }
 
     #[test]

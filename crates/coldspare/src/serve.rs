@@ -78,7 +78,7 @@ pub(crate) fn wrong_role(record: &ControlRecord, serves: Serves) -> Failure {
         Role::Standby => "`coldspare receive` or `run` serves it; `coldspare promote` makes it the active",
         Role::Active => "`coldspare send` or `run` serves it; `coldspare switchover` changes the roles",
         Role::Handover => "`coldspare send` or `run` goes on with handing over",
-        Role::Fenced => "another host is, or was, the active of a higher epoch: `coldspare demote` makes this one its standby",
+        Role::Fenced => "another host is, or was, the active: `coldspare demote` makes this one its standby",
     };
     Failure::fenced(format!("this host is {role}, {wanted}; epoch {}: {next}", record.promised))
 }

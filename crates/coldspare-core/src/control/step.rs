@@ -70,6 +70,11 @@ pub enum Event {
         /// What it promised.
         promised: Epoch,
     },
+    /// The other node, to which this one wanted to send, knows another opener of this epoch (R3).
+    Contested {
+        /// The epoch of both.
+        epoch: Epoch,
+    },
     /// The last changeset of this active is on the standby, and nothing writes any more (R7).
     HandOver {
         /// That changeset.
@@ -144,6 +149,7 @@ pub fn step(record: &ControlRecord, event: Event) -> Stepped {
         Event::Stopped => Ok((ControlRecord { clean: true, ..record.clone() }, vec![Effect::Store])),
         Event::Hello { cluster, session } => hello(record, cluster, session),
         Event::Outranked { promised } => Ok(outranked(record, promised)),
+        Event::Contested { epoch } => Ok(contested(record, epoch)),
         Event::HandOver { seq, digest } => hand_over(record, seq, digest),
         Event::HandedOver { handover, taking, applied, digest, fresh } => handed_over(record, handover, taking, (applied, digest), fresh),
         Event::Taken { session } => taken(record, session),
@@ -233,6 +239,15 @@ fn outranked(record: &ControlRecord, promised: Epoch) -> (ControlRecord, Vec<Eff
         }
     }
     (next, effects)
+}
+
+/// Both stop: were this one active still, whoever decides for it could open no higher epoch, which the other obeys.
+fn contested(record: &ControlRecord, epoch: Epoch) -> (ControlRecord, Vec<Effect>) {
+    if record.role != Role::Active || epoch != record.promised || seeded_bug!(ConflictsPass) {
+        return (record.clone(), Vec::new());
+    }
+    let next = ControlRecord { role: Role::Fenced, ..record.clone() };
+    (next, vec![Effect::FenceSelf, Effect::Store, Effect::Alarm])
 }
 
 fn hand_over(record: &ControlRecord, seq: Seq, digest: Digest) -> Stepped {

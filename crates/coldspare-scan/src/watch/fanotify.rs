@@ -104,7 +104,7 @@ impl State {
         ears.is_gone = true;
         self.changed.notify_all();
         if let Some(shared) = ears.now.take() {
-            shared.lost(&why);
+            shared.gone(&why);
         }
     }
 

@@ -1,3 +1,5 @@
+use std::os::unix::net::UnixStream;
+
 use super::*;
 use crate::dirty::Names;
 
@@ -12,15 +14,20 @@ fn watched() -> (tempfile::TempDir, Watch) {
 
 /// With the helper in a thread; `None` where fanotify isn't to be had.
 fn marked() -> Option<(tempfile::TempDir, Watch)> {
+    marked_through().map(|(dir, watch, _)| (dir, watch))
+}
+
+/// As [`marked`], with the link to the helper.
+fn marked_through() -> Option<(tempfile::TempDir, Watch, UnixStream)> {
     let dir = tempfile::tempdir().unwrap();
     make_cookie_dir(dir.path()).unwrap();
     let root = dir.path().canonicalize().unwrap();
-    let (ours, its) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (ours, its) = UnixStream::pair().unwrap();
     let roots = vec![root.clone()];
     std::thread::spawn(move || run_helper(&roots, None, Told::Processes, its));
-    let helper = Arc::new(Helper::new(ours).unwrap());
+    let helper = Arc::new(Helper::new(ours.try_clone().unwrap()).unwrap());
     match Watch::start(Backend::Fanotify(helper), vec![root.into()], Box::new(|| ())) {
-        Ok(watch) => Some((dir, watch)),
+        Ok(watch) => Some((dir, watch, ours)),
         Err(e) => {
             println!("skipped: {e}");
             None
@@ -77,6 +84,16 @@ fn own_marks_are_no_hints() {
     watch.barrier(LIMIT).unwrap();
     watch.barrier(LIMIT).unwrap();
     assert!(watch.dirty().is_empty());
+}
+
+/// Whoever waited on would keep the index from the role that the host has next.
+#[test]
+fn a_barrier_waits_for_no_helper_that_has_ended() {
+    let Some((_dir, watch, link)) = marked_through() else { return };
+    watch.barrier(LIMIT).unwrap();
+    link.shutdown(std::net::Shutdown::Both).unwrap();
+    assert!(matches!(watch.barrier(LIMIT), Err(WatchError::Gone)));
+    assert!(watch.is_stale());
 }
 
 #[test]

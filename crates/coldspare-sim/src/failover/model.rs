@@ -58,6 +58,8 @@ pub enum Message {
     Hello(u8, Epoch, SessionId, NodeId),
     /// The other node has promised this.
     Outranked(u8, Epoch),
+    /// The other node knows another opener of this epoch.
+    Contested(u8, Epoch),
     /// The first changeset of a session.
     Whole(u8, Epoch, SessionId, Vec<u8>),
     /// A later one: its number, its write.
@@ -358,6 +360,7 @@ impl Model {
                 }
             }
             Message::Outranked(_, promised) => drop(state.happens(i, Event::Outranked { promised }, self.defect)),
+            Message::Contested(_, epoch) => drop(state.happens(i, Event::Contested { epoch }, self.defect)),
             Message::Taken(_, epoch, id) => {
                 let session = Session { epoch, id, opened_by: id_of(1 - i) };
                 state.happens(i, Event::Taken { session }, self.defect);
@@ -472,7 +475,10 @@ impl State {
                 self.answer(i);
                 self.net.insert(Message::Outranked(1 - i, *promised));
             }
-            Refusal::Conflict(_) => self.conflict = true,
+            Refusal::Conflict(epoch) => {
+                self.conflict = true;
+                self.net.insert(Message::Contested(1 - i, *epoch));
+            }
             _ => {}
         }
     }
@@ -483,6 +489,7 @@ impl Message {
         match self {
             Message::Hello(to, ..)
             | Message::Outranked(to, ..)
+            | Message::Contested(to, ..)
             | Message::Whole(to, ..)
             | Message::Append(to, ..)
             | Message::Handover(to, ..)

@@ -175,6 +175,7 @@ pub(crate) const BUGS: &[Bug] = &[
     code!(SessionsSurviveThePowerLoss, "G5", Scenario(scenarios::what_a_power_loss_took_is_kept)),
     // Roles.
     code!(ConflictsAreServed, "R3", Scenario(scenarios::two_openers_of_one_epoch_stop_each_other)),
+    code!(ConflictsPass, "R3", Scenario(scenarios::who_is_refused_for_a_conflict_stops)),
     code!(EarlierSessionsAreServed, "R3", RESTARTS),
     code!(AnswersComeBeforeTheyAreStored, "R4", SWITCHOVER),
     code!(HandoversAreSentBeforeTheyAreStored, "R7", SWITCHOVER),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use coldspare_core::brakes::Limits;
 use coldspare_core::changeset::{Ask, Have, Totals};
-use coldspare_core::control::{ControlRecord, Event, Fresh, Session, step};
+use coldspare_core::control::{ControlRecord, Event, Fresh, Proof, Session, step};
 use coldspare_core::exclude::Exclude;
 use coldspare_core::follow::{Effect as FollowEffect, Extent, Follow, FollowConfig, Input as Following, Sent};
 use coldspare_core::intake::{Effect, End, Input, Intake};
@@ -885,6 +885,21 @@ pub(crate) fn two_openers_of_one_epoch_stop_each_other() -> Result<(), String> {
     let hello = Event::Hello { cluster: CLUSTER, session: session(NODE, 1) };
     let (follower, _) = step(&ControlRecord::standby(CLUSTER, NodeId([9; 16])), hello).map_err(|e| e.to_string())?;
     holds(is_stopped && step(&follower, rival).is_err(), "R3: two openers of one epoch are both served")
+}
+
+/// Of two hosts that opened an epoch the one that is refused counts: it leads the next, which the other one obeys.
+pub(crate) fn who_is_refused_for_a_conflict_stops() -> Result<(), String> {
+    let say = |e: coldspare_core::control::Refusal| e.to_string();
+    let active = |node, id| ControlRecord::active(CLUSTER, node, Epoch(2), SessionId([id; 16]), [1; 16]);
+    let (refused, _) = step(&active(NODE, 1), Event::Contested { epoch: Epoch(2) }).map_err(say)?;
+    let fresh = Fresh { id: SessionId([3; 16]), boot: [1; 16] };
+    let (leads, _) = step(&refused, Event::Promote { proof: Proof::LossAccepted, applied: None, fresh }).map_err(say)?;
+    let session = |record: &ControlRecord| record.session().ok_or("it has no session");
+    let met = Event::Hello { cluster: CLUSTER, session: session(&active(NODE, 1))? };
+    let (stopped, _) = step(&active(STANDBY, 2), met).map_err(say)?;
+    let (follower, _) = step(&stopped, Event::Demote).map_err(say)?;
+    let is_obeyed = step(&follower, Event::Hello { cluster: CLUSTER, session: session(&leads)? }).is_ok();
+    holds(is_obeyed, "R3: a conflict can't be decided for the host that was refused")
 }
 
 /// Something wrote the home after it was handed over: as a standby it is not at the tree that the new session began with.

@@ -156,13 +156,15 @@ impl Active {
                 Refusal::Busy | Refusal::Unable(_) if self.mode == Mode::Daemon => Err(refusal.to_string()),
                 Refusal::Busy | Refusal::Unable(_) => Ok(Failure::unreachable(&refusal)),
                 Refusal::Version { .. } | Refusal::Roots(_) => Ok(Failure::usage(&refusal)),
+                // Stored: it holds for the next start, too (R3, R4).
                 Refusal::Epoch { promised, .. } => {
-                    // Stored: it holds for the next start, too (R4).
-                    let event = RoleEvent::Outranked { promised: *promised };
-                    let (record, _) = role::take(&self.config, &self.state, &self.record, event).map_err(NotTaken::into_failure)?;
-                    self.record = record;
+                    let now = self.stop_leading(RoleEvent::Outranked { promised: *promised })?;
                     let next = "`coldspare demote` makes this host the other's standby";
-                    Ok(Failure::fenced(format!("{refusal}; this host is {} now: {next}", self.record.role.word())))
+                    Ok(Failure::fenced(format!("{refusal}; this host is {now} now: {next}")))
+                }
+                Refusal::Conflict(epoch) => {
+                    let now = self.stop_leading(RoleEvent::Contested { epoch: *epoch })?;
+                    Ok(Failure::fenced(format!("{refusal}; this host is {now} now")))
                 }
                 Refusal::Role(_) if self.mode == Mode::Daemon => Err(refusal.to_string()),
                 _ => Ok(Failure::fenced(&refusal)),
@@ -175,6 +177,13 @@ impl Active {
                 Ok(())
             }
         }
+    }
+
+    /// Takes an event after which this host is the active no more; the word for its role then.
+    fn stop_leading(&mut self, event: RoleEvent) -> Result<&'static str, Failure> {
+        let (record, _) = role::take(&self.config, &self.state, &self.record, event).map_err(NotTaken::into_failure)?;
+        self.record = record;
+        Ok(self.record.role.word())
     }
 
     pub(super) fn link_lost(&mut self, why: &str) {

@@ -86,6 +86,7 @@ impl Task {
                         self.proofs.passes.fetch_add(1, Ordering::Relaxed);
                     }
                     Ok(false) => {}
+                    Err(_) if self.stops() => {}
                     Err(e) => tracing::warn!(error = %e, "the watch could not be proved; it is tried again"),
                 }
                 self.sleep_until(began + self.every);

@@ -99,6 +99,16 @@ fn two_openers_of_one_epoch_stop_each_other() {
     let effects = [Effect::FenceSelf, Effect::Store, Effect::Refuse(Refusal::Conflict(Epoch(2))), Effect::Alarm];
     let stopped = check(&active(), hello_of(session(2, 7, OTHER)), Role::Fenced, 2, &effects);
     assert_eq!(step(&stopped, hello_of(session(2, 7, OTHER))).unwrap_err(), Refusal::Conflict(Epoch(2)));
+    // The one that is refused, too.
+    let fenced = [Effect::FenceSelf, Effect::Store, Effect::Alarm];
+    let refused = check(&active(), Event::Contested { epoch: Epoch(2) }, Role::Fenced, 2, &fenced);
+    check(&refused, Event::Contested { epoch: Epoch(2) }, Role::Fenced, 2, &[]);
+    check(&active(), Event::Contested { epoch: Epoch(1) }, Role::Active, 2, &[]);
+    // Whichever counts is promoted, and the other one obeys it.
+    let promote = Event::Promote { proof: Proof::LossAccepted, applied: None, fresh: fresh(8) };
+    let (leads, _) = step(&refused, promote).unwrap();
+    let (standby, _) = step(&ControlRecord { node: OTHER, ..stopped }, Event::Demote).unwrap();
+    check(&standby, hello_of(leads.session().unwrap()), Role::Standby, 3, &[Effect::Store, Effect::Serve]);
 }
 
 #[test]
