@@ -1,10 +1,11 @@
 //! Whole processes side by side: coldspare and its peers, in turn, on the same home.
 //!
 //! `cargo bench --bench compare -- [SECTION …] [--short] [--files N] [--runs N] [--seconds N] [--entries N]
-//! [--mib N] [--line NAME] [--commits N] [--repository DIR] [--dir DIR] [--json FILE]`
+//! [--mib N] [--line NAME] [--commits N] [--repository DIR] [--dir DIR] [--json FILE] [--plot FILE]`
 //!
 //! Sections, or `all` of them, with `--short` on small homes: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
-//! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch);
+//! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch); `growth` (`growth.rs`, the same home in
+//! sizes up to 300,000 entries, or `--entries N`, up to 3,000,000; `--plot FILE` draws it);
 //! `repack` (`repack.rs`, `--commits N` in each push, `--repository DIR` for another history than a made-up one); `large`
 //! (`large.rs`); `link` (`link.rs`, over emulated
 //! lines, `--line NAME` for one of them); `overtake` (`overtake.rs`, `--line loopback` or `--line 50-ms`); `verify`
@@ -17,12 +18,14 @@
 
 mod copy;
 mod follow;
+mod growth;
 mod home;
 mod large;
 mod link;
 mod overtake;
 mod pair;
 mod plan;
+mod plot;
 mod process;
 mod repack;
 mod report;
@@ -46,6 +49,10 @@ pub(crate) struct Settings {
     pub(crate) seconds: u64,
     /// How many entries the home of `scale` has.
     pub(crate) entries: u64,
+    /// How many entries the homes of `growth` have.
+    pub(crate) sizes: Vec<u64>,
+    /// Where the picture of `growth` goes.
+    pub(crate) plot: Option<PathBuf>,
     /// How large the packs of `verify` are.
     pub(crate) mib: u64,
     /// How large the packs of `packed` are; a file that pushes overtake on loopback is twice that.
@@ -72,6 +79,7 @@ impl Settings {
         self.changes = 30;
         self.seconds = 10;
         self.entries = 20_000;
+        self.sizes = growth::SMALL_SIZES.into();
         self.mib = 256;
         self.packed_bytes = 200_000_000;
         self.large_bytes = 200_000_000;
@@ -86,7 +94,16 @@ impl Settings {
 }
 
 fn sections() -> impl Iterator<Item = &'static str> {
-    let others = [scale::SECTION, repack::SECTION, large::SECTION, link::SECTION, overtake::SECTION, verify::SECTION, plan::SECTION];
+    let others = [
+        scale::SECTION,
+        growth::SECTION,
+        repack::SECTION,
+        large::SECTION,
+        link::SECTION,
+        overtake::SECTION,
+        verify::SECTION,
+        plan::SECTION,
+    ];
     copy::SECTIONS.into_iter().chain(follow::SECTIONS).chain(others)
 }
 
@@ -104,6 +121,7 @@ fn main() -> Result<()> {
     let mut tables = copy::compare_all(&settings, has("rsync"))?;
     tables.extend(follow::compare_all(&settings, has("lsyncd") && has("rsync"))?);
     tables.extend(scale::measure_all(&settings, has("rsync"))?);
+    tables.extend(growth::measure_all(&settings)?);
     tables.extend(repack::measure_all(&settings, has("rsync"))?);
     tables.extend(large::measure_all(&settings, has("rsync"))?);
     tables.extend(link::measure_all(&settings, has("rsync"))?);
@@ -127,6 +145,8 @@ fn settings() -> Result<Settings> {
         changes: 100,
         seconds: 60,
         entries: 1_000_000,
+        sizes: growth::sizes_up_to(300_000),
+        plot: None,
         mib: 4096,
         packed_bytes: 1_000_000_000,
         large_bytes: 1_000_000_000,
@@ -148,7 +168,11 @@ fn settings() -> Result<Settings> {
             "--files" => settings.files = value()?.parse()?,
             "--runs" => settings.runs = value()?.parse::<usize>()?.max(1),
             "--seconds" => settings.seconds = value()?.parse()?,
-            "--entries" => settings.entries = value()?.parse()?,
+            "--entries" => {
+                settings.entries = value()?.parse()?;
+                settings.sizes = growth::sizes_up_to(settings.entries);
+            }
+            "--plot" => settings.plot = Some(value()?.into()),
             "--mib" => settings.mib = value()?.parse()?,
             "--line" => settings.lines.push(value()?),
             "--repository" => settings.repository = Some(value()?.into()),

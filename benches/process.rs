@@ -61,6 +61,13 @@ impl Daemon {
         children(self.child.id()).into_iter().chain([self.child.id()]).map(|pid| status_bytes(pid, "VmRSS:")).sum()
     }
 
+    /// What the daemon has caused to be written to disks until now.
+    pub(crate) fn written_bytes(&self) -> io::Result<u64> {
+        let counts = fs::read_to_string(format!("/proc/{}/io", self.child.id()))?;
+        let written = counts.lines().find_map(|line| line.strip_prefix("write_bytes:")?.trim().parse().ok());
+        written.ok_or_else(|| io::Error::other("the kernel doesn't count what a process writes"))
+    }
+
     /// The high-water mark of the daemon.
     pub(crate) fn peak_bytes(&self) -> u64 {
         status_bytes(self.child.id(), "VmHWM:")
