@@ -14,7 +14,7 @@
 //!
 //! Both ends run on this host over loopback, with a warm page cache. rsync runs without encryption; its time to seed
 //! includes a `sync -f` of the destination, because coldspare returns only when everything is durable. Each run checks
-//! that both made the same tree. Only ratios within one run of this command mean anything.
+//! that both made the same tree. A part that fails is told, and the others go on. Only ratios within one run of this command mean anything.
 
 mod copy;
 mod follow;
@@ -34,6 +34,7 @@ mod verify;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use report::{Result, describe_machine, program_version};
 use serde_json::json;
@@ -61,6 +62,12 @@ pub(crate) struct Settings {
     pub(crate) large_bytes: u64,
     /// What goes over an emulated line: half a minute of it.
     pub(crate) line_bytes: u64,
+    /// When a transfer over a line is ended.
+    pub(crate) transfer_max: Duration,
+    /// How long nothing happens, while daemons are looked at.
+    pub(crate) idle: Duration,
+    /// How many homes `plan` predicts, the smallest first.
+    pub(crate) planned: usize,
     /// Commits of a push, of a history that is made up.
     pub(crate) commits: usize,
     /// Which of the lines of `link` are measured; none: all.
@@ -84,6 +91,9 @@ impl Settings {
         self.packed_bytes = 200_000_000;
         self.large_bytes = 200_000_000;
         self.line_bytes = 25_000_000;
+        self.transfer_max = Duration::from_secs(10);
+        self.idle = Duration::from_secs(5);
+        self.planned = 2;
         self.commits = 5;
         self.lines = vec!["loss-0".into(), "loss-1".into(), "loopback".into()];
     }
@@ -118,22 +128,49 @@ fn main() -> Result<()> {
     }
     println!("page cache warm; median (lowest–highest)\n");
     let has = |name: &str| peers.iter().any(|(peer, version)| *peer == name && version.is_some());
-    let mut tables = copy::compare_all(&settings, has("rsync"))?;
-    tables.extend(follow::compare_all(&settings, has("lsyncd") && has("rsync"))?);
-    tables.extend(scale::measure_all(&settings, has("rsync"))?);
-    tables.extend(growth::measure_all(&settings)?);
-    tables.extend(repack::measure_all(&settings, has("rsync"))?);
-    tables.extend(large::measure_all(&settings, has("rsync"))?);
-    tables.extend(link::measure_all(&settings, has("rsync"))?);
-    tables.extend(overtake::measure_all(&settings)?);
-    tables.extend(verify::measure_all(&settings)?);
-    tables.extend(plan::measure_all(&settings)?);
+    let (rsync, mut parts, start) = (has("rsync"), Parts::default(), Instant::now());
+    parts.add("copies", || copy::compare_all(&settings, rsync));
+    parts.add("follow", || follow::compare_all(&settings, has("lsyncd") && rsync));
+    parts.add(scale::SECTION, || scale::measure_all(&settings, rsync));
+    parts.add(growth::SECTION, || growth::measure_all(&settings));
+    parts.add(repack::SECTION, || repack::measure_all(&settings, rsync));
+    parts.add(large::SECTION, || large::measure_all(&settings, rsync));
+    parts.add(link::SECTION, || link::measure_all(&settings, rsync));
+    parts.add(overtake::SECTION, || overtake::measure_all(&settings));
+    parts.add(verify::SECTION, || verify::measure_all(&settings));
+    parts.add(plan::SECTION, || plan::measure_all(&settings));
+    println!("all of it took {:.0} s", start.elapsed().as_secs_f64());
+    let Parts { tables, failed } = parts;
     if let Some(path) = &settings.json {
         let versions: Vec<_> = peers.iter().map(|(name, version)| json!({"name": name, "version": version})).collect();
         let all = json!({"machine": machine, "coldspare": env!("CARGO_PKG_VERSION"), "peers": versions, "homes": tables});
         fs::write(path, serde_json::to_vec_pretty(&all)?)?;
     }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { Err(format!("not measured: {}", failed.join(", ")).into()) }
+}
+
+/// What was measured so far; a part that fails doesn't stop the others.
+#[derive(Default)]
+struct Parts {
+    tables: Vec<serde_json::Value>,
+    failed: Vec<&'static str>,
+}
+
+impl Parts {
+    fn add<T: IntoIterator<Item = serde_json::Value>>(&mut self, name: &'static str, measure: impl FnOnce() -> Result<T>) {
+        let start = Instant::now();
+        let before = self.tables.len();
+        match measure() {
+            Ok(tables) => self.tables.extend(tables),
+            Err(e) => {
+                println!("{name} failed: {e}\n");
+                self.failed.push(name);
+            }
+        }
+        if self.tables.len() > before {
+            eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
+        }
+    }
 }
 
 fn settings() -> Result<Settings> {
@@ -151,6 +188,9 @@ fn settings() -> Result<Settings> {
         packed_bytes: 1_000_000_000,
         large_bytes: 1_000_000_000,
         line_bytes: 400_000_000,
+        transfer_max: Duration::from_secs(60),
+        idle: Duration::from_secs(30),
+        planned: 3,
         commits: 25,
         lines: Vec::new(),
         repository: None,

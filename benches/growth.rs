@@ -76,11 +76,9 @@ fn one(settings: &Settings, entries: u64) -> Result<Vec<(&'static str, f64)>> {
     home::make_wide(&source, entries, SEED)?;
     let mut pusher = pusher(dir.path(), &source)?;
     let pair = Pair::make(&source, dir.path())?;
-    let (seed, rescan) = {
-        let receiver = pair.receive()?;
-        let seed = measure(&mut pair.send_once(), &receiver)?;
-        (seed, measure(&mut pair.send_once(), &receiver)?)
-    };
+    // A daemon for each: the high-water mark of one stays.
+    let [seed, rescan] = [(); 2].map(|()| pair.receive().and_then(|receiver| Ok(measure(&mut pair.send_once(), &receiver)?)));
+    let (seed, rescan) = (seed?, rescan?);
     let [index, manifest] = pair.state_bytes()?;
 
     let (receiver, sender) = (pair.receive()?, pair.send()?);

@@ -24,7 +24,7 @@ pub(crate) fn draw(sizes: &[f64], lines: &[Line<'_>]) -> String {
     );
     let _ =
         writeln!(out, "<title>Growth of costs with the entries of a home</title>\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>");
-    for power in 0..=high.ceil() as i32 {
+    for power in 0..=y_high.floor() as i32 {
         let (multiple, at) = (10f64.powi(power), y(10f64.powi(power)));
         let _ = writeln!(out, "<line x1=\"{LEFT}\" x2=\"{}\" y1=\"{at:.1}\" y2=\"{at:.1}\" stroke=\"#ddd\"/>", LEFT + WIDTH);
         let _ = writeln!(out, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">× {multiple}</text>", LEFT - 6.0, at + 4.0);
