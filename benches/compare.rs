@@ -64,6 +64,8 @@ pub(crate) struct Settings {
     pub(crate) line_bytes: u64,
     /// When a transfer over a line is ended.
     pub(crate) transfer_max: Duration,
+    /// How long a change may take a peer until it counts as having given out.
+    pub(crate) peer_patience: Duration,
     /// How long nothing happens, while daemons are looked at.
     pub(crate) idle: Duration,
     /// How many homes `plan` predicts, the smallest first.
@@ -81,17 +83,18 @@ pub(crate) struct Settings {
 impl Settings {
     /// Small homes, one run of each.
     fn shorten(&mut self) {
-        self.files = 20_000;
+        self.files = 10_000;
         self.runs = 1;
-        self.changes = 30;
-        self.seconds = 10;
-        self.entries = 20_000;
+        self.changes = 20;
+        self.seconds = 5;
+        self.entries = 10_000;
         self.sizes = growth::SMALL_SIZES.into();
-        self.mib = 256;
-        self.packed_bytes = 200_000_000;
-        self.large_bytes = 200_000_000;
-        self.line_bytes = 25_000_000;
-        self.transfer_max = Duration::from_secs(10);
+        self.mib = 128;
+        self.packed_bytes = 100_000_000;
+        self.large_bytes = 100_000_000;
+        self.line_bytes = 20_000_000;
+        self.transfer_max = Duration::from_secs(6);
+        self.peer_patience = Duration::from_secs(10);
         self.idle = Duration::from_secs(5);
         self.planned = 2;
         self.commits = 5;
@@ -189,6 +192,7 @@ fn settings() -> Result<Settings> {
         large_bytes: 1_000_000_000,
         line_bytes: 400_000_000,
         transfer_max: Duration::from_secs(60),
+        peer_patience: follow::GIVE_UP,
         idle: Duration::from_secs(30),
         planned: 3,
         commits: 25,

@@ -27,7 +27,7 @@ const LOAD_RATE: f64 = 20.0;
 /// Repositories that the load goes to.
 const LOADED: usize = 20;
 /// LIMIT: how long a change may take until the measurement is given up.
-const GIVE_UP: Duration = Duration::from_secs(60);
+pub(crate) const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Measures what was asked for of it.
 pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<Value>> {
@@ -44,7 +44,8 @@ pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<V
     let sender = pair.send()?;
     run(&mut pair.on_active(&["checkpoint", "--timeout", "300s"]))?;
     let many = settings.runs * settings.changes;
-    follow(settings, &home, &pair.destination, "coldspare", many, &mut rows)?;
+    let ours = Follower { tool: "coldspare", destination: &pair.destination, longest: GIVE_UP };
+    follow(settings, &home, &ours, many, &mut rows)?;
     if settings.wants("lag") {
         lag(settings, &home, &pair, &mut rows)?;
     }
@@ -54,7 +55,8 @@ pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<V
         fs::create_dir(&at)?;
         let peer = Lsyncd::start(&home.path, &at)?;
         // A change takes it more than a second: fewer of them.
-        if let Err(e) = follow(settings, &home, &peer.destination, "lsyncd", many / 10, &mut rows) {
+        let theirs = Follower { tool: "lsyncd", destination: &peer.destination, longest: settings.peer_patience };
+        if let Err(e) = follow(settings, &home, &theirs, (many / 10).max(1), &mut rows) {
             println!("lsyncd gave out: {e}\n");
         }
     }
@@ -86,23 +88,32 @@ pub(crate) fn pusher(dir: &Path, home: &Path) -> Result<Pusher> {
 }
 
 /// Pushes; milliseconds from the time of the reference that it wrote until `destination`'s tree has it.
-pub(crate) fn push_and_wait(pusher: &mut Pusher, home: &Path, destination: &Path) -> Result<f64> {
+pub(crate) fn push_and_wait(pusher: &mut Pusher, home: &Path, destination: &Path, longest: Duration) -> Result<f64> {
     let reference = pusher.reference();
     let tip = pusher.push()?;
     let since = fs::metadata(&reference)?.modified()?;
-    wait_for(&destination.join(reference.strip_prefix(home)?), tip.as_bytes())?;
+    wait_for(&destination.join(reference.strip_prefix(home)?), tip.as_bytes(), longest)?;
     Ok(since.elapsed().unwrap_or_default().as_secs_f64() * 1000.0)
 }
 
-/// Measures a tool that follows `home` to `destination`, with `many` changes of each kind.
-fn follow(settings: &Settings, home: &Home, destination: &Path, tool: &'static str, many: usize, rows: &mut Rows) -> Result<()> {
+/// A tool that follows a home.
+struct Follower<'a> {
+    tool: &'static str,
+    destination: &'a Path,
+    /// LIMIT: how long a change may take until the measurement is given up.
+    longest: Duration,
+}
+
+/// Measures a tool that follows `home`, with `many` changes of each kind.
+fn follow(settings: &Settings, home: &Home, to: &Follower<'_>, many: usize, rows: &mut Rows) -> Result<()> {
+    let tool = to.tool;
     let files = |what: &'static str, rows: &mut Rows| -> Result<()> {
-        let taken: Result<Vec<f64>> = (0..many).map(|no| file(home, destination, &format!("{what}-{tool}-{no}"))).collect();
+        let taken: Result<Vec<f64>> = (0..many).map(|no| file(home, to, &format!("{what}-{tool}-{no}"))).collect();
         rows.add(what, tool, taken?);
         Ok(())
     };
     let pushes = |what: &'static str, rows: &mut Rows| -> Result<()> {
-        let taken: Result<Vec<f64>> = (0..many).map(|no| push(home, destination, no)).collect();
+        let taken: Result<Vec<f64>> = (0..many).map(|no| push(home, to, no)).collect();
         rows.add(what, tool, taken?);
         Ok(())
     };
@@ -120,7 +131,7 @@ fn follow(settings: &Settings, home: &Home, destination: &Path, tool: &'static s
         rows.notes.push(format!("{tool}: the load was {:.1} pushes a second", rate));
         let start = Instant::now();
         for (reference, tip) in home.load.tips() {
-            wait_for(&destination.join(reference), tip.as_bytes())?;
+            wait_for(&to.destination.join(reference), tip.as_bytes(), to.longest)?;
         }
         rows.notes.push(format!("{tool}: all of the load was there {} ms after its end", start.elapsed().as_millis()));
     }
@@ -128,21 +139,21 @@ fn follow(settings: &Settings, home: &Home, destination: &Path, tool: &'static s
 }
 
 /// Milliseconds until a small file is on the standby.
-fn file(home: &Home, destination: &Path, name: &str) -> Result<f64> {
+fn file(home: &Home, to: &Follower<'_>, name: &str) -> Result<f64> {
     let path = Path::new("shared/data/attachments/repository/1").join(name);
     std::thread::sleep(pause(name.len()));
     let content = format!("{name}\n").repeat(40);
     let start = Instant::now();
     fs::write(home.path.join(&path), &content)?;
-    wait_for(&destination.join(&path), content.as_bytes())?;
+    wait_for(&to.destination.join(&path), content.as_bytes(), to.longest)?;
     Ok(start.elapsed().as_secs_f64() * 1000.0)
 }
 
 /// Milliseconds until what a push wrote is on the standby.
-fn push(home: &Home, destination: &Path, no: usize) -> Result<f64> {
+fn push(home: &Home, to: &Follower<'_>, no: usize) -> Result<f64> {
     std::thread::sleep(pause(no));
     let mut pusher = home.alone.lock().map_err(|_| "a push panicked")?;
-    push_and_wait(&mut pusher, &home.path, destination)
+    push_and_wait(&mut pusher, &home.path, to.destination, to.longest)
 }
 
 /// So long that a change stands alone, and never in step with anything.
@@ -151,11 +162,11 @@ pub(crate) fn pause(no: usize) -> Duration {
 }
 
 /// Waits until a file begins with `content`.
-pub(crate) fn wait_for(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn wait_for(path: &Path, content: &[u8], longest: Duration) -> Result<()> {
     let start = Instant::now();
     while !fs::read(path).is_ok_and(|found| found.starts_with(content)) {
-        if start.elapsed() > GIVE_UP {
-            return Err(format!("{} is not there after {GIVE_UP:?}", path.display()).into());
+        if start.elapsed() > longest {
+            return Err(format!("{} is not there after {longest:?}", path.display()).into());
         }
         std::thread::sleep(Duration::from_micros(300));
     }

@@ -10,7 +10,7 @@ use coldspare_sim::load::percentile;
 use serde_json::{Value, json};
 
 use crate::Settings;
-use crate::follow::{pause, push_and_wait, pusher, wait_for};
+use crate::follow::{GIVE_UP, pause, push_and_wait, pusher, wait_for};
 use crate::home::{self, SEED};
 use crate::pair::Pair;
 use crate::plot::{self, Line};
@@ -23,7 +23,7 @@ pub(crate) const SECTION: &str = "growth";
 /// Sizes, in entries.
 const SIZES: [u64; 6] = [10_000, 30_000, 100_000, 300_000, 1_000_000, 3_000_000];
 /// Sizes in short.
-pub(crate) const SMALL_SIZES: [u64; 3] = [3_000, 10_000, 30_000];
+pub(crate) const SMALL_SIZES: [u64; 2] = [3_000, 30_000];
 /// A file that changes again and again, in a home that stays as it is else.
 const CHANGED: &str = "shared/data/changed";
 /// Changes of each kind before it is measured: the first ones still meet what the start left.
@@ -96,7 +96,7 @@ fn one(settings: &Settings, entries: u64) -> Result<Vec<(&'static str, f64)>> {
     let [file_ms, file_cpu, file_written] = changes(&mut |no| change_file(&source, &pair.destination, no))?;
     let [push_ms, push_cpu, push_written] = changes(&mut |no| {
         std::thread::sleep(pause(no));
-        push_and_wait(&mut pusher, &source, &pair.destination)
+        push_and_wait(&mut pusher, &source, &pair.destination, GIVE_UP)
     })?;
     Ok(vec![
         ("seed, s", seed.seconds),
@@ -125,7 +125,7 @@ fn change_file(home: &Path, destination: &Path, no: usize) -> Result<f64> {
     let content = format!("{no:08}\n").repeat(40);
     let start = Instant::now();
     fs::write(home.join(CHANGED), &content)?;
-    wait_for(&destination.join(CHANGED), content.as_bytes())?;
+    wait_for(&destination.join(CHANGED), content.as_bytes(), GIVE_UP)?;
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 

@@ -13,7 +13,7 @@ use coldspare_sim::load::percentile;
 use serde_json::{Value, json};
 
 use crate::Settings;
-use crate::follow::{pause, push_and_wait, pusher};
+use crate::follow::{GIVE_UP, pause, push_and_wait, pusher};
 use crate::home::{self, SEED};
 use crate::pair::Pair;
 use crate::report::{Result, figure, run};
@@ -59,7 +59,7 @@ fn measure(settings: &Settings, name: &str, line: Option<&Line>, bytes: u64) -> 
     let (_receiver, _sender) = (pair.receive()?, pair.send()?);
     let mut push = |no: usize| -> Result<f64> {
         std::thread::sleep(pause(no));
-        push_and_wait(&mut pusher, &home, &pair.destination)
+        push_and_wait(&mut pusher, &home, &pair.destination, GIVE_UP)
     };
     push(0)?;
     run(&mut pair.on_active(&["checkpoint", "--timeout", "300s"]))?;

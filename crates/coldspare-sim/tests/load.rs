@@ -107,7 +107,7 @@ fn the_same_seed_makes_the_same_commits() {
         let dir = tempfile::tempdir().unwrap();
         let home = dir.path().join("home");
         let ran =
-            load(&["--home", home.to_str().unwrap(), "--repositories", "1", "--pushes-per-second", "2", "--seconds", "1", "--seed", seed]);
+            load(&["--home", home.to_str().unwrap(), "--repositories", "1", "--pushes-per-second", "2", "--seconds", "3", "--seed", seed]);
         assert!(ran.status.success(), "{ran:?}");
         let log = git(&home.join("shared/data/repositories/load-1"), &["log", "--reverse", "--format=%H", "main"]);
         log.lines().next().unwrap_or_default().to_string()
