@@ -70,6 +70,8 @@ pub(crate) struct Settings {
     pub(crate) idle: Duration,
     /// How many homes `plan` predicts, the smallest first.
     pub(crate) planned: usize,
+    /// How many ways of `repack` are left out, the first ones.
+    pub(crate) ways_skipped: usize,
     /// Commits of a push, of a history that is made up.
     pub(crate) commits: usize,
     /// Which of the lines of `link` are measured; none: all.
@@ -97,6 +99,7 @@ impl Settings {
         self.peer_patience = Duration::from_secs(10);
         self.idle = Duration::from_secs(5);
         self.planned = 2;
+        self.ways_skipped = 3;
         self.commits = 5;
         self.lines = vec!["loss-0".into(), "loss-1".into(), "loopback".into()];
     }
@@ -195,6 +198,7 @@ fn settings() -> Result<Settings> {
         peer_patience: follow::GIVE_UP,
         idle: Duration::from_secs(30),
         planned: 3,
+        ways_skipped: 0,
         commits: 25,
         lines: Vec::new(),
         repository: None,
