@@ -34,7 +34,8 @@ mod tests {
             assert_eq!(due.count(), expected, "{per_second} a second for {seconds} s");
         };
         check(20.0, 3.0, 60);
-        check(0.5, 3.0, 2);
+        check(0.5, 3.0, 1);
+        check(0.5, 3.1, 2);
         check(1.0 / 3_600.0, 60.0, 0);
         check(60.0 / 3_600.0, 60.0, 1);
         check(0.0, 60.0, 0);
