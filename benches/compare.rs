@@ -1,10 +1,11 @@
 //! Whole processes side by side: coldspare and its peers, in turn, on the same home.
 //!
 //! `cargo bench --bench compare -- [SECTION …] [--short] [--files N] [--runs N] [--seconds N] [--entries N]
-//! [--mib N] [--line NAME] [--commits N] [--repository DIR] [--dir DIR] [--json FILE]`
+//! [--mib N] [--line NAME] [--commits N] [--repository DIR] [--dir DIR] [--json FILE] [--plot FILE]`
 //!
 //! Sections, or `all` of them, with `--short` on small homes: `seed`, `rescan`, `memory`, `packed` (`copy.rs`, beside an rsync daemon); `file`, `push`, `load`, `lag`
-//! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch);
+//! (`follow.rs`, beside lsyncd); `scale` (`scale.rs`, `--entries N`, both backends of the watch); `growth` (`growth.rs`, the same home in
+//! sizes up to 300,000 entries, or `--entries N`, up to 3,000,000; `--plot FILE` draws it);
 //! `repack` (`repack.rs`, `--commits N` in each push, `--repository DIR` for another history than a made-up one); `large`
 //! (`large.rs`); `link` (`link.rs`, over emulated
 //! lines, `--line NAME` for one of them); `overtake` (`overtake.rs`, `--line loopback` or `--line 50-ms`); `verify`
@@ -13,16 +14,18 @@
 //!
 //! Both ends run on this host over loopback, with a warm page cache. rsync runs without encryption; its time to seed
 //! includes a `sync -f` of the destination, because coldspare returns only when everything is durable. Each run checks
-//! that both made the same tree. Only ratios within one run of this command mean anything.
+//! that both made the same tree. A part that fails is told, and the others go on. Only ratios within one run of this command mean anything.
 
 mod copy;
 mod follow;
+mod growth;
 mod home;
 mod large;
 mod link;
 mod overtake;
 mod pair;
 mod plan;
+mod plot;
 mod process;
 mod repack;
 mod report;
@@ -31,6 +34,7 @@ mod verify;
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use report::{Result, describe_machine, program_version};
 use serde_json::json;
@@ -46,6 +50,10 @@ pub(crate) struct Settings {
     pub(crate) seconds: u64,
     /// How many entries the home of `scale` has.
     pub(crate) entries: u64,
+    /// How many entries the homes of `growth` have.
+    pub(crate) sizes: Vec<u64>,
+    /// Where the picture of `growth` goes.
+    pub(crate) plot: Option<PathBuf>,
     /// How large the packs of `verify` are.
     pub(crate) mib: u64,
     /// How large the packs of `packed` are; a file that pushes overtake on loopback is twice that.
@@ -54,6 +62,16 @@ pub(crate) struct Settings {
     pub(crate) large_bytes: u64,
     /// What goes over an emulated line: half a minute of it.
     pub(crate) line_bytes: u64,
+    /// When a transfer over a line is ended.
+    pub(crate) transfer_max: Duration,
+    /// How long a change may take a peer until it counts as having given out.
+    pub(crate) peer_patience: Duration,
+    /// How long nothing happens, while daemons are looked at.
+    pub(crate) idle: Duration,
+    /// How many homes `plan` predicts, the smallest first.
+    pub(crate) planned: usize,
+    /// How many ways of `repack` are left out, the first ones.
+    pub(crate) ways_skipped: usize,
     /// Commits of a push, of a history that is made up.
     pub(crate) commits: usize,
     /// Which of the lines of `link` are measured; none: all.
@@ -67,15 +85,21 @@ pub(crate) struct Settings {
 impl Settings {
     /// Small homes, one run of each.
     fn shorten(&mut self) {
-        self.files = 20_000;
+        self.files = 10_000;
         self.runs = 1;
-        self.changes = 30;
-        self.seconds = 10;
-        self.entries = 20_000;
-        self.mib = 256;
-        self.packed_bytes = 200_000_000;
-        self.large_bytes = 200_000_000;
-        self.line_bytes = 25_000_000;
+        self.changes = 20;
+        self.seconds = 5;
+        self.entries = 10_000;
+        self.sizes = growth::SMALL_SIZES.into();
+        self.mib = 128;
+        self.packed_bytes = 100_000_000;
+        self.large_bytes = 100_000_000;
+        self.line_bytes = 20_000_000;
+        self.transfer_max = Duration::from_secs(6);
+        self.peer_patience = Duration::from_secs(10);
+        self.idle = Duration::from_secs(5);
+        self.planned = 2;
+        self.ways_skipped = 3;
         self.commits = 5;
         self.lines = vec!["loss-0".into(), "loss-1".into(), "loopback".into()];
     }
@@ -86,7 +110,16 @@ impl Settings {
 }
 
 fn sections() -> impl Iterator<Item = &'static str> {
-    let others = [scale::SECTION, repack::SECTION, large::SECTION, link::SECTION, overtake::SECTION, verify::SECTION, plan::SECTION];
+    let others = [
+        scale::SECTION,
+        growth::SECTION,
+        repack::SECTION,
+        large::SECTION,
+        link::SECTION,
+        overtake::SECTION,
+        verify::SECTION,
+        plan::SECTION,
+    ];
     copy::SECTIONS.into_iter().chain(follow::SECTIONS).chain(others)
 }
 
@@ -101,21 +134,49 @@ fn main() -> Result<()> {
     }
     println!("page cache warm; median (lowest–highest)\n");
     let has = |name: &str| peers.iter().any(|(peer, version)| *peer == name && version.is_some());
-    let mut tables = copy::compare_all(&settings, has("rsync"))?;
-    tables.extend(follow::compare_all(&settings, has("lsyncd") && has("rsync"))?);
-    tables.extend(scale::measure_all(&settings, has("rsync"))?);
-    tables.extend(repack::measure_all(&settings, has("rsync"))?);
-    tables.extend(large::measure_all(&settings, has("rsync"))?);
-    tables.extend(link::measure_all(&settings, has("rsync"))?);
-    tables.extend(overtake::measure_all(&settings)?);
-    tables.extend(verify::measure_all(&settings)?);
-    tables.extend(plan::measure_all(&settings)?);
+    let (rsync, mut parts, start) = (has("rsync"), Parts::default(), Instant::now());
+    parts.add("copies", || copy::compare_all(&settings, rsync));
+    parts.add("follow", || follow::compare_all(&settings, has("lsyncd") && rsync));
+    parts.add(scale::SECTION, || scale::measure_all(&settings, rsync));
+    parts.add(growth::SECTION, || growth::measure_all(&settings));
+    parts.add(repack::SECTION, || repack::measure_all(&settings, rsync));
+    parts.add(large::SECTION, || large::measure_all(&settings, rsync));
+    parts.add(link::SECTION, || link::measure_all(&settings, rsync));
+    parts.add(overtake::SECTION, || overtake::measure_all(&settings));
+    parts.add(verify::SECTION, || verify::measure_all(&settings));
+    parts.add(plan::SECTION, || plan::measure_all(&settings));
+    println!("all of it took {:.0} s", start.elapsed().as_secs_f64());
+    let Parts { tables, failed } = parts;
     if let Some(path) = &settings.json {
         let versions: Vec<_> = peers.iter().map(|(name, version)| json!({"name": name, "version": version})).collect();
         let all = json!({"machine": machine, "coldspare": env!("CARGO_PKG_VERSION"), "peers": versions, "homes": tables});
         fs::write(path, serde_json::to_vec_pretty(&all)?)?;
     }
-    Ok(())
+    if failed.is_empty() { Ok(()) } else { Err(format!("not measured: {}", failed.join(", ")).into()) }
+}
+
+/// What was measured so far; a part that fails doesn't stop the others.
+#[derive(Default)]
+struct Parts {
+    tables: Vec<serde_json::Value>,
+    failed: Vec<&'static str>,
+}
+
+impl Parts {
+    fn add<T: IntoIterator<Item = serde_json::Value>>(&mut self, name: &'static str, measure: impl FnOnce() -> Result<T>) {
+        let start = Instant::now();
+        let before = self.tables.len();
+        match measure() {
+            Ok(tables) => self.tables.extend(tables),
+            Err(e) => {
+                println!("{name} failed: {e}\n");
+                self.failed.push(name);
+            }
+        }
+        if self.tables.len() > before {
+            eprintln!("{name}: {:.0} s", start.elapsed().as_secs_f64());
+        }
+    }
 }
 
 fn settings() -> Result<Settings> {
@@ -127,10 +188,17 @@ fn settings() -> Result<Settings> {
         changes: 100,
         seconds: 60,
         entries: 1_000_000,
+        sizes: growth::sizes_up_to(300_000),
+        plot: None,
         mib: 4096,
         packed_bytes: 1_000_000_000,
         large_bytes: 1_000_000_000,
         line_bytes: 400_000_000,
+        transfer_max: Duration::from_secs(60),
+        peer_patience: follow::GIVE_UP,
+        idle: Duration::from_secs(30),
+        planned: 3,
+        ways_skipped: 0,
         commits: 25,
         lines: Vec::new(),
         repository: None,
@@ -148,7 +216,11 @@ fn settings() -> Result<Settings> {
             "--files" => settings.files = value()?.parse()?,
             "--runs" => settings.runs = value()?.parse::<usize>()?.max(1),
             "--seconds" => settings.seconds = value()?.parse()?,
-            "--entries" => settings.entries = value()?.parse()?,
+            "--entries" => {
+                settings.entries = value()?.parse()?;
+                settings.sizes = growth::sizes_up_to(settings.entries);
+            }
+            "--plot" => settings.plot = Some(value()?.into()),
             "--mib" => settings.mib = value()?.parse()?,
             "--line" => settings.lines.push(value()?),
             "--repository" => settings.repository = Some(value()?.into()),

@@ -5,10 +5,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use coldspare_sim::load::{Load, Pusher, REPOSITORIES, Rates, Shape, percentile};
 use serde_json::{Value, json};
 
 use crate::Settings;
@@ -22,13 +23,11 @@ pub(crate) const SECTIONS: [&str; 4] = ["file", "push", "load", "lag"];
 /// What stands around that isn't written.
 const LOOSE: u64 = 20_000;
 /// Pushes a second of the load.
-const LOAD_RATE: u64 = 20;
+const LOAD_RATE: f64 = 20.0;
 /// Repositories that the load goes to.
 const LOADED: usize = 20;
-/// Commits of one push.
-const COMMITS: usize = 5;
 /// LIMIT: how long a change may take until the measurement is given up.
-const GIVE_UP: Duration = Duration::from_secs(60);
+pub(crate) const GIVE_UP: Duration = Duration::from_secs(60);
 
 /// Measures what was asked for of it.
 pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<Value>> {
@@ -45,7 +44,8 @@ pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<V
     let sender = pair.send()?;
     run(&mut pair.on_active(&["checkpoint", "--timeout", "300s"]))?;
     let many = settings.runs * settings.changes;
-    follow(settings, &home, &pair.destination, "coldspare", many, &mut rows)?;
+    let ours = Follower { tool: "coldspare", destination: &pair.destination, longest: GIVE_UP };
+    follow(settings, &home, &ours, many, &mut rows)?;
     if settings.wants("lag") {
         lag(settings, &home, &pair, &mut rows)?;
     }
@@ -55,76 +55,65 @@ pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<V
         fs::create_dir(&at)?;
         let peer = Lsyncd::start(&home.path, &at)?;
         // A change takes it more than a second: fewer of them.
-        if let Err(e) = follow(settings, &home, &peer.destination, "lsyncd", many / 10, &mut rows) {
+        let theirs = Follower { tool: "lsyncd", destination: &peer.destination, longest: settings.peer_patience };
+        if let Err(e) = follow(settings, &home, &theirs, (many / 10).max(1), &mut rows) {
             println!("lsyncd gave out: {e}\n");
         }
     }
     Ok(vec![rows.print()])
 }
 
-/// A home with repositories to push to, and their clones.
+/// A home with a repository that is pushed to alone, and those that the load goes to.
 struct Home {
     path: PathBuf,
-    clones: Vec<Pusher>,
-}
-
-/// A clone with commits that are still to be pushed.
-pub(crate) struct Pusher {
-    path: PathBuf,
-    bare: PathBuf,
-    /// Below the home.
-    pub(crate) reference: String,
-    commits: Vec<String>,
-    next: AtomicU64,
+    alone: Mutex<Pusher>,
+    load: Load,
 }
 
 impl Home {
-    /// The first repository is pushed to alone, the others by the load.
     fn make(dir: &Path) -> Result<Home> {
         let path = dir.join("home");
         fs::create_dir(&path)?;
         home::make_loose(&path, LOOSE, SEED)?;
-        let clones: Result<Vec<Pusher>> = (0..=LOADED).map(|no| Pusher::make(dir, &path, no)).collect();
-        Ok(Home { path, clones: clones? })
+        let alone = Mutex::new(pusher(dir, &path)?);
+        let shape = Shape { repositories: LOADED, seed: SEED, ..Shape::named("load") };
+        let load = Load::new(&path, &dir.join("clones"), shape)?;
+        Ok(Home { path, alone, load })
     }
 }
 
-impl Pusher {
-    pub(crate) fn make(dir: &Path, home: &Path, no: usize) -> Result<Pusher> {
-        let name = format!("shared/data/repositories/{}", 1000 + no);
-        let (bare, path) = (home.join(&name), dir.join(format!("clone-{no}")));
-        run(Command::new("git").args(["init", "-q", "--bare"]).arg(&bare))?;
-        run(Command::new("git").args(["init", "-q", "--bare"]).arg(&path))?;
-        // Enough for the longest run.
-        let commits = home::commit_chain(&path, PUSHES_MAX * COMMITS)?;
-        Ok(Pusher { path, bare, reference: format!("{name}/refs/heads/main"), commits, next: AtomicU64::new(0) })
-    }
-
-    /// Pushes the next commits; the commit that is the tip now, and when it became that.
-    pub(crate) fn push(&self) -> Result<(&str, SystemTime)> {
-        let next = self.next.fetch_add(1, Ordering::Relaxed) as usize;
-        let tip = self.commits.get((next + 1) * COMMITS - 1).ok_or("no commits are left to be pushed")?;
-        run(Command::new("git").arg("-C").arg(&self.path).args(["push", "-q"]).arg(&self.bare).arg(format!("{tip}:refs/heads/main")))?;
-        let since = fs::metadata(self.bare.join("refs/heads/main"))?.modified()?;
-        Ok((tip, since))
-    }
-
-    /// What was pushed last.
-    fn tip(&self) -> &str {
-        let pushed = self.next.load(Ordering::Relaxed) as usize;
-        self.commits.get((pushed * COMMITS).wrapping_sub(1)).map_or("", |tip| tip)
-    }
+/// A repository in the home that is pushed to alone.
+pub(crate) fn pusher(dir: &Path, home: &Path) -> Result<Pusher> {
+    Ok(Pusher::new(&dir.join("clone"), &home.join(REPOSITORIES).join("1000"), &Shape { seed: SEED, ..Shape::named("alone") }, 0)?)
 }
 
-/// Measures a tool that follows `home` to `destination`, with `many` changes of each kind.
-fn follow(settings: &Settings, home: &Home, destination: &Path, tool: &'static str, many: usize, rows: &mut Rows) -> Result<()> {
+/// Pushes; milliseconds from the time of the reference that it wrote until `destination`'s tree has it.
+pub(crate) fn push_and_wait(pusher: &mut Pusher, home: &Path, destination: &Path, longest: Duration) -> Result<f64> {
+    let reference = pusher.reference();
+    let tip = pusher.push()?;
+    let since = fs::metadata(&reference)?.modified()?;
+    wait_for(&destination.join(reference.strip_prefix(home)?), tip.as_bytes(), longest)?;
+    Ok(since.elapsed().unwrap_or_default().as_secs_f64() * 1000.0)
+}
+
+/// A tool that follows a home.
+struct Follower<'a> {
+    tool: &'static str,
+    destination: &'a Path,
+    /// LIMIT: how long a change may take until the measurement is given up.
+    longest: Duration,
+}
+
+/// Measures a tool that follows `home`, with `many` changes of each kind.
+fn follow(settings: &Settings, home: &Home, to: &Follower<'_>, many: usize, rows: &mut Rows) -> Result<()> {
+    let tool = to.tool;
     let files = |what: &'static str, rows: &mut Rows| -> Result<()> {
-        let taken: Result<Vec<f64>> = (0..many).map(|no| file(home, destination, &format!("{what}-{tool}-{no}"))).collect();
+        let taken: Result<Vec<f64>> = (0..many).map(|no| file(home, to, &format!("{what}-{tool}-{no}"))).collect();
         rows.add(what, tool, taken?);
         Ok(())
     };
     let pushes = |what: &'static str, rows: &mut Rows| -> Result<()> {
-        let taken: Result<Vec<f64>> = (0..many).map(|no| push(home, destination, no)).collect();
+        let taken: Result<Vec<f64>> = (0..many).map(|no| push(home, to, no)).collect();
         rows.add(what, tool, taken?);
         Ok(())
     };
@@ -135,14 +124,14 @@ fn follow(settings: &Settings, home: &Home, destination: &Path, tool: &'static s
         pushes("push", rows)?;
     }
     if settings.wants("load") {
-        let pushed = under_load(home, || {
+        let rate = under_load(home, || {
             files("file under load", rows)?;
             pushes("push under load", rows)
         })?;
-        rows.notes.push(format!("{tool}: the load was {:.1} pushes a second", pushed.rate));
+        rows.notes.push(format!("{tool}: the load was {:.1} pushes a second", rate));
         let start = Instant::now();
-        for clone in &home.clones[1..] {
-            wait_for(&destination.join(&clone.reference), clone.tip().as_bytes())?;
+        for (reference, tip) in home.load.tips() {
+            wait_for(&to.destination.join(reference), tip.as_bytes(), to.longest)?;
         }
         rows.notes.push(format!("{tool}: all of the load was there {} ms after its end", start.elapsed().as_millis()));
     }
@@ -150,22 +139,21 @@ fn follow(settings: &Settings, home: &Home, destination: &Path, tool: &'static s
 }
 
 /// Milliseconds until a small file is on the standby.
-fn file(home: &Home, destination: &Path, name: &str) -> Result<f64> {
+fn file(home: &Home, to: &Follower<'_>, name: &str) -> Result<f64> {
     let path = Path::new("shared/data/attachments/repository/1").join(name);
     std::thread::sleep(pause(name.len()));
     let content = format!("{name}\n").repeat(40);
     let start = Instant::now();
     fs::write(home.path.join(&path), &content)?;
-    wait_for(&destination.join(&path), content.as_bytes())?;
+    wait_for(&to.destination.join(&path), content.as_bytes(), to.longest)?;
     Ok(start.elapsed().as_secs_f64() * 1000.0)
 }
 
 /// Milliseconds until what a push wrote is on the standby.
-fn push(home: &Home, destination: &Path, no: usize) -> Result<f64> {
+fn push(home: &Home, to: &Follower<'_>, no: usize) -> Result<f64> {
     std::thread::sleep(pause(no));
-    let (tip, since) = home.clones[0].push()?;
-    wait_for(&destination.join(&home.clones[0].reference), tip.as_bytes())?;
-    Ok(since.elapsed().unwrap_or_default().as_secs_f64() * 1000.0)
+    let mut pusher = home.alone.lock().map_err(|_| "a push panicked")?;
+    push_and_wait(&mut pusher, &home.path, to.destination, to.longest)
 }
 
 /// So long that a change stands alone, and never in step with anything.
@@ -174,55 +162,30 @@ pub(crate) fn pause(no: usize) -> Duration {
 }
 
 /// Waits until a file begins with `content`.
-pub(crate) fn wait_for(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn wait_for(path: &Path, content: &[u8], longest: Duration) -> Result<()> {
     let start = Instant::now();
     while !fs::read(path).is_ok_and(|found| found.starts_with(content)) {
-        if start.elapsed() > GIVE_UP {
-            return Err(format!("{} is not there after {GIVE_UP:?}", path.display()).into());
+        if start.elapsed() > longest {
+            return Err(format!("{} is not there after {longest:?}", path.display()).into());
         }
         std::thread::sleep(Duration::from_micros(300));
     }
     Ok(())
 }
 
-struct Load {
-    /// Pushes a second.
-    rate: f64,
-}
-
-/// Runs `work` while others push.
-fn under_load(home: &Home, work: impl FnOnce() -> Result<()>) -> Result<Load> {
-    let (is_over, pushed) = (AtomicBool::new(false), AtomicU64::new(0));
-    let start = Instant::now();
-    let (worked, failed) = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..PUSHERS)
-            .map(|thread| {
-                let (is_over, pushed) = (&is_over, &pushed);
-                scope.spawn(move || -> std::result::Result<(), String> {
-                    let mine: Vec<&Pusher> = home.clones[1..].iter().skip(thread).step_by(PUSHERS).collect();
-                    for no in 0.. {
-                        let due = start + Duration::from_micros(1_000_000 * PUSHERS as u64 / LOAD_RATE * no as u64);
-                        std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                        if is_over.load(Ordering::Relaxed) {
-                            break;
-                        }
-                        mine[no % mine.len()].push().map_err(|e| e.to_string())?;
-                        pushed.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
+/// Runs `work` while others push; how many pushes a second there were.
+fn under_load(home: &Home, work: impl FnOnce() -> Result<()>) -> Result<f64> {
+    let is_over = AtomicBool::new(false);
+    let rates = Rates { pushes_per_second: LOAD_RATE, pushers: PUSHERS, ..Rates::default() };
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| home.load.run(&rates, Duration::MAX, &is_over));
         let worked = work();
         is_over.store(true, Ordering::Relaxed);
-        let failed = threads.into_iter().find_map(|thread| thread.join().map_or(Some("a pusher panicked".into()), |r| r.err()));
-        (worked, failed)
-    });
-    worked?;
-    match failed {
-        Some(e) => Err(e.into()),
-        None => Ok(Load { rate: pushed.into_inner() as f64 / start.elapsed().as_secs_f64() }),
-    }
+        let report = load.join().map_err(|_| "the load panicked")?;
+        worked?;
+        let report = report?;
+        Ok(report.of("pushes").ms.len() as f64 / report.seconds)
+    })
 }
 
 /// Lag as coldspare reports it, while pushes go on and after they end.
@@ -232,7 +195,7 @@ fn lag(settings: &Settings, home: &Home, pair: &Pair, rows: &mut Rows) -> Result
         status["lag_ms"].as_f64().ok_or("no lag_ms in the status".into())
     };
     let mut seen = Vec::new();
-    let load = under_load(home, || {
+    let rate = under_load(home, || {
         let start = Instant::now();
         while start.elapsed() < Duration::from_secs(settings.seconds) {
             seen.push(lag_ms()?);
@@ -251,7 +214,7 @@ fn lag(settings: &Settings, home: &Home, pair: &Pair, rows: &mut Rows) -> Result
     rows.notes.push(format!(
         "lag: {} s at {:.1} pushes a second; 0 again {} ms after the end",
         settings.seconds,
-        load.rate,
+        rate,
         end.elapsed().as_millis()
     ));
     rows.add("lag under load", "coldspare", seen);
@@ -286,13 +249,5 @@ impl Rows {
     }
 }
 
-/// Of sorted values the lowest that `percent` of them don't exceed.
-pub(crate) fn percentile(sorted: &[f64], percent: usize) -> f64 {
-    let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
-    sorted.get(at).copied().unwrap_or(f64::NAN)
-}
-
-/// LIMIT: pushes to one repository.
-const PUSHES_MAX: usize = 1_500;
 /// Threads that push.
 const PUSHERS: usize = 4;

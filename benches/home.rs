@@ -215,34 +215,6 @@ impl Maker {
 /// git collects loose objects long before; a repository under load between two collections has this many.
 const LOOSE_PER_REPOSITORY: u64 = 60_000;
 
-/// Makes a chain of `count` commits in a repository, each with a small file of its own; their names, the first first.
-pub(crate) fn commit_chain(repository: &Path, count: usize) -> crate::report::Result<Vec<String>> {
-    let marks = repository.join("marks");
-    let mut import = git(repository)
-        .args(["fast-import", "--quiet"])
-        .arg(format!("--export-marks={}", marks.display()))
-        .stdin(Stdio::piped())
-        .spawn()?;
-    {
-        let mut pipe = io::BufWriter::new(import.stdin.take().ok_or("no pipe to git")?);
-        for no in 1..=count {
-            let text = format!("line {no}\n").repeat(20);
-            write!(pipe, "commit refs/heads/main\nmark :{no}\ncommitter A <a@b.c> {} +0000\ndata 3\nfix\n", 1_767_225_600 + no)?;
-            write!(pipe, "M 100644 inline src/{}/{}.txt\ndata {}\n{text}\n", no % 16, no % 64, text.len())?;
-        }
-        pipe.flush()?;
-    }
-    if !import.wait()?.success() {
-        return Err("git fast-import failed".into());
-    }
-    let mut commits = vec![String::new(); count];
-    for line in fs::read_to_string(&marks)?.lines() {
-        let (mark, name) = line.trim_start_matches(':').split_once(' ').ok_or("a mark that is none")?;
-        commits[mark.parse::<usize>()? - 1] = name.into();
-    }
-    Ok(commits)
-}
-
 fn git(repository: &Path) -> Command {
     let mut command = Command::new("git");
     command.arg("-C").arg(repository);

@@ -22,8 +22,6 @@ use crate::report::{Result, run, spread};
 /// The section that is this part.
 pub(crate) const SECTION: &str = "link";
 
-/// How long a transfer may take before it is ended.
-const GIVE_UP: Duration = Duration::from_secs(60);
 /// Who sends, and how the rate is found.
 const TOOLS: [(&str, &str); 4] = [("coldspare", "cubic"), ("coldspare", "bbr"), ("rsync", "cubic"), ("rsync", "bbr")];
 
@@ -71,8 +69,8 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
                 let at = tempfile::Builder::new().prefix("run-").tempdir_in(dir.path())?;
                 let line = Line::new(quality.clone(), SEED)?;
                 let share = match *tool {
-                    "rsync" => by_rsync(&line, congestion, &source, at.path()),
-                    _ => by_coldspare(&line, congestion, &source, at.path()),
+                    "rsync" => by_rsync(&line, congestion, &source, at.path(), settings.transfer_max),
+                    _ => by_coldspare(&line, congestion, &source, at.path(), settings.transfer_max),
                 };
                 let share = share?.of(quality.bits_per_second);
                 eprintln!("{name}: {tool}, {congestion}: {share:?}; {:?}", line.there());
@@ -100,15 +98,15 @@ impl Rate {
     }
 }
 
-fn by_coldspare(line: &Line, congestion: &str, source: &Path, at: &Path) -> Result<Rate> {
+fn by_coldspare(line: &Line, congestion: &str, source: &Path, at: &Path, longest: Duration) -> Result<Rate> {
     let pair = Pair::across(line, source, at)?;
     pair.configure(&format!("[link]\ncongestion = \"{congestion}\"\n"))?;
     let _receiver = pair.receive()?;
-    transfer(&mut pair.send_once(), line, source, &pair.destination)
+    transfer(&mut pair.send_once(), line, source, &pair.destination, longest)
 }
 
 /// With `sync -f` of what arrived.
-fn by_rsync(line: &Line, congestion: &str, source: &Path, at: &Path) -> Result<Rate> {
+fn by_rsync(line: &Line, congestion: &str, source: &Path, at: &Path, longest: Duration) -> Result<Rate> {
     for (end, peer) in [(line.near(), FAR), (line.far(), NEAR)] {
         // By the route: a namespace may not choose any that the host hasn't made everybody's.
         end.enter(|| Ok(run(Command::new("ip").args(["route", "show", "to", peer])).map_err(|e| e.to_string())))?.and_then(|route| {
@@ -121,10 +119,10 @@ fn by_rsync(line: &Line, congestion: &str, source: &Path, at: &Path) -> Result<R
     let wrapper = line.near().wrapper();
     let mut command = Command::new(&wrapper[0]);
     command.args(&wrapper[1..]).args(["rsync", "-aHAX", "--delete", "--exclude=/.coldspare"]);
-    transfer(command.arg(format!("{}/", source.display())).arg(&peer.url), line, source, &peer.destination)
+    transfer(command.arg(format!("{}/", source.display())).arg(&peer.url), line, source, &peer.destination, longest)
 }
 
-fn transfer(command: &mut Command, line: &Line, source: &Path, destination: &Path) -> Result<Rate> {
+fn transfer(command: &mut Command, line: &Line, source: &Path, destination: &Path, longest: Duration) -> Result<Rate> {
     let start = Instant::now();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let mut arrived = Vec::new();
@@ -136,7 +134,7 @@ fn transfer(command: &mut Command, line: &Line, source: &Path, destination: &Pat
             }
             break true;
         }
-        if start.elapsed() > GIVE_UP {
+        if start.elapsed() > longest {
             child.kill()?;
             child.wait()?;
             break false;

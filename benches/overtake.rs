@@ -9,10 +9,11 @@ use std::process::Command;
 use std::time::Instant;
 
 use coldspare_sim::line::{Line, Quality};
+use coldspare_sim::load::percentile;
 use serde_json::{Value, json};
 
 use crate::Settings;
-use crate::follow::{Pusher, pause, percentile, wait_for};
+use crate::follow::{GIVE_UP, pause, push_and_wait, pusher};
 use crate::home::{self, SEED};
 use crate::pair::Pair;
 use crate::report::{Result, figure, run};
@@ -48,7 +49,7 @@ fn measure(settings: &Settings, name: &str, line: Option<&Line>, bytes: u64) -> 
     let dir = tempfile::Builder::new().prefix("coldspare-overtake-").tempdir_in(&settings.dir)?;
     let home = dir.path().join("home");
     fs::create_dir(&home)?;
-    let pusher = Pusher::make(dir.path(), &home, 0)?;
+    let mut pusher = pusher(dir.path(), &home)?;
     let at = dir.path().join("pair");
     fs::create_dir(&at)?;
     let pair = match line {
@@ -56,15 +57,13 @@ fn measure(settings: &Settings, name: &str, line: Option<&Line>, bytes: u64) -> 
         None => Pair::make(&home, &at)?,
     };
     let (_receiver, _sender) = (pair.receive()?, pair.send()?);
-    let push = |no: usize| -> Result<f64> {
+    let mut push = |no: usize| -> Result<f64> {
         std::thread::sleep(pause(no));
-        let (tip, since) = pusher.push()?;
-        wait_for(&pair.destination.join(&pusher.reference), tip.as_bytes())?;
-        Ok(since.elapsed().unwrap_or_default().as_secs_f64() * 1000.0)
+        push_and_wait(&mut pusher, &home, &pair.destination, GIVE_UP)
     };
     push(0)?;
     run(&mut pair.on_active(&["checkpoint", "--timeout", "300s"]))?;
-    let alone: Result<Vec<f64>> = (0..ALONE).map(push).collect();
+    let alone: Result<Vec<f64>> = (0..ALONE).map(&mut push).collect();
     // At once: one that grows while it is read is read more than once.
     let outside = dir.path().join("noise");
     home::make_noise(&outside, bytes, SEED)?;

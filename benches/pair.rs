@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -87,6 +88,15 @@ impl Pair {
     /// The standby's configuration.
     pub(crate) fn standby_config(&self) -> PathBuf {
         self.standby.clone()
+    }
+
+    /// What the active's index takes on disk, and the standby's manifest, with all that the daemons keep beside them.
+    pub(crate) fn state_bytes(&self) -> Result<[u64; 2]> {
+        let below = |config: &Path| -> Result<u64> {
+            let blocks = walkdir::WalkDir::new(config.with_extension("state")).into_iter().map(|entry| Ok(entry?.metadata()?.blocks()));
+            Ok(blocks.sum::<Result<u64>>()? * 512)
+        };
+        Ok([below(&self.active)?, below(&self.standby)?])
     }
 
     /// A command for the active.

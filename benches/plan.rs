@@ -29,9 +29,9 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
     let dir = tempfile::Builder::new().prefix("coldspare-plan-").tempdir_in(&settings.dir)?;
     let grown = dir.path().join("grown");
     grow(&grown, settings.repository.as_deref(), settings.commits, dir.path())?;
-    println!("| files | MB | what | predicted | measured | ratio |\n|---|---|---|---|---|---|");
+    println!("| entries | MB | what | predicted | measured | ratio |\n|---|---|---|---|---|---|");
     let mut rows = Vec::new();
-    for (no, (fewer, histories)) in HOMES.into_iter().enumerate() {
+    for (no, (fewer, histories)) in HOMES.into_iter().take(settings.planned).enumerate() {
         let at = dir.path().join(no.to_string());
         let source = at.join("home");
         fs::create_dir_all(&source)?;
@@ -71,11 +71,12 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
             ("seed, CPU of the standby, s", expected("seed, CPU of the standby")?, seed.daemon_cpu_seconds),
             ("night of a repack, sent, MB", expected("a night")? * share / 1e6, sent(&night.stdout)? / 1e6),
         ];
-        let files = plan["survey"]["entries"].as_u64().unwrap_or_default();
+        let entries = plan["survey"]["entries"].as_u64().unwrap_or_default();
+        let megabytes = (made.bytes as f64 + bytes_of_packs(&grown)? * histories.len() as f64) / 1e6;
         for (what, predicted, measured) in found {
             let ratio = predicted / measured;
-            println!("| {files} | {:.0} | {what} | {} | {} | {ratio:.2} |", made.bytes as f64 / 1e6, figure(predicted), figure(measured));
-            rows.push(json!({"entries": files, "what": what, "predicted": predicted, "measured": measured, "ratio": ratio}));
+            println!("| {entries} | {megabytes:.0} | {what} | {} | {} | {ratio:.2} |", figure(predicted), figure(measured));
+            rows.push(json!({"entries": entries, "what": what, "predicted": predicted, "measured": measured, "ratio": ratio}));
         }
     }
     println!();
@@ -85,9 +86,13 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
 /// Which part of all that git could repack is in the histories.
 fn histories_share(plan: &Value, grown: &Path, histories: usize) -> Result<f64> {
     let all = plan["survey"]["packs"]["bytes"].as_f64().unwrap_or_default() + plan["survey"]["loose"]["bytes"].as_f64().unwrap_or_default();
+    Ok(bytes_of_packs(grown)? * histories as f64 / all.max(1.0))
+}
+
+fn bytes_of_packs(repository: &Path) -> Result<f64> {
     let mut bytes = 0;
-    for entry in fs::read_dir(grown.join("objects/pack"))? {
+    for entry in fs::read_dir(repository.join("objects/pack"))? {
         bytes += entry?.metadata()?.len();
     }
-    Ok((bytes * histories as u64) as f64 / all.max(1.0))
+    Ok(bytes as f64)
 }

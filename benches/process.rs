@@ -61,6 +61,13 @@ impl Daemon {
         children(self.child.id()).into_iter().chain([self.child.id()]).map(|pid| status_bytes(pid, "VmRSS:")).sum()
     }
 
+    /// What the daemon has caused to be written to disks until now.
+    pub(crate) fn written_bytes(&self) -> io::Result<u64> {
+        let counts = fs::read_to_string(format!("/proc/{}/io", self.child.id()))?;
+        let written = counts.lines().find_map(|line| line.strip_prefix("write_bytes:")?.trim().parse().ok());
+        written.ok_or_else(|| io::Error::other("the kernel doesn't count what a process writes"))
+    }
+
     /// The high-water mark of the daemon.
     pub(crate) fn peak_bytes(&self) -> u64 {
         status_bytes(self.child.id(), "VmHWM:")
@@ -79,7 +86,7 @@ impl Drop for Daemon {
 /// Peak memory is the kernel's high-water mark, read every 20 ms: growth in a process's last 20 ms is missed.
 pub(crate) fn measure(command: &mut Command, daemon: &Daemon) -> io::Result<Cost> {
     let served_by = daemon.child.id();
-    let cpu_before = cpu_seconds(served_by)?;
+    let (cpu_before, children_before) = (cpu_seconds(served_by)?, children(served_by));
     let start = Instant::now();
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let client = child.id();
@@ -108,7 +115,7 @@ pub(crate) fn measure(command: &mut Command, daemon: &Daemon) -> io::Result<Cost
         let text = String::from_utf8_lossy(&output.stderr);
         return Err(io::Error::other(format!("{command:?} failed: {}\n{text}", output.status)));
     }
-    wait_for_children(served_by);
+    wait_for_children(served_by, &children_before);
     let (client_peaks, daemon_peaks) = peaks.into_inner().unwrap_or_default();
     Ok(Cost {
         seconds,
@@ -152,10 +159,10 @@ fn children(pid: u32) -> Vec<u32> {
     list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
 }
 
-/// Waits until a daemon's processes for one connection are gone, so that their times count.
-fn wait_for_children(pid: u32) {
+/// Waits until a daemon's processes for one connection are gone, so that their times count; those in `before` stay.
+fn wait_for_children(pid: u32, before: &[u32]) {
     let deadline = Instant::now() + Duration::from_secs(10);
-    while !children(pid).is_empty() && Instant::now() < deadline {
+    while children(pid).iter().any(|child| !before.contains(child)) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -53,7 +53,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
         "| way | new files, MB | coldspare sent, MB | rsync sent, MB | ratio | coldspare, s | rsync, s |\n|---|---|---|---|---|---|---|"
     );
     let mut rows = Vec::new();
-    let ways = WAYS.iter().map(|way| (way, None)).chain([(&WITH_FORK, Some(fork.as_path()))]);
+    let ways = WAYS.iter().map(|way| (way, None)).chain([(&WITH_FORK, Some(fork.as_path()))]).skip(settings.ways_skipped);
     for (no, ((way, args), fork)) in ways.enumerate() {
         let at = dir.path().join(no.to_string());
         let ours = one(&grown, fork, args, &at.join("coldspare"), |source, at| {

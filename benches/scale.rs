@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 
@@ -14,9 +14,6 @@ use crate::report::{Result, figure, run};
 
 /// The section that is this part.
 pub(crate) const SECTION: &str = "scale";
-
-/// How long nothing happens.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// Measures it, if it was asked for.
 pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option<Value>> {
@@ -56,7 +53,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
         }
         rows.add(&format!("{backend}: what is watched"), status["watch"]["watched"].as_f64().unwrap_or(f64::NAN));
         let (before, start) = (sender.cpu_seconds()? + receiver.cpu_seconds()?, Instant::now());
-        std::thread::sleep(IDLE);
+        std::thread::sleep(settings.idle);
         let used = sender.cpu_seconds()? + receiver.cpu_seconds()? - before;
         rows.add(&format!("{backend}: CPU of both while idle, % of a core"), used / start.elapsed().as_secs_f64() * 100.0);
         rows.add(&format!("{backend}: memory of the sender while idle, MiB"), sender.resident_bytes() as f64 / MIB);

@@ -5,6 +5,7 @@
 //! - [`pair`]: an active and a standby in one process, wired as the daemons wire them, that can be cut off and killed.
 //! - [`failover`]: two nodes that change roles, for a model checker.
 //! - [`mod@line`]: a line between two network namespaces, as slow, long and lossy as a test wants it.
+//! - [`load`]: pushes, forks, collections and LFS uploads at given rates, by the real git; the program `coldspare-load`.
 //! - [`fault`]: a disk that fails when it is told to.
 //! - [`model`]: a disk in memory that knows what of it is durable.
 //! - [`world`]: both ends, a network and a git that writes, with one seed for all of it, and what has to hold.
@@ -22,6 +23,7 @@ pub mod failover;
 pub mod fault;
 pub mod home;
 pub mod line;
+pub mod load;
 pub mod model;
 pub mod pair;
 pub mod sent;

@@ -15,10 +15,10 @@ pub(crate) struct Costs {
     pub(crate) seconds_per_file: f64,
     /// Seconds a byte of a seed.
     pub(crate) seconds_per_byte: f64,
-    /// CPU seconds of the sender a file, and a byte.
-    pub(crate) active_cpu: PerUnit,
-    /// CPU seconds of the receiver a file, and a byte.
-    pub(crate) standby_cpu: PerUnit,
+    /// CPU seconds of the sender.
+    pub(crate) active_cpu: Cpu,
+    /// CPU seconds of the receiver.
+    pub(crate) standby_cpu: Cpu,
     /// Bytes sent a byte of content.
     pub(crate) sent_per_byte: f64,
     /// Bytes of the sender's index and of the receiver's manifest an entry.
@@ -35,6 +35,25 @@ pub(crate) struct Costs {
 pub(crate) struct PerUnit {
     pub(crate) file: f64,
     pub(crate) byte: f64,
+}
+
+/// CPU seconds of one end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub(crate) struct Cpu {
+    /// Of its start, with nothing to do.
+    pub(crate) base: f64,
+    #[serde(flatten)]
+    pub(crate) each: PerUnit,
+}
+
+impl Cpu {
+    fn seed(&self, amount: Amount) -> f64 {
+        self.base + self.changes(amount)
+    }
+
+    fn changes(&self, amount: Amount) -> f64 {
+        amount.files as f64 * self.each.file + amount.bytes as f64 * self.each.byte
+    }
 }
 
 /// What somebody wants to know.
@@ -119,18 +138,8 @@ pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forec
 
     add("seed, both hosts like this one", seed, "s", "rehearsal; both ends shared this host's cores, so two hosts are no slower".into());
     add("seed, bytes on the wire", sent, "B", "rehearsal with files of this home".into());
-    add(
-        "seed, CPU of the active",
-        all.files as f64 * costs.active_cpu.file + all.bytes as f64 * costs.active_cpu.byte,
-        "s",
-        "rehearsal".into(),
-    );
-    add(
-        "seed, CPU of the standby",
-        all.files as f64 * costs.standby_cpu.file + all.bytes as f64 * costs.standby_cpu.byte,
-        "s",
-        "rehearsal".into(),
-    );
+    add("seed, CPU of the active", costs.active_cpu.seed(all), "s", "rehearsal".into());
+    add("seed, CPU of the standby", costs.standby_cpu.seed(all), "s", "rehearsal".into());
     add(
         "written in the last day",
         day.bytes as f64,
@@ -144,12 +153,7 @@ pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forec
         "B",
         "as before, at the rehearsal's share; deltas of changed files make it less".into(),
     );
-    add(
-        "a usual day, CPU of the active",
-        day.files as f64 * costs.active_cpu.file + day.bytes as f64 * costs.active_cpu.byte,
-        "s",
-        "as before".into(),
-    );
+    add("a usual day, CPU of the active", costs.active_cpu.changes(day), "s", "as before".into());
     let basis = match costs.sent_per_repacked_byte {
         Some(_) => "`git repack -ad` of a repository of this home, rehearsed; with `-f` all of it may travel",
         None => "no repository could be rehearsed: the share that one with many old deltas takes; with `-f` all of it may travel",
@@ -232,8 +236,8 @@ mod tests {
             seconds_base: 0.5,
             seconds_per_file: 1e-4,
             seconds_per_byte: 1e-8,
-            active_cpu: PerUnit { file: 1e-5, byte: 1e-9 },
-            standby_cpu: PerUnit { file: 1e-5, byte: 1e-9 },
+            active_cpu: Cpu { base: 0.1, each: PerUnit { file: 1e-5, byte: 1e-9 } },
+            standby_cpu: Cpu { base: 0.1, each: PerUnit { file: 1e-5, byte: 1e-9 } },
             sent_per_byte: 1.0,
             index_bytes_per_entry: 100.0,
             manifest_bytes_per_entry: 100.0,
@@ -268,6 +272,7 @@ mod tests {
         let wishes = Wishes { links: vec![1e8, 1e10], lag_seconds: 60.0 };
         let forecast = forecast(&home(&[]), &costs(), &wishes);
         assert_eq!(figure(&forecast, "seed, both hosts").round(), 101.0);
+        assert_eq!(format!("{:.3}", figure(&forecast, "seed, CPU of the active")), "10.101");
         assert_eq!(forecast.days.iter().map(|d| d.seed_seconds.round()).collect::<Vec<_>>(), [800.0, 101.0]);
         assert_eq!(figure(&forecast, "a night").round(), 500_000_000.0);
     }

@@ -2,12 +2,13 @@
 //!
 //! Nothing of the home is written: the files are copied to a folder of the rehearsal, which is removed at its end.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use super::model::Costs;
+use super::model::{Costs, Cpu};
 use super::survey::{Amount, LARGE_BYTES, Samples};
 use crate::demo::home::{git, make_dir, run};
 use crate::demo::host::{Host, free_port, wait_until};
@@ -66,8 +67,8 @@ pub(crate) fn rehearse(samples: &Samples, scratch: &Path) -> Result<Costs, Failu
         seconds_base: nothing.seconds,
         seconds_per_file: seconds.file,
         seconds_per_byte: seconds.byte,
-        active_cpu: per_unit(|cost| cost.active_cpu),
-        standby_cpu: per_unit(|cost| cost.standby_cpu),
+        active_cpu: Cpu { base: nothing.active_cpu, each: per_unit(|cost| cost.active_cpu) },
+        standby_cpu: Cpu { base: nothing.standby_cpu, each: per_unit(|cost| cost.standby_cpu) },
         sent_per_byte: ((of_small.sent + of_large.sent - 2.0 * nothing.sent) / bytes as f64).max(0.0),
         index_bytes_per_entry: per_entry(|cost| cost.index_bytes),
         manifest_bytes_per_entry: per_entry(|cost| cost.manifest_bytes),
@@ -89,7 +90,7 @@ fn pick_small(samples: &Samples) -> Vec<Sample> {
 
 /// Large files, packs with what belongs to them, up to the limit; at least one.
 fn pick_large(samples: &Samples) -> Vec<Sample> {
-    let (mut picked, mut bytes) = (Vec::new(), 0);
+    let (mut picked, mut bytes, mut repositories) = (Vec::new(), 0, BTreeMap::new());
     for (n, path) in samples.large.iter().enumerate() {
         let size = fs::metadata(path).map_or(0, |meta| meta.len());
         if bytes > 0 && bytes + size > LARGE_BYTES_MAX {
@@ -97,7 +98,15 @@ fn pick_large(samples: &Samples) -> Vec<Sample> {
         }
         bytes += size.min(LARGE_BYTES_MAX);
         // Of a larger one a part is taken, which is no pack.
-        let place = if size > LARGE_BYTES_MAX { format!("shared/data/parts/{n}").into() } else { place_of(path, n) };
+        let place = match in_repository(path) {
+            // Copies of a repository have packs of the same names: each repository stays one.
+            Some((repository, below)) if size <= LARGE_BYTES_MAX => {
+                let next = repositories.len();
+                let number = *repositories.entry(repository).or_insert(next);
+                Path::new("shared/data/repositories").join(format!("{number}")).join(below)
+            }
+            _ => format!("shared/data/parts/{n}").into(),
+        };
         picked.push((path.clone(), place));
     }
     picked
@@ -105,12 +114,20 @@ fn pick_large(samples: &Samples) -> Vec<Sample> {
 
 /// Git's files stay git's, in a repository each thousand; all else becomes an attachment.
 fn place_of(path: &Path, n: usize) -> PathBuf {
+    match in_repository(path) {
+        Some((_, below)) => Path::new(&format!("shared/data/repositories/{}", n / 1_000)).join(below),
+        None => PathBuf::from(format!("shared/data/attachments/{}/{n}", n / 100)),
+    }
+}
+
+/// The repository of a pack or of a loose object, and the path below it.
+fn in_repository(path: &Path) -> Option<(&Path, PathBuf)> {
     let names: Vec<&str> = path.iter().rev().take(3).filter_map(|name| name.to_str()).collect();
-    let repository = format!("shared/data/repositories/{}", n / 1_000);
     match names.as_slice() {
-        [name, "pack", "objects"] => Path::new(&repository).join("objects/pack").join(name),
-        [name, folder, "objects"] if folder.len() == 2 => Path::new(&repository).join("objects").join(folder).join(name),
-        _ => PathBuf::from(format!("shared/data/attachments/{}/{n}", n / 100)),
+        [name, folder, "objects"] if *folder == "pack" || folder.len() == 2 => {
+            Some((path.ancestors().nth(3)?, Path::new("objects").join(folder).join(name)))
+        }
+        _ => None,
     }
 }
 
@@ -122,14 +139,16 @@ impl Rehearsal {
         Ok(Rehearsal { active, standby, dir })
     }
 
-    /// Starts both, until the standby has everything.
-    fn seed(&mut self) -> Result<(), Failure> {
+    /// Starts both, until the standby has everything; seconds from the start of the active on.
+    fn seed(&mut self) -> Result<f64, Failure> {
         let invitation = self.standby.init("standby", &["--listen", &format!("127.0.0.1:{}", free_port()?)])?;
         self.active.init("active", &["--invite", invitation.trim()])?;
         self.standby.start()?;
+        let started = Instant::now();
         self.active.start()?;
         wait_until("the daemons are connected", || Ok(self.active.status().is_some_and(|s| s["connected"] == true)))?;
-        self.active.checkpoint().map(drop)
+        self.active.checkpoint()?;
+        Ok(started.elapsed().as_secs_f64())
     }
 
     /// The median time until a small file is durable on the standby, in seconds.
@@ -168,9 +187,7 @@ fn seed(scratch: &Path, name: &str, samples: &[Sample]) -> Result<(Rehearsal, Co
         }
     }
     complete_repositories(&rehearsal.active.files.home)?;
-    let started = Instant::now();
-    rehearsal.seed()?;
-    let seconds = started.elapsed().as_secs_f64();
+    let seconds = rehearsal.seed()?;
     let entries = rehearsal.standby.status().and_then(|status| status["entries"].as_u64()).unwrap_or_default();
     let cost = Cost {
         amount,
