@@ -29,10 +29,9 @@ const CHANGED: &str = "shared/data/changed";
 /// Changes of each kind before it is measured: the first ones still meet what the start left.
 const WARM_UP: usize = 10;
 
-/// Sizes up to the largest that is asked for; at least that one.
+/// Sizes up to the one that is asked for.
 pub(crate) fn sizes_up_to(entries: u64) -> Vec<u64> {
-    let sizes: Vec<u64> = SIZES.into_iter().filter(|size| *size <= entries).collect();
-    if sizes.is_empty() { vec![entries] } else { sizes }
+    SIZES.into_iter().filter(|size| *size < entries).chain([entries]).collect()
 }
 
 /// One cost in each size.

@@ -197,6 +197,8 @@ fn an_old_active_is_refused_and_fails_back_with_its_pushes_in_quarantine() {
     pair.active.run(&["demote"]).expect_code(0);
     pair.active.run(&["demote"]).expect_code(0); // is done
     assert_eq!(contents(&pair.active.home), before);
+    // It has nothing of what the new active wrote.
+    pair.active.run(&["promote", "--fenced-by", "true"]).expect(1, "nobody knows how old the tree is");
     pair.active.start();
     checkpoint(&pair.standby);
     assert_same(&pair);

@@ -1,8 +1,8 @@
 //! Planned switchovers, one after the other, under pushes and writes that go to whoever is the active.
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use crate::git::{self, commit, git_ok, push};
@@ -21,8 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 /// The application: it takes pushes as long as it runs.
 struct Application<'a> {
     pair: &'a Pair,
-    /// The host that it runs on.
-    runs_on: Mutex<Option<&'a Host>>,
+    /// The host that it runs on; who pushes reads.
+    runs_on: RwLock<Option<&'a Host>>,
     /// Commits that were accepted, by repository.
     accepted: Mutex<[Vec<String>; REPOSITORIES]>,
     is_over: AtomicBool,
@@ -44,7 +44,7 @@ impl Application<'_> {
             if self.is_over.load(Ordering::Relaxed) {
                 return;
             }
-            let runs_on = self.runs_on.lock().unwrap();
+            let runs_on = self.runs_on.read().unwrap();
             if let Some(host) = *runs_on {
                 let clone = self.clone_of(number);
                 git_ok(&clone, &["remote", "set-url", "origin", &repository(host, number).to_string_lossy()]);
@@ -88,7 +88,7 @@ impl Application<'_> {
         let accepted = self.accepted();
         from.run(&["checkpoint", "--timeout", "80s"]).expect_code(0);
         self.assert_has(to, &accepted);
-        *self.runs_on.lock().unwrap() = None;
+        *self.runs_on.write().unwrap() = None;
         from.run(&["switchover", "--timeout", "80s"]).expect_code(0);
         until_active(to);
         assert!(!self.two_active.load(Ordering::Relaxed), "two actives");
@@ -111,7 +111,7 @@ fn switchovers_under_pushes_lose_nothing() {
     let pair = Pair::running();
     let application = Application {
         pair: &pair,
-        runs_on: Mutex::new(None),
+        runs_on: RwLock::new(None),
         accepted: Mutex::default(),
         is_over: AtomicBool::new(false),
         two_active: AtomicBool::new(false),
@@ -128,7 +128,7 @@ fn switchovers_under_pushes_lose_nothing() {
         (0..REPOSITORIES).for_each(|number| _ = scope.spawn(move || application.write(number)));
         scope.spawn(|| application.watch());
         for _ in 0..rounds {
-            *application.runs_on.lock().unwrap() = Some(hosts[0]);
+            *application.runs_on.write().unwrap() = Some(hosts[0]);
             let began = Instant::now();
             application.switch(hosts[0], hosts[1]);
             took.push(began.elapsed().as_secs_f64());

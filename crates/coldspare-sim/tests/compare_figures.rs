@@ -66,7 +66,7 @@ fn how_long_a_comparison_takes() {
         let mut there = index.sent(Seq(1)).unwrap();
         let mut here = standby.held_at(applied.session, Seq(1)).unwrap().unwrap();
         let (cut, left_out) = std::thread::scope(|scope| {
-            let cut = scope.spawn(|| here.cut_ahead());
+            let cut = scope.spawn(|| here.cut_ahead(|| true));
             let left_out = there.leave_out();
             (cut.join().unwrap(), left_out)
         });

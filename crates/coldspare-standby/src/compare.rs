@@ -43,17 +43,19 @@ impl<D: Disk> Standby<D> {
 impl Held {
     /// Cuts all of it, as the active does meanwhile: when nothing is left out and nothing differs, that is all there is to do.
     ///
+    /// It ends as soon as `is_needed` says `false`, and nothing is cut then.
+    ///
     /// Cost: one pass over the manifest.
     ///
     /// # Errors
     /// `Store`, `Damaged`.
-    pub fn cut_ahead(&mut self) -> Result<(), StandbyError> {
+    pub fn cut_ahead(&mut self, is_needed: impl Fn() -> bool) -> Result<(), StandbyError> {
         let mut cutter = Cutter::new(self.manifest.len()?);
         self.entries(&Span::all(), &mut |k, entry| {
             cutter.add(k, entry);
-            true
+            is_needed()
         })?;
-        self.whole = Some(cutter.finish());
+        self.whole = is_needed().then(|| cutter.finish());
         Ok(())
     }
 

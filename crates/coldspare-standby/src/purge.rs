@@ -102,7 +102,7 @@ impl<D: Disk> Standby<D> {
     /// Moves something that coldspare didn't put there out of the way, and says so.
     pub(crate) fn quarantine(&self, root: RootId, dir: &D::Dir, name: &[u8], path: &RelPath) -> Result<(), StandbyError> {
         let quarantine = self.open_quarantine(root)?;
-        let to = self.free_name(&quarantine, b"", path);
+        let to = self.free_name(&quarantine, b"", path)?;
         self.disk.rename(dir, name, &quarantine, &to).map_err(io("moving to quarantine", path.as_bytes()))?;
         // Out of the trash, say: nothing that is swept may come back there.
         self.disk.sync_dir(&quarantine).map_err(io("syncing the quarantine for", path.as_bytes()))?;
@@ -116,13 +116,18 @@ impl<D: Disk> Standby<D> {
 
     /// A name in the quarantine for what stood at `path`, which nothing there has: not even if the store that had given names
     /// before is lost.
-    pub(crate) fn free_name(&self, quarantine: &D::Dir, what: &[u8], path: &RelPath) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// `Io`: nobody knows whether it is free.
+    pub(crate) fn free_name(&self, quarantine: &D::Dir, what: &[u8], path: &RelPath) -> Result<Vec<u8>, StandbyError> {
         let mut last = path.name();
         last = &last[..last.len().min(200)];
         loop {
             let name = [&self.fresh_name(), b"-".as_slice(), what, last].concat();
-            if self.disk.stat(quarantine, &name).is_err() {
-                return name;
+            match self.disk.stat(quarantine, &name) {
+                Ok(_) => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(name),
+                Err(e) => return Err(io("looking into the quarantine for", path.as_bytes())(e)),
             }
         }
     }

@@ -53,8 +53,12 @@ fn make_of(root: &Path, shown: &Path, at: &Path) -> std::io::Result<()> {
     for (repository, lost) in lost_references(root, at)? {
         let to = bundles.join(format!("{}.bundle", repository.to_string().replace('/', "%")));
         let outcome = bundle(root, at, &repository, &lost, &to);
-        let outcome = outcome.map(|path| path.strip_prefix(root).map(|inner| shown.join(inner)).unwrap_or(path));
-        let line = json!({"repository": repository.to_string(), "references": lost, "bundle": outcome.as_ref().ok(), "error": outcome.as_ref().err()});
+        let shown = |path: PathBuf| path.strip_prefix(root).map(|inner| shown.join(inner)).unwrap_or(path);
+        let (bundle, error) = match outcome {
+            Ok(path) => (path.map(shown), None),
+            Err(e) => (None, Some(e)),
+        };
+        let line = json!({"repository": repository.to_string(), "references": lost, "bundle": bundle, "error": error});
         lines.push_str(&format!("{line}\n"));
     }
     let (new, list) = (bundles.join("LIST.new"), bundles.join("LIST"));
@@ -114,8 +118,8 @@ fn below(top: &Path, path: &RelPath) -> PathBuf {
     top.join(OsStr::from_bytes(path.as_bytes()))
 }
 
-/// Makes a bundle of `lost` that needs what the tree has; its path.
-fn bundle(root: &Path, at: &Path, repository: &RelPath, lost: &References, to: &Path) -> Result<PathBuf, String> {
+/// Makes a bundle of `lost` that needs what the tree has; its path, or `None` where the tree has all of that, under other names.
+fn bundle(root: &Path, at: &Path, repository: &RelPath, lost: &References, to: &Path) -> Result<Option<PathBuf>, String> {
     // A repository that borrows from both: what the tree has, and what left it.
     let dir = at.join("bundles/repository.new");
     let _ = fs::remove_dir_all(&dir);
@@ -131,11 +135,21 @@ fn bundle(root: &Path, at: &Path, repository: &RelPath, lost: &References, to: &
     let wanted: String =
         lost.keys().map(|name| format!("{name}\n")).chain(references(&tree).values().map(|id| format!("^{id}\n"))).collect();
     let new = to.with_extension("new");
-    let made = run(Command::new("git").arg("--git-dir").arg(&dir).args(["bundle", "create", "-q"]).arg(&new).arg("--stdin"), &wanted);
+    let git = || {
+        let mut git = Command::new("git");
+        git.arg("--git-dir").arg(&dir);
+        git
+    };
+    let first = run(git().args(["rev-list", "--max-count=1", "--stdin"]), &wanted);
+    let has_all = first.is_ok_and(|first| first.is_empty());
+    let made = if has_all { Ok(String::new()) } else { run(git().args(["bundle", "create", "-q"]).arg(&new).arg("--stdin"), &wanted) };
     let _ = fs::remove_dir_all(&dir);
     made?;
+    if has_all {
+        return Ok(None);
+    }
     fs::File::open(&new).and_then(|file| file.sync_all()).and_then(|()| fs::rename(&new, to)).map_err(failed)?;
-    Ok(to.into())
+    Ok(Some(to.into()))
 }
 
 fn references(repository: &Path) -> References {

@@ -348,9 +348,10 @@ pub(crate) struct TermsArgs {
 }
 
 impl Command {
-    /// Whether it runs for weeks; the others end soon.
-    pub(crate) fn is_daemon(&self) -> bool {
-        matches!(self, Command::Send { once: false, .. } | Command::Receive { .. } | Command::Run { .. } | Command::Guard { .. })
+    /// Whether much may pass through it, or it runs for weeks; the others end soon, and their threads needn't wait for each other.
+    pub(crate) fn shares_one_heap(&self) -> bool {
+        use Command::{Guard, Receive, Run, SealHelper, Send, WatchHelper};
+        matches!(self, Send { .. } | Receive { .. } | Run { .. } | Guard { .. } | SealHelper { .. } | WatchHelper { .. })
     }
 }
 

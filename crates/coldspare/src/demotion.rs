@@ -38,11 +38,12 @@ pub(crate) fn demote(config: &Config, state: &State) -> Result<(), Failure> {
     if record.role == Role::Fenced {
         tracing::info!("all of the home is looked at, to become the standby's tree");
         let capture = opened(config, state, &record)?;
-        let (seq, as_of_ms) = look(&capture)?;
+        let seq = look(&capture)?;
         let digest = capture.index.fingerprint().map_err(index_failure)?;
         let place =
             record.place_after_demotion(digest, seq).ok_or_else(|| Failure::damage("the control record has no session of its own"))?;
-        make_manifest(state, &capture, Some(Applied { session: place.session, seq: place.seq, as_of_ms }))?;
+        // As of when it is what counts nobody knows before the new active was met, which has written since.
+        make_manifest(state, &capture, Some(Applied { session: place.session, seq: place.seq, as_of_ms: 0 }))?;
     }
     role::take(config, state, &record, Event::Demote).map_err(NotTaken::into_failure)?;
     // What it knows ends here: the manifest goes on.
@@ -60,11 +61,11 @@ fn opened(config: &Config, state: &State, record: &ControlRecord) -> Result<Capt
     }
 }
 
-/// Brings the index up to what the home is, and both to the disk; the changeset that it is, and as of when.
+/// Brings the index up to what the home is, and both to the disk; the changeset that it is.
 ///
 /// # Errors
 /// `Usage`: something writes the home; `Damage`.
-pub(crate) fn look<D: Disk>(capture: &Capture<D>) -> Result<(Seq, u64), Failure> {
+pub(crate) fn look<D: Disk>(capture: &Capture<D>) -> Result<Seq, Failure> {
     for _ in 0..LOOKS_MAX {
         let seq = capture.index.next_seq().map_err(index_failure)?;
         let cycle = Cycle {
@@ -81,7 +82,7 @@ pub(crate) fn look<D: Disk>(capture: &Capture<D>) -> Result<(Seq, u64), Failure>
             for root in &capture.roots {
                 capture.disk.sync_fs(&root.dir).map_err(|e| Failure::damage(format!("{}: can't be synced: {e}", root.path.display())))?;
             }
-            return Ok((seq, report.as_of_ms));
+            return Ok(seq);
         }
     }
     Err(Failure::usage("something writes the home: stop the application on this host, and try again"))

@@ -61,7 +61,7 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if e.use_stderr() { exit::Code::Usage as u8 } else { 0 });
         }
     };
-    if cli.command.is_daemon() {
+    if cli.command.shares_one_heap() {
         coldspare_os::share_one_heap();
     }
     start_log();

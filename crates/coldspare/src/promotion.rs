@@ -79,6 +79,9 @@ const NO_FENCE: &str = "no fence command: set hooks.fence, or give --fenced-by C
 /// `Differs`: a safety rule refuses; `Fenced`, `Damage`, `Usage`. The role is what it was.
 pub(crate) fn run(config_path: &Path, terms: &Terms, then: Then, json: bool) -> Outcome {
     let config = Config::load(config_path)?;
+    if then == Then::Start {
+        application::Application::load(config_path)?; // what is missing is said before anything is done
+    }
     let state = State::at(&config.state);
     let started = Instant::now();
     let record = state.control()?;

@@ -67,6 +67,10 @@ pub(crate) fn run(config_path: &Path, serves: Serves) -> Outcome {
 }
 
 /// What to say to somebody whose command is for another role.
+/// What a person does with a host that is fenced.
+pub(crate) const AFTER_FENCED: &str = "another host is, or was, the active: `coldspare demote` makes this one its standby; \
+    if both were at one time, decide first which one counts (the runbook's page on a conflict)";
+
 pub(crate) fn wrong_role(record: &ControlRecord, serves: Serves) -> Failure {
     let role = record.role.word();
     let wanted = match serves {
@@ -78,7 +82,7 @@ pub(crate) fn wrong_role(record: &ControlRecord, serves: Serves) -> Failure {
         Role::Standby => "`coldspare receive` or `run` serves it; `coldspare promote` makes it the active",
         Role::Active => "`coldspare send` or `run` serves it; `coldspare switchover` changes the roles",
         Role::Handover => "`coldspare send` or `run` goes on with handing over",
-        Role::Fenced => "another host is, or was, the active: `coldspare demote` makes this one its standby",
+        Role::Fenced => AFTER_FENCED,
     };
     Failure::fenced(format!("this host is {role}, {wanted}; epoch {}: {next}", record.promised))
 }

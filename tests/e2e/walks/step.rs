@@ -49,6 +49,11 @@ impl Probe {
         *self.0.lock().unwrap() = Seen { steps: Vec::new(), wanted, old };
     }
 
+    /// Nothing is held from now on; whether something was to be that has not come.
+    pub(super) fn want_nothing(&self) -> bool {
+        self.0.lock().unwrap().wanted.take().is_some()
+    }
+
     /// The steps since then.
     pub(super) fn steps(&self) -> Vec<Step> {
         self.0.lock().unwrap().steps.clone()

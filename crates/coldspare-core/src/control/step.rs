@@ -243,7 +243,8 @@ fn outranked(record: &ControlRecord, promised: Epoch) -> (ControlRecord, Vec<Eff
 
 /// Both stop: were this one active still, whoever decides for it could open no higher epoch, which the other obeys.
 fn contested(record: &ControlRecord, epoch: Epoch) -> (ControlRecord, Vec<Effect>) {
-    if record.role != Role::Active || epoch != record.promised || seeded_bug!(ConflictsPass) {
+    let leads = matches!(record.role, Role::Active | Role::Handover);
+    if !leads || epoch != record.promised || seeded_bug!(ConflictsPass) {
         return (record.clone(), Vec::new());
     }
     let next = ControlRecord { role: Role::Fenced, ..record.clone() };

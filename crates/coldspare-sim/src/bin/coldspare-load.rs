@@ -30,16 +30,16 @@ struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     seconds: u64,
     /// Pushes a second, to all repositories in turn
-    #[arg(long, value_name = "RATE", default_value_t = 1.0)]
+    #[arg(long, value_name = "RATE", value_parser = rate, default_value_t = 1.0)]
     pushes_per_second: f64,
     /// Forks an hour
-    #[arg(long, value_name = "RATE", default_value_t = 0.0)]
+    #[arg(long, value_name = "RATE", value_parser = rate, default_value_t = 0.0)]
     forks_per_hour: f64,
     /// Collections by git an hour, of all repositories in turn
-    #[arg(long, value_name = "RATE", default_value_t = 0.0)]
+    #[arg(long, value_name = "RATE", value_parser = rate, default_value_t = 0.0)]
     gcs_per_hour: f64,
     /// LFS uploads an hour
-    #[arg(long, value_name = "RATE", default_value_t = 0.0)]
+    #[arg(long, value_name = "RATE", value_parser = rate, default_value_t = 0.0)]
     lfs_per_hour: f64,
     /// Pushes that may be under way at once
     #[arg(long, value_name = "N", default_value_t = 4)]
@@ -65,6 +65,12 @@ struct Args {
     /// Print a JSON object
     #[arg(long)]
     json: bool,
+}
+
+/// A rate that a host may have.
+fn rate(text: &str) -> Result<f64, String> {
+    let rate: f64 = text.parse().map_err(|e| format!("{e}"))?;
+    if (0.0..=1e6).contains(&rate) { Ok(rate) } else { Err("it has to be between 0 and 1,000,000".into()) }
 }
 
 fn main() -> ExitCode {

@@ -384,7 +384,7 @@ impl World {
         let mut there = index.sent(seq).map_err(|e| e.to_string())?;
         let left_out = there.leave_out().map_err(|e| e.to_string())?;
         let Some(mut here) = self.host.held_at(self.active.session.id, seq)? else { return Ok(()) };
-        here.cut_ahead().map_err(|e| e.to_string())?;
+        here.cut_ahead(|| true).map_err(|e| e.to_string())?;
         here.leave_out(&left_out);
         let mut comparison = Comparison::default();
         while let Some(spans) = comparison.ask() {

@@ -315,7 +315,7 @@ impl<D: Disk> Work<'_, D> {
         }
         let Some(dir) = dir else { return Ok(()) };
         let quarantine = self.standby.open_quarantine(root)?;
-        let name = self.standby.free_name(&quarantine, b"damaged-", path);
+        let name = self.standby.free_name(&quarantine, b"damaged-", path)?;
         let kept = self.disk().link(dir, path.name(), &quarantine, &name).and_then(|()| self.disk().sync_dir(&quarantine));
         kept.map_err(io("keeping in quarantine", path.as_bytes()))?;
         tracing::error!(path = %path, quarantine = %coldspare_core::path::escape(&name), "damaged; asked for again, the damaged content stays in .coldspare/quarantine");

@@ -164,7 +164,7 @@ impl Active {
                 }
                 Refusal::Conflict(epoch) => {
                     let now = self.stop_leading(RoleEvent::Contested { epoch: *epoch })?;
-                    Ok(Failure::fenced(format!("{refusal}; this host is {now} now")))
+                    Ok(Failure::fenced(format!("{refusal}; this host is {now} now: {}", crate::serve::AFTER_FENCED)))
                 }
                 Refusal::Role(_) if self.mode == Mode::Daemon => Err(refusal.to_string()),
                 _ => Ok(Failure::fenced(&refusal)),

@@ -107,9 +107,11 @@ impl Shared {
             FromActive::LeftOut(_) | FromActive::Cuts(_) => return Err(odd()),
         };
         let since = Instant::now();
+        let needed = Arc::new(());
+        let is_needed = Arc::downgrade(&needed);
         let cut = tokio::task::spawn_blocking(move || {
             let mut held = held;
-            held.cut_ahead().map(|()| held)
+            held.cut_ahead(|| is_needed.strong_count() > 0).map(|()| held)
         });
         let left_out = match answers.recv().await.ok_or_else(lost)? {
             FromActive::LeftOut(left_out) => left_out,
@@ -119,7 +121,9 @@ impl Shared {
         if left_out.iter().any(|l| l.path.is_root() && l.extent == Extent::All) {
             return Err(NotCompared("too much is held back, or has to be sent again".into()));
         }
+        let needed = Some(needed).filter(|_| left_out.is_empty());
         let cut = cut.await.map_err(|e| NotCompared(e.to_string()))?;
+        drop(needed);
         let mut held = cut.map_err(|e| NotCompared(e.to_string()))?;
         held.leave_out(&left_out);
         let held = Arc::new(held);
