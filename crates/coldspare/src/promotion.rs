@@ -12,7 +12,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use coldspare_core::control::{Applied, ControlRecord, Event, Proof, Role};
+use coldspare_core::control::{ControlRecord, Event, Proof, Role};
 use coldspare_core::{Digest, Epoch};
 use coldspare_standby::{Depth, Progress};
 use serde::{Deserialize, Serialize};
@@ -160,10 +160,10 @@ pub(crate) fn promote(
 ) -> Result<(ControlRecord, Value), Failure> {
     copy.abandon().map_err(Failure::damage)?;
     let aim = Aim::of(copy, terms)?;
-    let (applied, digest) = copy.fingerprint().map_err(Failure::damage)?;
     // Who names a point knows that it is old, and that it is not what was handed over.
-    let is_handed_over = aim.is_none() && is_handed_over(record, applied, digest);
-    let mut loss = Loss::now(state, copy, applied)?;
+    let handed_over = if aim.is_none() { handed_over(record, copy)? } else { None };
+    let is_handed_over = handed_over.is_some();
+    let mut loss = Loss::now(state, copy, copy.applied())?;
     if let Some(aim) = &aim {
         loss.as_of_ms = aim.as_of_ms();
     }
@@ -181,11 +181,11 @@ pub(crate) fn promote(
         let what = format!("{count} paths differ from the manifest, the first is {}: {} ({})", first.path, first.kind.word(), first.detail);
         return Err(refused(format!("{what}; `coldspare verify --repair` puts right what it can, or give --accept-damage")));
     }
-    let proof = match &aim {
-        None if is_handed_over => Proof::Handover { digest },
-        None => prove(config, terms, &loss)?,
-        Some(_) if !terms.has_proof() => return Err(unproven(&loss)),
-        Some(aim) => {
+    let proof = match (&aim, handed_over) {
+        (None, Some(digest)) => Proof::Handover { digest },
+        (None, None) => prove(config, terms, &loss)?,
+        (Some(_), _) if !terms.has_proof() => return Err(unproven(&loss)),
+        (Some(aim), _) => {
             aim.go(copy)?;
             prove(config, terms, &loss).map_err(|failure| aim.come_back(copy, failure))?
         }
@@ -271,10 +271,16 @@ fn resume(config: &Config, state: &State, record: &ControlRecord, terms: &Terms)
     )
 }
 
-fn is_handed_over(record: &ControlRecord, applied: Option<Applied>, digest: Digest) -> bool {
-    let Ok(fresh) = role::fresh() else { return false };
-    let event = Event::Promote { proof: Proof::Handover { digest }, applied, fresh };
-    coldspare_core::control::step(record, event).is_ok()
+/// The digest of the tree, if it is what the active offers.
+///
+/// Cost: where something is offered, a pass over the manifest.
+fn handed_over(record: &ControlRecord, copy: &Copy) -> Result<Option<Digest>, Failure> {
+    if record.handover.is_none() {
+        return Ok(None);
+    }
+    let (applied, digest) = copy.fingerprint().map_err(Failure::damage)?;
+    let event = Event::Promote { proof: Proof::Handover { digest }, applied, fresh: role::fresh()? };
+    Ok(coldspare_core::control::step(record, event).is_ok().then_some(digest))
 }
 
 fn prove(config: &Config, terms: &Terms, loss: &Loss) -> Result<Proof, Failure> {

@@ -121,7 +121,7 @@ impl Shared {
         if left_out.iter().any(|l| l.path.is_root() && l.extent == Extent::All) {
             return Err(NotCompared("too much is held back, or has to be sent again".into()));
         }
-        let needed = Some(needed).filter(|_| left_out.is_empty());
+        let needed = left_out.is_empty().then_some(needed);
         let cut = cut.await.map_err(|e| NotCompared(e.to_string()))?;
         drop(needed);
         let mut held = cut.map_err(|e| NotCompared(e.to_string()))?;
