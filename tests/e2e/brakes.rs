@@ -162,6 +162,7 @@ fn files_that_become_noise_wait() {
     let there = pair.standby.home.join(attachment(FILES - 1));
     let good = fs::read(&there).unwrap();
     let mut state = 7u64;
+    let new = pair.dir.path().join("new");
     for number in 0..FILES {
         let noise: Vec<u8> = std::iter::repeat_with(|| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -169,7 +170,9 @@ fn files_that_become_noise_wait() {
         })
         .take(900)
         .collect();
-        pair.active.write(&attachment(number), noise);
+        // Renamed into place: one that is met while it is written is neither what it was nor noise.
+        fs::write(&new, noise).unwrap();
+        fs::rename(&new, pair.active.home.join(attachment(number))).unwrap();
     }
     let reason = until_it_waits(&pair);
     assert!(reason.contains("content that looks encrypted"), "{reason}");
@@ -184,10 +187,12 @@ fn files_that_become_noise_wait() {
 fn what_moves_is_no_loss() {
     let pair = pair_with(13);
     let at = |path: &str| pair.active.home.join(path);
-    // Sent anew, since what is in them changed: attachments, and repositories always.
+    // Sent anew, since what is in them changed: attachments, and repositories always. At once: what goes is not seen before what comes.
+    let frozen = pair.active.freeze();
     pair.active.write("shared/data/attachments/0/0", "changed");
     fs::rename(at("shared/data/attachments"), at("shared/data/uploads")).unwrap();
     pair.active.write("shared/data/uploads/0/0", "changed again");
+    drop(frozen);
     pair.checkpoint();
     fs::rename(at("shared/data/repositories"), at("shared/data/moved")).unwrap();
     pair.checkpoint();
@@ -197,18 +202,20 @@ fn what_moves_is_no_loss() {
 
 #[test]
 fn an_acceptance_covers_what_was_asked_about() {
-    let pair = pair_with(1);
+    let mut pair = pair_with(1);
     let (here, there) = (pair.active.home.join("shared/data"), pair.standby.home.join("shared/data"));
     (0..15).for_each(|folder| fs::remove_dir_all(here.join(format!("attachments/{folder}"))).unwrap());
     until_it_waits(&pair);
     let reason = waiting(&pair)["reason"].clone();
     let (since, kept) = (waiting(&pair)["since_ms"].clone(), count(&there));
-    // More goes before the person answers, unseen by anyone.
-    let frozen = pair.active.freeze();
+    // More goes before the person answers, unseen by anyone: no changeset is under way, and the next one has all of it.
+    pair.active.kill();
+    pair.standby.kill();
     (15..30).for_each(|folder| fs::remove_dir_all(here.join(format!("attachments/{folder}"))).unwrap());
     fs::remove_dir_all(here.join("repositories")).unwrap();
+    pair.standby.start();
     pair.standby.run(&["accept"]).expect_code(0);
-    drop(frozen);
+    pair.active.start();
     until("the person is asked again", || waiting(&pair)["answer"].is_null() && waiting(&pair)["since_ms"] != since);
     assert_ne!(waiting(&pair)["reason"], reason);
     assert_eq!(count(&there), kept, "something was applied");

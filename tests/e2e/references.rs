@@ -156,7 +156,10 @@ fn a_repository_with_reftable_arrives() {
     for (path, cut) in [(table, true), (list, false)] {
         let good = std::fs::read(&path).unwrap();
         let bad = if cut { good[..good.len() - 5].to_vec() } else { [&good[..], b"0x000000000001-0x000000000001-00000000.ref\n"].concat() };
+        // An empty list, as it is while it is written, would be that of a repository without references.
+        let frozen = pair.active.freeze();
         std::fs::write(&path, bad).unwrap();
+        drop(frozen);
         pair.active.run(&["checkpoint", "--timeout", "60s"]).expect(1, "held back");
         assert_eq!(git::references(&there), before);
         git::assert_clean(&there);

@@ -41,7 +41,10 @@ fn a_fork_that_takes_its_objects_to_itself_costs_little() {
     git::assert_clean(&pair.standby.home.join(FORK));
     // What it borrows is in packs of its parent; now it has a pack of its own with the same.
     let bytes = |host: &Host| git::packs(&host.home.join(FORK)).iter().map(|p| fs::metadata(p).unwrap().len()).sum::<u64>();
-    let sent = pair.sent_by(|| drop(git_ok(&fork, &["repack", "-q", "-a", "-d", "--no-write-bitmap-index"])));
+    let sent = pair.sent_by(|| {
+        let _frozen = pair.active.freeze();
+        git_ok(&fork, &["repack", "-q", "-a", "-d", "--no-write-bitmap-index"]);
+    });
     assert!(bytes(&pair.active) > 4 * sent, "{sent} bytes were sent for {}", bytes(&pair.active));
     assert_eq!(bytes(&pair.active), bytes(&pair.standby));
     fs::remove_file(fork.join("objects/info/alternates")).unwrap();
@@ -83,6 +86,8 @@ fn a_pack_that_somebody_damaged_on_the_standby_makes_no_wrong_one() {
     let mut seed = Seed::from_env();
     let here = repository(&pair, "sha1", &mut seed);
     let there = pair.standby.home.join(REPOSITORY);
+    // The standby's own watch is not to put the first right while the others are being damaged.
+    let frozen = pair.standby.freeze();
     for (n, pack) in git::packs(&there).into_iter().enumerate() {
         fs::set_permissions(&pack, fs::Permissions::from_mode(0o644)).unwrap();
         if n == 0 {
@@ -94,6 +99,7 @@ fn a_pack_that_somebody_damaged_on_the_standby_makes_no_wrong_one() {
         bytes[middle] ^= 1;
         fs::write(&pack, bytes).unwrap();
     }
+    drop(frozen);
     git_ok(&here, &["repack", "-q", "-a", "-d", "--no-write-bitmap-index"]);
     pair.checkpoint();
     // By the changeset that was to copy from it, or by the standby's own watch before that.
@@ -124,6 +130,8 @@ fn repository(pair: &Pair, format: &str, seed: &mut Seed) -> std::path::PathBuf 
         fs::write(work.join(format!("noise{push}")), noise).unwrap();
         git_ok(&work, &["add", "-A"]);
         git_ok(&work, &["commit", "-q", "-m", &format!("{push}")]);
+        // A pack that is seen before its index is not known by what is in it.
+        let _frozen = pair.active.freeze();
         git_ok(&work, &["push", "-q", "origin", "HEAD:refs/heads/main"]);
     }
     pair.checkpoint();

@@ -60,6 +60,7 @@ fn a_switchover_loses_nothing_and_leads_back() {
     let pair = Pair::running();
     let clone = repository(&pair);
     push_to(&pair.active, &clone, "first");
+    until("they are connected", || pair.active.status()["connected"] == true);
     let done = pair.active.run(&["switchover", "--json"]).expect_code(0).json();
     assert_eq!((&done["role"], &done["epoch"]), (&"standby".into(), &2.into()), "{done}");
     until_active(&pair.standby);
@@ -93,6 +94,8 @@ fn after_a_switchover_no_content_travels_again() {
     let large = noise.noise(8 << 20);
     pair.active.write("shared/large", large);
     checkpoint(&pair.active);
+    // What was put in place so shortly before the role changes is read again, whatever the manifest says.
+    std::thread::sleep(Duration::from_millis(100));
     pair.active.run(&["switchover"]).expect_code(0);
     until_active(&pair.standby);
     checkpoint(&pair.standby);

@@ -76,6 +76,13 @@ fn told(ran: &Ran, bare: &Path) -> String {
     format!("exit code {}: {}\n  beside loose objects: {}", ran.code, said.join("\n  "), names.join(" "))
 }
 
+impl Sample {
+    /// Whether it was taken between changesets.
+    pub(crate) fn is_between(&self) -> bool {
+        self.is_between
+    }
+}
+
 impl Tally {
     /// Judges what was seen.
     #[must_use]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::pair::{Host, Pair, Ran, until};
+use crate::pair::{Host, Pair, Ran, free_port, until};
 
 /// The server's settings, from its environment.
 const SERVER: &str = "COLDSPARE_STAND_IN";
@@ -27,18 +27,18 @@ pub(crate) struct Guarded {
 impl Guarded {
     /// Both hosts; on the active the application's scripts, and a configuration with `more` at its end.
     ///
-    /// Limits are a second where it takes one, two looks in a row and two attempts count.
+    /// Limits are a second where it takes one, three for what has to answer or to be gone; two looks in a row and two attempts count.
     pub(crate) fn new(guard: &str, hooks: &str) -> Guarded {
         let pair = Pair::new();
         let dir = pair.dir.path().join("application");
         fs::create_dir(&dir).unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let guarded = Guarded { pair, dir, port, guard: None };
         guarded.write_scripts();
         let at = |name: &str| guarded.dir.join(name).display().to_string();
         let text = format!(
             "\n[guard]\nstatus_url = \"http://127.0.0.1:{port}/status\"\npid_file = {:?}\nports = [{port}]\ncheck_seconds = 1\n\
-             status_timeout_seconds = 1\nfailures = 2\ngrace_seconds = 1\nmargin_seconds = 0\nkill_wait_seconds = 1\nbackoff_seconds = 0\n\
+             status_timeout_seconds = 3\nfailures = 2\ngrace_seconds = 1\nmargin_seconds = 0\nkill_wait_seconds = 3\nbackoff_seconds = 0\n\
              min_free_mb = 0\n{guard}\n[hooks]\nstart = {{ command = [{:?}] }}\nstop = {{ command = [{:?}] }}\n\
              failover = {{ command = [{:?}, \"with an argument\"] }}\nnotify = {{ command = [{:?}] }}\n{hooks}\n",
             at("pid"),
@@ -79,8 +79,10 @@ impl Guarded {
         }
     }
 
+    /// What the guard says of itself; on a host that stands still it may take more than one question.
     pub(crate) fn guard(&self) -> Value {
-        self.host().run(&["guard", "--status", "--json"]).expect_code(0).json()
+        let ask = || self.host().run(&["guard", "--status", "--json"]);
+        (0..2).fold(ask(), |ran, _| if ran.code == 0 { ran } else { ask() }).expect_code(0).json()
     }
 
     /// Waits until the guard has looked `n` times more.

@@ -1,6 +1,6 @@
 //! A standby that can be trusted: whatever differs there is found, named, and put right; nothing else is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
@@ -15,6 +15,8 @@ use crate::seed::number_from_env;
 
 const REPOSITORY: &str = "shared/data/repositories/1";
 const FROM: &str = "stash-refs/pull-requests/1/from";
+/// More than so many changesets are to be met by the looks beside a writer.
+const SEQS_MIN: usize = 3;
 
 /// A pair that follows, with a repository and files of every kind.
 struct Setting {
@@ -200,6 +202,8 @@ fn what_is_missing_behind_a_reference_is_found_by_git() {
     push(&clone, &["HEAD:main"]);
     pair.standby.start();
     pair.send_once();
+    // What the daemon puts away once the active is gone is no work of a verification.
+    until("the standby knows", || pair.standby.status()["connected"] == false);
     let before = state_of(&pair.standby.home);
     pair.standby.run(&["verify", "--git"]).expect_code(0);
     assert_eq!(state_of(&pair.standby.home), before, "verify changed something");
@@ -279,16 +283,22 @@ fn beside_a_writing_active_there_is_no_false_alarm() {
                 };
             }
         });
-        let looks: Vec<Value> = (0..number_from_env("COLDSPARE_VERIFIES").unwrap_or(15))
-            .map(|_| s.pair.standby.run(&["verify", "--deep", "--git", "--json"]).json())
-            .collect();
+        let (wanted, mut looks) = (number_from_env("COLDSPARE_VERIFIES").unwrap_or(15) as usize, Vec::<Value>::new());
+        // Beside a slow writer it takes more of them.
+        while looks.len() < wanted || seqs(&looks).len() <= SEQS_MIN && looks.len() < 10 * wanted {
+            looks.push(s.pair.standby.run(&["verify", "--deep", "--git", "--json"]).json());
+        }
         is_over.store(true, Ordering::Relaxed);
         looks
     });
     let alarms: Vec<&Value> = looks.iter().filter(|found| found["verdict"] != "consistent").collect();
     assert!(alarms.is_empty(), "{alarms:#?}");
-    let seqs: std::collections::BTreeSet<u64> = looks.iter().filter_map(|found| found["seq"].as_u64()).collect();
-    assert!(seqs.len() > 3, "nothing was written meanwhile: {seqs:?}");
+    assert!(seqs(&looks).len() > SEQS_MIN, "nothing was written meanwhile: {:?}", seqs(&looks));
+}
+
+/// The changesets at which was looked.
+fn seqs(looks: &[Value]) -> BTreeSet<u64> {
+    looks.iter().filter_map(|found| found["seq"].as_u64()).collect()
 }
 
 /// What tells whether anything below a folder changed.
@@ -341,22 +351,31 @@ fn a_damaged_manifest_is_told_and_made_good_without_sending_everything() {
 fn the_scrub_goes_over_everything_and_says_what_it_found() {
     let mut s = Setting::new();
     let last = |s: &Setting| s.pair.standby.status()["scrub"]["last"].clone();
-    until("the scrub went over all", || last(&s).is_object());
+    // As it is noted, which is after the daemon says so: a kill may come before.
+    let note = s.pair.standby.state().join("scrub");
+    let noted = || fs::read(&note).ok().and_then(|text| serde_json::from_slice::<Value>(&text).ok()).unwrap_or_default()["last"].clone();
+    until("the scrub went over all", || noted().is_object());
+    let (first, began_ms) = (last(&s), noted()["began_ms"].clone());
+    assert!(first.is_object(), "what is noted is not said");
     assert_eq!(s.pair.standby.status()["scrub"]["days"], 7);
     s.pair.standby.kill();
     flip_byte(&s.there("shared/data/file"), 100);
     // One that is not due is not repeated.
     s.pair.standby.start();
-    assert!(last(&s).is_object(), "the last result is forgotten");
+    // The note is read after the daemon answers.
+    until("the last result is known", || last(&s).is_object());
+    assert_eq!((&last(&s)["began"], &noted()["began_ms"]), (&first["began"], &began_ms), "the last result is forgotten");
     s.pair.standby.kill();
-    fs::remove_file(s.pair.standby.state().join("scrub")).unwrap();
+    fs::remove_file(&note).unwrap();
     s.pair.standby.start();
-    until("the scrub went over all", || last(&s).is_object());
+    until("the scrub went over all", || last(&s).is_object() && noted().is_object());
     let problems = last(&s)["problems"].clone();
     let problems = problems.as_array().unwrap();
     assert!(problems.len() == 1 && problems[0].as_str().unwrap().starts_with("shared/data/file: content"), "{problems:?}");
-    assert!(s.pair.standby.run(&["status"]).out.contains("scrub         1 problems"));
-    assert!(last(&s)["age_seconds"].as_u64().unwrap() < 60);
+    until("people see it", || s.pair.standby.run(&["status"]).out.contains("scrub         1 problems"));
+    let (age, ended_ms) = (last(&s)["age_seconds"].as_u64().unwrap(), noted()["ended_ms"].as_u64().unwrap());
+    let now_ms = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    assert!(age <= now_ms.saturating_sub(ended_ms) / 1000, "{age}");
 }
 
 #[test]
@@ -370,7 +389,8 @@ fn a_deep_verification_that_was_killed_goes_on_and_reads_again_what_changed_mean
     let verify = |more: &[&str], code: i32| s.pair.standby.run(&[&["verify", "--deep", "--json"], more].concat()).expect_code(code).json();
     let all = verify(&[], 0)["checked_bytes"].as_u64().unwrap();
     let mut command = s.pair.standby.program();
-    command.args(["verify", "--deep", "--resume", "--bytes-per-second", "500000", "--config"]).arg(s.pair.standby.config());
+    // Long after the first note it isn't at its end, where the note goes.
+    command.args(["verify", "--deep", "--resume", "--bytes-per-second", "200000", "--config"]).arg(s.pair.standby.config());
     let mut child = command.spawn().unwrap();
     let note = s.pair.standby.state().join("verify");
     until("it notes how far it is", || note.exists());
@@ -405,9 +425,10 @@ fn a_deep_verification_reads_no_faster_than_it_may() {
     let config = s.pair.standby.config();
     let text = fs::read_to_string(&config).unwrap();
     let (without, _) = text.split_once("[verify]").unwrap_or((&text, ""));
-    fs::write(&config, format!("{without}[verify]\nbytes_per_second = 1000000\n")).unwrap();
+    fs::write(&config, format!("{without}[verify]\nbytes_per_second = 250000\n")).unwrap();
     let found = s.pair.standby.run(&["verify", "--deep", "--json"]).expect_code(0).json();
-    assert!(found["seconds"].as_f64().unwrap() >= 1.9, "{found:#}");
+    let slow = found["seconds"].as_f64().unwrap();
+    assert!(slow >= 7.6, "{found:#}");
     let faster = s.pair.standby.run(&["verify", "--deep", "--json", "--bytes-per-second", "0"]).expect_code(0).json();
-    assert!(faster["seconds"].as_f64().unwrap() < 1.9, "{faster:#}");
+    assert!(faster["seconds"].as_f64().unwrap() < slow, "{faster:#}");
 }

@@ -1,5 +1,6 @@
 //! `verify` compares the standby with its active: what was sent is what is there, and what isn't is named and made good.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,6 +13,9 @@ use crate::git::{self, commit, git_ok, loose_object, push};
 use crate::pair::{Pair, until};
 
 const REPOSITORY: &str = "shared/data/repositories/1";
+/// Comparisons beside a writer, and more than so many changesets that they are to meet.
+const LOOKS: usize = 20;
+const SEQS_MIN: usize = 5;
 
 /// A pair that follows, with some files and nobody who puts them right by himself.
 fn pair() -> Pair {
@@ -23,7 +27,8 @@ fn pair() -> Pair {
     pair.active.write("shared/data/large", crate::seed::Seed::new(7).noise(400_000));
     // What is captured so shortly after it changed is read again when the active starts anew, whatever its row says.
     std::thread::sleep(Duration::from_millis(100));
-    pair.standby.configure("[hands_off]\nwatch = \"scan\"\n");
+    // Some files come and go, by chance.
+    pair.standby.configure("[hands_off]\nwatch = \"scan\"\n[brakes]\nenabled = false\n");
     pair.standby.start();
     pair.active.start();
     // What was acknowledged is durable on the active with what follows: a restart needn't name everything.
@@ -149,15 +154,19 @@ fn what_is_held_back_or_incomplete_gives_no_alarm_and_what_cannot_be_compared_is
     commit(&clone, "file", "first");
     push(&clone, &["HEAD:main"]);
     pair.checkpoint();
+    // The standby is not to get the object while it is good.
+    let frozen = pair.active.freeze();
     let id = commit(&clone, "file", "second");
     push(&clone, &["HEAD:main"]);
     flip_byte(&loose_object(&bare, &id), 20);
+    drop(frozen);
     pair.active.write("shared/data/folder/file", "newer content");
     pair.active.run(&["checkpoint"]).expect_code(1);
     let compared = |found: &Value| {
         assert_eq!((&found["active"]["compared"], &found["active"]["differences"]), (&json!(true), &json!([])), "{found:#}");
         found["active"]["left_out"].as_array().unwrap().clone()
     };
+    until("the standby is told", || pair.standby.status()["held_back"].as_array().is_some_and(|held| !held.is_empty()));
     let held = verify(&pair, &[], 0);
     assert!(!held["held_back"].as_array().unwrap().is_empty(), "{held:#}");
     // It is left out, unless the index has nothing of it yet.
@@ -199,7 +208,11 @@ fn beside_a_writing_active_the_trees_are_compared_without_a_false_alarm() {
                 };
             }
         });
-        let looks = (0..20).map(|_| pair.standby.run(&["verify", "--json"]).json()).collect();
+        let mut looks: Vec<Value> = Vec::new();
+        // Beside a slow writer it takes more of them.
+        while looks.len() < LOOKS || seqs(&looks).len() <= SEQS_MIN && looks.len() < 10 * LOOKS {
+            looks.push(pair.standby.run(&["verify", "--json"]).json());
+        }
         is_over.store(true, Ordering::Relaxed);
         looks
     });
@@ -208,8 +221,12 @@ fn beside_a_writing_active_the_trees_are_compared_without_a_false_alarm() {
     }
     let compared: Vec<&Value> = looks.iter().map(|found| &found["active"]).filter(|active| active["compared"] == true).collect();
     let whys: Vec<&Value> = looks.iter().map(|found| &found["active"]["why"]).filter(|why| !why.is_null()).collect();
-    assert!(compared.len() >= 15, "{whys:?}");
+    assert!(4 * compared.len() >= 3 * looks.len(), "{whys:?}");
     assert!(whys.iter().all(|why| why.as_str().unwrap().contains("under way")), "{whys:?}");
-    let seqs: std::collections::BTreeSet<u64> = compared.iter().filter_map(|active| active["seq"].as_u64()).collect();
-    assert!(seqs.len() > 5, "nothing was written meanwhile: {seqs:?}");
+    assert!(seqs(&looks).len() > SEQS_MIN, "nothing was written meanwhile: {:?}", seqs(&looks));
+}
+
+/// The changesets at which the trees were compared.
+fn seqs(looks: &[Value]) -> BTreeSet<u64> {
+    looks.iter().filter_map(|found| found["active"]["seq"].as_u64()).collect()
 }

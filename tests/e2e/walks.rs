@@ -23,8 +23,8 @@ use step::Step;
 const LIMIT: Duration = Duration::from_secs(90);
 /// How long a step may take once roles have changed.
 const STEP_LIMIT: Duration = Duration::from_secs(20);
-/// How long the promote hook of a daemon that lives may take.
-const HOOK_LIMIT: Duration = Duration::from_secs(2);
+/// How long the promote hook may take that a daemon runs which was killed, before that or after it was begun.
+const HOOK_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -126,9 +126,9 @@ fn walk(site: &mut Site, kind: Kind, disturbed: Option<(&Step, Blow)>) -> bool {
             site.cut(false);
         }
     }
-    let mut walk = Walk { site, kind, old, new, command: None };
+    let mut walk = Walk { site, kind, old, new, command: None, is_hook_cut_off: false };
     let is_hit = walk.go(disturbed);
-    walk.end(disturbed.is_some());
+    walk.end();
     assert_eq!(record(site.host(new)).promised.0, epoch + 1, "one epoch is opened");
     site.assert_sound(&later);
     site.assert_one_application(new);
@@ -151,6 +151,8 @@ struct Walk<'a> {
     old: usize,
     new: usize,
     command: Option<Supervised>,
+    /// Who runs the promote hook was killed: it may have been cut off.
+    is_hook_cut_off: bool,
 }
 
 impl Walk<'_> {
@@ -215,9 +217,12 @@ impl Walk<'_> {
         };
         let other = 1 - host;
         match (blow, who) {
-            (Blow::Kill, Who::Daemon(_)) => self.site.host_mut(host).kill(),
-            (Blow::Kill, Who::Command) | (Blow::KillCommand, _) => self.command = None,
-            (Blow::KillOther, _) if self.site.host_mut(other).is_running() => self.site.host_mut(other).kill(),
+            (Blow::Kill, Who::Daemon(_)) => self.kill(host),
+            (Blow::Kill, Who::Command) | (Blow::KillCommand, _) => {
+                self.command = None;
+                self.is_hook_cut_off |= self.kind == Kind::Failover;
+            }
+            (Blow::KillOther, _) if self.site.host_mut(other).is_running() => self.kill(other),
             (Blow::KillOther, _) => self.site.start(other, "run"),
             (Blow::Partition, _) => self.site.cut(true),
         }
@@ -230,6 +235,11 @@ impl Walk<'_> {
             self.site.cut(false);
         }
         self.assert_one_active();
+    }
+
+    fn kill(&mut self, host: usize) {
+        self.site.host_mut(host).kill();
+        self.is_hook_cut_off |= self.kind == Kind::Switchover && host == self.new;
     }
 
     /// What was killed, or ended, is started as the runbook says.
@@ -269,7 +279,7 @@ impl Walk<'_> {
     }
 
     /// What is left to do once roles have changed.
-    fn end(mut self, is_disturbed: bool) {
+    fn end(mut self) {
         if let Some(command) = self.command.take() {
             until("the command ends", || command.has_ended());
             command.wait().unwrap();
@@ -289,9 +299,11 @@ impl Walk<'_> {
             Kind::Failover => self.site.host(self.new).run(&["failover"]).expect_code(0),
         };
         let has_run = || self.site.host(self.new).status()["promote_hook"] == "done";
-        if is_disturbed {
+        if self.is_hook_cut_off {
+            // In a failover the commands run it, and they have ended.
+            let limit = if self.kind == Kind::Switchover { HOOK_LIMIT } else { Duration::ZERO };
             let since = Instant::now();
-            while !has_run() && since.elapsed() < HOOK_LIMIT {
+            while !has_run() && since.elapsed() < limit {
                 std::thread::sleep(LOOK_EVERY);
             }
             // One that was cut off is a person's to run again.

@@ -248,6 +248,8 @@ impl Ladder {
             (Action::Prove, Phase::Dying { until, prove_at, .. }, Outcome::Failed(_)) => {
                 *prove_at = (now + self.limits.prove_every).min(*until);
             }
+            // Looks while it was being started found nothing yet, however often.
+            (Action::Start, Phase::Rising { .. }, Outcome::Done) => (self.failures, self.hopeless) = (0, 0),
             (Action::Start, Phase::Rising { .. }, Outcome::Failed(why)) => self.attempt_failed(now, why),
             (Action::FenceSelf, Phase::Fence, Outcome::Done) => self.phase = Phase::Failover { proven_dead: false },
             (Action::FenceSelf, Phase::Fence, Outcome::Failed(why)) => {

@@ -12,7 +12,7 @@ use coldspare_core::brakes::{Ledger, Limits, SAMPLE_BYTES, Toll, looks_scrambled
 use coldspare_core::git::{self, Part};
 use coldspare_core::{Body, RelPath, RootId, Seq, codec};
 use coldspare_os::Disk;
-use redb::WriteTransaction;
+use redb::{ReadableTable, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use crate::error::StandbyError;
@@ -79,10 +79,12 @@ impl<D: Disk> Standby<D> {
     /// # Errors
     /// `Store`, `Damaged`, `OutOfSpace`.
     pub fn answer(&self, answer: Answer) -> Result<Option<Question>, StandbyError> {
-        let Some(question) = self.question()? else { return Ok(None) };
-        let question = Question { answer, ..question };
-        self.store.write(|txn| set_value(txn, QUESTION, &question))?;
-        Ok(Some(question))
+        self.store.write(|txn| {
+            let Some(question) = question_in(txn)? else { return Ok(None) };
+            let question = Question { answer, ..question };
+            set_value(txn, QUESTION, &question)?;
+            Ok(Some(question))
+        })
     }
 
     /// Judges the staged changeset, all rows of which are known.
@@ -121,12 +123,18 @@ impl<D: Disk> Standby<D> {
             return Ok(Passed { ledgers, is_new: true });
         }
         let reason = reasons.join("; ");
+        let before = question.as_ref().map(|q| q.answer);
         // What was accepted was less: that is another question.
         let (since_ms, answer) = question.filter(|_| !is_accepted).map_or((self.disk.now_ms(), Answer::None), |q| (q.since_ms, q.answer));
-        let question = Question { since_ms, seq: changeset.seq, reason: reason.clone(), answer };
-        self.store.write(|txn| {
+        let asks = Question { since_ms, seq: changeset.seq, reason: reason.clone(), answer };
+        let answer = self.store.write(|txn| {
+            // Somebody answered meanwhile: that is for what was asked before, and counts at the next try.
+            if let Some(stored) = question_in(txn)?.filter(|stored| Some(stored.answer) != before) {
+                return Ok(stored.answer);
+            }
             set_value(txn, ASKED, &tolls)?;
-            set_value(txn, QUESTION, &question)
+            set_value(txn, QUESTION, &asks)?;
+            Ok(answer)
         })?;
         Err(StandbyError::Held { reason, is_rejected: answer == Answer::Rejected })
     }
@@ -242,6 +250,11 @@ impl Passed {
         }
         Ok(())
     }
+}
+
+/// What waits for a person; nothing when it can't be read, which whoever reads it outside of a transaction is told.
+fn question_in(txn: &WriteTransaction) -> Result<Option<Question>, redb::Error> {
+    Ok(txn.open_table(BRAKES)?.get(QUESTION)?.and_then(|bytes| codec::decode(bytes.value()).ok()))
 }
 
 fn set_value<T: Serialize>(txn: &WriteTransaction, name: &str, value: &T) -> Result<(), redb::Error> {

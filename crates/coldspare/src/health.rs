@@ -1,7 +1,7 @@
 //! `health`: what load balancers and keepalived are told of this host.
 //!
-//! The role is read from the control record at each question; what the guard says, if one runs, is asked for. Nothing is
-//! remembered: an answer is never older than its question.
+//! The role is read from the control record, and the roots' markers are looked at, at each question; what the guard says,
+//! if one runs, is asked for. Nothing is remembered: an answer is never older than its question.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
 use crate::guard;
+use crate::roots;
 use crate::state::State;
 
 /// LIMIT: connections at a time; more wait.
@@ -44,21 +45,22 @@ pub(crate) fn run(config_path: &Path, mode: Mode) -> Outcome {
     let state = State::at(&config.state);
     state.control()?;
     if mode == Mode::Once {
-        let answer = answer(&state);
+        let answer = answer(&config, &state);
         println!("{}", if answer == Answer::Up { "up" } else { answer.reason() });
         return Ok(if answer == Answer::Up { Code::Done } else { Code::Differs });
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(Failure::usage)?;
-    let outcome = runtime.block_on(serve(&config, state));
+    let outcome = runtime.block_on(serve(config, state));
     runtime.shutdown_background();
     outcome
 }
 
-async fn serve(config: &Config, state: State) -> Outcome {
+async fn serve(config: Config, state: State) -> Outcome {
     let http = bind(config.health.listen).await?;
     let agent = bind(config.health.agent_listen).await?;
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
     let slots = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let host = Arc::new((config, state));
     eprintln!("ready");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     loop {
@@ -71,9 +73,9 @@ async fn serve(config: &Config, state: State) -> Outcome {
         };
         match accepted {
             Ok((stream, _)) => {
-                let state = state.clone();
+                let host = host.clone();
                 tokio::spawn(async move {
-                    let talk = async { if is_agent { tell_agent(stream, state).await } else { answer_http(stream, state).await } };
+                    let talk = async { if is_agent { tell_agent(stream, host).await } else { answer_http(stream, host).await } };
                     // Who hangs up, or is slow, asked in vain.
                     let _ = tokio::time::timeout(LIMIT, talk).await;
                     drop(slot);
@@ -93,7 +95,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
         .map_err(|e| Failure::usage(format!("the health endpoint {address}: {e}; set [health] listen, agent_listen")))
 }
 
-async fn answer_http(mut stream: TcpStream, state: State) -> std::io::Result<()> {
+async fn answer_http(mut stream: TcpStream, host: Arc<(Config, State)>) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     let method = loop {
         let mut fields = [httparse::EMPTY_HEADER; 64];
@@ -114,7 +116,7 @@ async fn answer_http(mut stream: TcpStream, state: State) -> std::io::Result<()>
         "HEAD" => Content::Left,
         _ => return reply(&mut stream, "405 Method Not Allowed", "", Content::Whole).await,
     };
-    let answer = look(state).await;
+    let answer = look(host).await;
     let line = if answer.status() == 200 { "200 OK" } else { "503 Service Unavailable" };
     let body = json!({"up": answer == Answer::Up, "reason": answer.reason()}).to_string() + "\n";
     reply(&mut stream, line, &body, content).await
@@ -138,22 +140,26 @@ async fn reply(stream: &mut TcpStream, line: &str, body: &str, content: Content)
     stream.shutdown().await
 }
 
-async fn tell_agent(mut stream: TcpStream, state: State) -> std::io::Result<()> {
-    stream.write_all(look(state).await.agent_line().as_bytes()).await?;
+async fn tell_agent(mut stream: TcpStream, host: Arc<(Config, State)>) -> std::io::Result<()> {
+    stream.write_all(look(host).await.agent_line().as_bytes()).await?;
     stream.shutdown().await
 }
 
-async fn look(state: State) -> Answer {
-    let looked = tokio::task::spawn_blocking(move || answer(&state)).await;
+async fn look(host: Arc<(Config, State)>) -> Answer {
+    let looked = tokio::task::spawn_blocking(move || answer(&host.0, &host.1)).await;
     looked.unwrap_or_else(|e| Answer::Down(e.to_string()))
 }
 
-fn answer(state: &State) -> Answer {
-    match state.control() {
-        Ok(record) => {
-            let report = guard::ask(state);
-            Answer::of(record.role, report.as_ref().map(|r| r["state"].as_str().unwrap_or("silent")))
-        }
-        Err(failure) => Answer::Down(failure.message),
+fn answer(config: &Config, state: &State) -> Answer {
+    let record = match state.control() {
+        Ok(record) => record,
+        Err(failure) => return Answer::Down(failure.message),
+    };
+    let report = guard::ask(state);
+    let answer = Answer::of(record.role, report.as_ref().map(|r| r["state"].as_str().unwrap_or("silent")));
+    // An application whose home isn't there serves nothing, whatever it says.
+    match roots::resolve(config, record.cluster) {
+        Err(failure) if answer == Answer::Up => Answer::Down(failure.message),
+        _ => answer,
     }
 }

@@ -66,11 +66,11 @@ pub(crate) fn run(config_path: &Path, serves: Serves) -> Outcome {
     }
 }
 
-/// What to say to somebody whose command is for another role.
 /// What a person does with a host that is fenced.
 pub(crate) const AFTER_FENCED: &str = "another host is, or was, the active: `coldspare demote` makes this one its standby; \
     if both were at one time, decide first which one counts (the runbook's page on a conflict)";
 
+/// What to say to somebody whose command is for another role.
 pub(crate) fn wrong_role(record: &ControlRecord, serves: Serves) -> Failure {
     let role = record.role.word();
     let wanted = match serves {

@@ -8,6 +8,7 @@ mod contact;
 pub(crate) mod decide;
 pub(crate) mod export;
 mod findings;
+mod floor;
 mod hands_off;
 mod intake;
 pub(crate) mod points;
@@ -47,6 +48,7 @@ use crate::verify::Fetch;
 use crate::watching::{self, HelperProcess};
 use compare::FromActive;
 use contact::Contact;
+use floor::{Floor, Turn};
 use intake::Intake;
 
 pub(crate) type Copy = Standby<RealDisk>;
@@ -77,7 +79,7 @@ struct Shared {
     record: Mutex<ControlRecord>,
     /// `None` while the standby is being opened.
     copy: Mutex<Option<Arc<Copy>>>,
-    link: Mutex<Option<Link>>,
+    floor: Floor<Link>,
     peer_build: Mutex<Option<String>>,
     /// The active's clock, as it last said that it has nothing newer.
     as_of_ms: AtomicU64,
@@ -183,7 +185,7 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
         state,
         record: Mutex::new(record),
         copy: Mutex::new(Some(Arc::new(copy))),
-        link: Mutex::new(None),
+        floor: Floor::default(),
         peer_build: Mutex::new(None),
         as_of_ms: AtomicU64::new(0),
         heard_ms: AtomicU64::new(0),
@@ -206,12 +208,13 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
         serving: tokio::sync::Mutex::new(()),
         greetings: tokio::sync::Semaphore::new(GREETINGS_MAX),
     });
-    tokio::spawn(shared.clone().answer_calls(calls));
     tokio::spawn(shared.clone().keep_open());
     tokio::spawn(shared.clone().keep_history_short());
     shared.make_bundles(None);
     shared.start_scrub()?;
     shared.keep_hands_off(helper)?;
+    // Once there is something to say of each.
+    tokio::spawn(shared.clone().answer_calls(calls));
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
     tracing::info!(address = %listener.local_addr(), "listening");
     eprintln!("ready");
@@ -233,10 +236,7 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
         }
     }
     tracing::info!("stopping");
-    let link = lock(&shared.link).take();
-    if let Some(link) = link {
-        link.close("the standby stops");
-    }
+    shared.end_conversation("the standby stops");
     // A changeset that is being applied is finished before the program ends.
     let _finished = tokio::time::timeout(STOP_LIMIT, shared.serving.lock()).await;
     shared.close().await;
@@ -366,10 +366,7 @@ impl Shared {
         receiver: ControlReceiver<ToStandby>,
         open: Open,
     ) {
-        let earlier = lock(&self.link).take();
-        if let Some(earlier) = earlier {
-            earlier.close("another connection of the same active took over");
-        }
+        let turn = self.end_conversation("another connection of the same active took over");
         let _one_at_a_time = self.serving.lock().await;
         let copy = lock(&self.copy).clone();
         let Some(copy) = copy else {
@@ -395,7 +392,9 @@ impl Shared {
         if sender.send(&ToActive::Welcome(welcome)).await.is_err() {
             return;
         }
-        *lock(&self.link) = Some(link.clone());
+        if !self.floor.take(turn, &link) {
+            return link.close("the standby is needed otherwise; connect again");
+        }
         lock(&self.contact).connected();
         let intake = Intake::new(copy, open.session.id);
         let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
@@ -409,11 +408,18 @@ impl Shared {
         self.heard_ms.fetch_max(intake.heard_ms(), Ordering::Relaxed);
         self.note_heard();
         tracing::info!(reason = %ended, "disconnected");
-        let mut current = lock(&self.link);
-        if current.as_ref().is_some_and(|l| l.remote_addr() == link.remote_addr()) {
-            *current = None;
+        if self.floor.leave(turn) {
             lock(&self.contact).disconnected(Instant::now());
         }
+    }
+
+    /// Ends the conversation with the active, and any that is about to begin; the active connects again.
+    fn end_conversation(&self, why: &str) -> Turn {
+        let (turn, link) = self.floor.clear();
+        if let Some(link) = link {
+            link.close(why);
+        }
+        turn
     }
 
     /// Takes messages until the link ends.
@@ -797,13 +803,14 @@ impl Shared {
     fn fetch_wanted(&self, copy: &Copy) -> Fetch {
         let is_distrusted = || copy.is_distrusted().unwrap_or(true);
         if is_distrusted() {
-            let link = lock(&self.link).take();
-            let Some(link) = link else { return Fetch::Unreachable };
-            link.close("the manifest was damaged: everything has to be compared");
+            if self.floor.holder().is_none() {
+                return Fetch::Unreachable;
+            }
+            self.end_conversation("the manifest was damaged: everything has to be compared");
             let since = Instant::now();
             while is_distrusted() {
                 if since.elapsed() > FETCH_LIMIT {
-                    return if lock(&self.link).is_none() { Fetch::Unreachable } else { Fetch::Late };
+                    return if self.floor.holder().is_none() { Fetch::Unreachable } else { Fetch::Late };
                 }
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -811,7 +818,7 @@ impl Shared {
         let count = || copy.wanted().map_or(usize::MAX, |wanted| wanted.len());
         let (mut left, mut since, mut told) = (count(), Instant::now(), None::<Instant>);
         while left > 0 {
-            if lock(&self.link).is_none() {
+            if self.floor.holder().is_none() {
                 return Fetch::Unreachable;
             }
             if since.elapsed() > FETCH_LIMIT {
@@ -833,7 +840,7 @@ impl Shared {
     /// Writes the control record anew where a part of it is damaged: while the active is connected, its session vouches for
     /// what this daemon knows.
     fn mend_control(&self) -> Result<(), Failure> {
-        if self.state.control_damage()?.is_none() || lock(&self.link).is_none() {
+        if self.state.control_damage()?.is_none() || self.floor.holder().is_none() {
             return Ok(());
         }
         let record = lock(&self.record).clone();
@@ -871,7 +878,7 @@ impl Shared {
         let copy = lock(&self.copy).clone();
         let applied = copy.as_ref().and_then(|c| c.applied());
         let record = lock(&self.record).clone();
-        let link = lock(&self.link).clone();
+        let link = self.floor.holder();
         let as_of = self.as_of_ms.load(Ordering::Relaxed).max(applied.map_or(0, |a| a.as_of_ms));
         let (resident, peak) = coldspare_os::resident_bytes();
         let incomplete = copy.as_ref().and_then(|c| c.incomplete().ok()).unwrap_or_default();

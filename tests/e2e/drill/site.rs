@@ -95,12 +95,12 @@ impl Site {
         run(&mut within(&self.network.router.wrapper(), &git::command(dir, args)))
     }
 
-    /// Pushes a new branch with one commit through the router, from a clone of its own.
+    /// Pushes a new branch with one commit through the router, from a clone of its own; tries again, as a client does.
     pub(crate) fn push_branch(&self, n: usize, branch: &str) -> String {
-        let clone = self.pair.dir.path().join(branch);
-        self.git(Path::new("/"), &["clone", "-q", &format!("http://{ROUTER}:7990/{n}"), &clone.to_string_lossy()]).expect_code(0);
+        let (from, clone) = (format!("http://{ROUTER}:7990/{n}"), self.pair.dir.path().join(branch));
+        until("it is cloned", || self.git(Path::new("/"), &["clone", "-q", &from, &clone.to_string_lossy()]).code == 0);
         let id = git::commit(&clone, branch, branch);
-        self.git(&clone, &["push", "-q", "origin", &format!("HEAD:refs/heads/{branch}")]).expect_code(0);
+        until("it is pushed", || self.git(&clone, &["push", "-q", "origin", &format!("HEAD:refs/heads/{branch}")]).code == 0);
         id
     }
 
@@ -186,7 +186,7 @@ impl Site {
         let fence = format!(
             "note fence\nfor round in 1 2 3 4 5 6 7 8 9; do\n  alive=\n  for p in /proc/[0-9]*; do\n    \
              [ \"$(readlink $p/ns/net)\" = {:?} ] && alive=1 && kill -KILL ${{p#/proc/}}\n  done\n  \
-             [ -z \"$alive\" ] && note fenced && exit 0\ndone\nexit 1",
+             [ -z \"$alive\" ] && note fenced && exit 0\n  sleep 0.1\ndone\nexit 1",
             self.network.hosts[other].name(),
         );
         let mut hooks = self.script(host, "start", &start);

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::kept::{Kept, copy_files};
 use super::scenario::Scenario;
 use crate::git::git_ok;
-use crate::pair::{Host, Pair};
+use crate::pair::{Host, Pair, free_port};
 
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -81,7 +81,7 @@ enum Process {
 
 impl Bench {
     pub(super) fn new(scenario: Scenario) -> Bench {
-        let pair = Pair::in_folder(folder(), port());
+        let pair = Pair::in_folder(folder(), free_port());
         let mut bench = Bench { scenario, pair, states: Vec::new(), floor: 0, epoch: 0, kept: [Kept::default(), Kept::default()] };
         scenario.make(&bench.pair.active);
         if scenario == Scenario::Seed {
@@ -358,13 +358,4 @@ fn folder() -> TempDir {
     let takes_attributes = |dir: &TempDir| rustix::fs::setxattr(dir.path(), "user.test", b"x", rustix::fs::XattrFlags::empty()).is_ok();
     let memory = TempDir::new_in("/dev/shm").ok().filter(takes_attributes);
     memory.unwrap_or_else(|| TempDir::new().unwrap())
-}
-
-/// A free port that no outgoing connection gets while nobody listens on it: below the range that the kernel takes those from.
-fn port() -> u16 {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
-    let start = (std::process::id() % 100) as u16 * 100;
-    let candidates = std::iter::repeat_with(|| 20_000 + (start + NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)) % 10_000);
-    let is_free = |port: &u16| std::net::UdpSocket::bind(("127.0.0.1", *port)).is_ok();
-    candidates.take(10_000).find(is_free).expect("a free port")
 }

@@ -198,6 +198,27 @@ fn a_start_without_hope_is_given_up_before_its_limit() {
 }
 
 #[test]
+fn a_start_command_that_takes_its_time_has_not_failed() {
+    let gone = |b: &mut Bench| {
+        let look = Observation { began: b.now, health: failed(), process: Process::Gone, disk: DiskState::Good };
+        b.give(Input::Observed(look));
+    };
+    let mut b = Bench::new(limits());
+    b.fall_ill();
+    (0..2).for_each(|_| b.end(Outcome::Done));
+    for _ in 0..2 {
+        gone(&mut b);
+        b.pass(SECOND);
+    }
+    b.end(Outcome::Done);
+    assert_eq!(b.ladder.memory().attempts, 0);
+    gone(&mut b);
+    assert_eq!(b.ladder.memory().attempts, 0);
+    b.look(Health::Running);
+    assert_eq!(b.ladder.word(), "healthy");
+}
+
+#[test]
 fn starting_is_told_of_and_left_alone_however_long_it_takes() {
     let mut b = Bench::new(limits());
     b.fall_ill();

@@ -230,7 +230,7 @@ pub(crate) fn peer_address(config: &Config, state: &State) -> Result<String, Fai
     let known = config.peer.address.clone().or_else(|| state.note("peer-address"));
     known.ok_or_else(|| {
         Failure::usage(
-            "[peer] address is missing in the configuration, and the other host never said where it listens: set it here to that              host's host:port, and `listen` there",
+            "[peer] address is missing in the configuration, and the other host never said where it listens: set it here to that host's host:port, and `listen` there",
         )
     })
 }

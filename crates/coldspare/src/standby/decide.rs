@@ -82,10 +82,7 @@ impl Shared {
             Err(e) => return Reply::failed(&Failure::damage(e)),
         };
         tracing::warn!(reason = question.reason, accept, "a person decided");
-        let link = lock(&self.link).take();
-        if let Some(link) = link {
-            link.close("a person decided about what waited");
-        }
+        self.end_conversation("a person decided about what waited");
         Reply::Done(to_json(&question))
     }
 

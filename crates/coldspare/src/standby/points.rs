@@ -23,6 +23,8 @@ const PRUNE_AT_MOST_EVERY: Duration = Duration::from_secs(1);
 
 /// How long the database may take to say where it stands.
 const POSITION_LIMIT: Duration = Duration::from_secs(5);
+/// LIMIT: times that it is asked for one point.
+const POSITION_TRIES: u32 = 3;
 /// LIMIT: bytes of what it says.
 const POSITION_BYTES_MAX: usize = 256;
 
@@ -203,15 +205,16 @@ fn text(verb: &Verb, done: &Value) -> String {
     }
 }
 
-/// Has the last point say where the database stands, if it doesn't yet.
-fn note_position(copy: &Copy, command: Vec<String>, told: Option<PointNo>) -> Option<PointNo> {
-    let last = copy.points().ok()?.pop().filter(|point| point.position.is_none()).map(|point| point.no);
-    if let Some(no) = last.filter(|_| last != told)
-        && let Err(why) = ask_position(command).and_then(|position| copy.note_position(no, &position).map_err(|e| e.to_string()))
-    {
-        tracing::warn!(error = why, "the database doesn't say where it stands");
+/// Has the last point say where the database stands, if it doesn't yet; `failed` is a point that could not, and how often.
+fn note_position(copy: &Copy, command: Vec<String>, failed: Option<(PointNo, u32)>) -> Option<(PointNo, u32)> {
+    let no = copy.points().ok()?.pop().filter(|point| point.position.is_none())?.no;
+    let times = failed.filter(|(of, _)| *of == no).map_or(0, |(_, times)| times);
+    if times == POSITION_TRIES {
+        return failed;
     }
-    last
+    let why = ask_position(command).and_then(|position| copy.note_position(no, &position).map_err(|e| e.to_string())).err()?;
+    tracing::warn!(error = why, "the database doesn't say where it stands");
+    Some((no, times + 1))
 }
 
 fn ask_position(command: Vec<String>) -> Result<String, String> {
@@ -233,10 +236,7 @@ impl Shared {
 
     /// Goes back to a point. Nobody is served meanwhile, and the active hears of it when it connects anew.
     pub(super) async fn rewind(self: &Arc<Self>, to: String) -> Reply {
-        let link = lock(&self.link).take();
-        if let Some(link) = link {
-            link.close("the standby goes back to a point");
-        }
+        self.end_conversation("the standby goes back to a point");
         let _nobody_is_served = self.serving.lock().await;
         let shared = self.clone();
         self.with_copy(move |copy| {
@@ -260,10 +260,7 @@ impl Shared {
         let reply = self.with_copy(|copy| resumed(copy.resume())).await;
         if let Reply::Done(_) = reply {
             tracing::warn!("a person lets replication go on");
-            let link = lock(&self.link).take();
-            if let Some(link) = link {
-                link.close("a person lets replication go on");
-            }
+            self.end_conversation("a person lets replication go on");
         }
         reply
     }
@@ -283,16 +280,15 @@ impl Shared {
 
     /// Lets points go that are beyond the limits, and asks where the database stands, beside the rest of the work.
     pub(super) async fn keep_history_short(self: Arc<Self>) {
-        let mut told = None;
+        let mut failed = None;
         loop {
             let _asked = tokio::time::timeout(PRUNE_EVERY, self.prune.notified()).await;
             let copy = lock(&self.copy).clone();
             if let Some(copy) = copy {
                 let (command, asked_of) = (self.config.database.position.clone(), copy.clone());
                 if !command.is_empty() {
-                    let asked = tokio::task::spawn_blocking(move || note_position(&asked_of, command, told));
-                    // Of a point that got no answer nothing is asked again.
-                    told = asked.await.unwrap_or(told);
+                    let asked = tokio::task::spawn_blocking(move || note_position(&asked_of, command, failed));
+                    failed = asked.await.unwrap_or(failed);
                 }
                 match tokio::task::spawn_blocking(move || copy.prune_history()).await {
                     Ok(Ok(0)) => {}

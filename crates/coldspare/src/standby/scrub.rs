@@ -21,7 +21,7 @@ const STEP_ENTRIES: u64 = 200;
 /// LIMIT: problems of a pass that are kept; more are counted.
 const PROBLEMS_MAX: usize = 100;
 /// Entries a second at least.
-const PACE_MIN: u64 = 200;
+const PACE_MIN: u64 = 50;
 /// How long the thread sleeps when there is nothing to do.
 const NAP: Duration = Duration::from_millis(500);
 /// Between two notes of the position.
