@@ -1,4 +1,5 @@
-//! What a verification costs: a deep one beside `b3sum` over the same files, a quick one of a home of many entries.
+//! What a verification costs: a deep one beside `b3sum` over the same files, a quick one of a home of many entries, a comparison
+//! of it with its active; and what a promotion of it costs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,7 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
             rows.push(("speed of verify --deep, ratio to b3sum's".into(), figure(median(&peer) / median(&deep))));
         }
     }
-    let (_pair, verify, tree) = seeded(&wide, |home| home::make_wide(home, settings.entries, SEED).map(drop))?;
+    let (pair, verify, tree) = seeded(&wide, |home| home::make_wide(home, settings.entries, SEED).map(drop))?;
     verify(&["--quick"])?;
     let quick = (0..settings.runs).map(|_| verify(&["--quick"])).collect::<Result<Vec<f64>>>()?;
     let look =
@@ -53,12 +54,36 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
     let look = (0..settings.runs).map(|_| look()).collect::<Result<Vec<f64>>>()?;
     rows.push((format!("{} entries, verify --quick, s", settings.entries), spread(&quick)));
     rows.push(("`find` that asks for the size of each of them, s".into(), spread(&look)));
+    let compared = compared(&pair, settings.runs)?;
+    rows.push((format!("{} entries, compared with the active's, nothing differs, s", settings.entries), spread(&compared)));
+    let mut promote = Command::new(env!("CARGO_BIN_EXE_coldspare"));
+    promote.args(["promote", "--accept-possible-loss", "--accept-lag", "--json", "--config"]).arg(pair.standby_config());
+    let (promoted, _) = timed(&mut promote)?;
+    rows.push((format!("{} entries, promote without a daemon, s", settings.entries), figure(promoted)));
     println!("| what | value |\n|---|---|");
     for (what, value) in &rows {
         println!("| {what} | {value} |");
     }
     println!();
     Ok(Some(json!({"section": SECTION, "rows": rows})))
+}
+
+/// How long both daemons take to compare what they have, as they say themselves.
+fn compared(pair: &Pair, runs: usize) -> Result<Vec<f64>> {
+    let _receiver = pair.receive()?;
+    let _sender = pair.send()?;
+    run(&mut pair.on_active(&["checkpoint", "--timeout", "600s"]))?;
+    let compare = || -> Result<f64> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coldspare"));
+        let found: Value = serde_json::from_str(&run(command.args(["verify", "--json", "--config"]).arg(pair.standby_config()))?)?;
+        let active = &found["active"];
+        match (active["compared"] == true, active["differences"] == json!([]), active["seconds"].as_f64()) {
+            (true, true, Some(seconds)) => Ok(seconds),
+            _ => Err(format!("not compared, or not equal: {active}").into()),
+        }
+    };
+    compare()?;
+    (0..runs).map(|_| compare()).collect()
 }
 
 /// Measures one verification with these arguments, in seconds; it finds nothing.
