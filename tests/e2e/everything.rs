@@ -8,7 +8,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use crate::pair::{Host, Pair, succeeds};
+use crate::pair::{Host, Pair, let_times_age, succeeds};
 
 /// What stays on the active: excluded by the profile, or special.
 const LEFT_OUT: [&str; 6] = ["caches", "log", "tmp", "shared/fifo", "shared/socket", "shared/data/db.mv.db"];
@@ -92,8 +92,7 @@ fn fill_edges(host: &Host) {
 fn everything_a_home_holds_arrives_and_one_flipped_byte_is_named() {
     let mut pair = Pair::new();
     fill(&pair.active);
-    // What is captured so shortly after it changed is read again at the next look.
-    std::thread::sleep(Duration::from_millis(100));
+    let_times_age();
     pair.standby.configure("[hands_off]\nheal = false\n");
     pair.standby.start();
     let done = pair.send_once();

@@ -180,7 +180,7 @@ fn nothing_is_started_where_the_home_isnt_mounted() {
     let (home, away) = (&g.pair.active.home, g.dir.join("away"));
     std::fs::rename(home, &away).unwrap();
     std::fs::create_dir(home).unwrap();
-    g.run(&["application", "start"]).expect(5, "is the right filesystem mounted?");
+    g.run(&["application", "start"]).expect(5, "is its filesystem mounted?");
     assert_eq!(g.ran(), Vec::<String>::new());
     std::fs::remove_dir(home).unwrap();
     std::fs::rename(&away, home).unwrap();
@@ -224,7 +224,7 @@ fn load_balancers_are_sent_to_the_healthy_active_only() {
     let marker = g.pair.active.home.join(".coldspare/root");
     std::fs::rename(&marker, marker.with_extension("away")).unwrap();
     assert!(answer(&g, http, get).starts_with("HTTP/1.1 503"));
-    assert!(g.run(&["health", "--once"]).expect_code(1).out.contains("is the right filesystem mounted?"));
+    assert!(g.run(&["health", "--once"]).expect_code(1).out.contains("is its filesystem mounted?"));
     std::fs::rename(marker.with_extension("away"), &marker).unwrap();
     g.run(&["health", "--once"]).expect_code(0);
 }

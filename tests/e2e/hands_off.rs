@@ -23,8 +23,6 @@ fn following(backend: &str, settings: &str) -> Option<(Pair, PathBuf)> {
     let mut pair = Pair::new();
     pair.standby.configure(&format!("[hands_off]\nwatch = \"{}\"\n{settings}", if backend == "fanotify" { "auto" } else { backend }));
     pair.standby.start();
-    // It answers before it watches.
-    until("the standby watches", || pair.standby.status()["watch"]["backend"] != "none");
     let watch = &pair.standby.status()["watch"];
     if backend == "fanotify" && watch["backend"] != backend {
         println!("skipped: {watch}");
@@ -110,9 +108,9 @@ fn check_all(backend: &str) {
             File::options().write(true).open(other_name).unwrap().set_modified(modified).unwrap();
         }));
     }
-    // Most of them: one may meet a host that stands still.
+    // All but one, which may meet a host that stands still.
     noticed.sort_unstable();
-    assert!(noticed[noticed.len() / 2] < NOTICED_WITHIN_MS, "noticed after {noticed:?} ms");
+    assert!(noticed[noticed.len() - 2] < NOTICED_WITHIN_MS, "noticed after {noticed:?} ms");
     git::assert_clean(&pair.standby.home.join(REPOSITORY));
     // What was foreign is still to be had.
     let kept = walkdir::WalkDir::new(pair.standby.home.join(".coldspare/quarantine")).into_iter().filter_map(Result::ok);

@@ -358,6 +358,12 @@ pub(crate) fn succeeds(program: &str, args: &[&str]) -> bool {
     Command::new(program).args(args).output().is_ok_and(|o| o.status.success())
 }
 
+/// Waits until the times of what was written prove that it didn't change since: while they are as young as `read::RACY_MS`, it
+/// is read again at the next look.
+pub(crate) fn let_times_age() {
+    std::thread::sleep(Duration::from_millis(100));
+}
+
 /// Looks until `holds`, or fails at the deadline.
 #[track_caller]
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -368,7 +374,7 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// A port that nobody has, and that nobody is given while its daemon doesn't run: each test has others.
+/// A port that nobody has, and that the kernel gives to nobody while its daemon doesn't run: each test of a process has others.
 pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     // Two processes that test at once begin elsewhere.

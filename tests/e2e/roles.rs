@@ -10,7 +10,7 @@ use coldspare_core::control::{ControlRecord, Role, SLOT_BYTES};
 use serde_json::Value;
 
 use crate::git::{self, commit, git_ok, push};
-use crate::pair::{Host, Pair, until};
+use crate::pair::{Host, Pair, let_times_age, until};
 
 const REPOSITORY: &str = "shared/data/repositories/1";
 
@@ -94,8 +94,7 @@ fn after_a_switchover_no_content_travels_again() {
     let large = noise.noise(8 << 20);
     pair.active.write("shared/large", large);
     checkpoint(&pair.active);
-    // What was put in place so shortly before the role changes is read again, whatever the manifest says.
-    std::thread::sleep(Duration::from_millis(100));
+    let_times_age();
     pair.active.run(&["switchover"]).expect_code(0);
     until_active(&pair.standby);
     checkpoint(&pair.standby);

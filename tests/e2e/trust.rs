@@ -362,8 +362,6 @@ fn the_scrub_goes_over_everything_and_says_what_it_found() {
     flip_byte(&s.there("shared/data/file"), 100);
     // One that is not due is not repeated.
     s.pair.standby.start();
-    // The note is read after the daemon answers.
-    until("the last result is known", || last(&s).is_object());
     assert_eq!((&last(&s)["began"], &noted()["began_ms"]), (&first["began"], &began_ms), "the last result is forgotten");
     s.pair.standby.kill();
     fs::remove_file(&note).unwrap();
@@ -430,5 +428,5 @@ fn a_deep_verification_reads_no_faster_than_it_may() {
     let slow = found["seconds"].as_f64().unwrap();
     assert!(slow >= 7.6, "{found:#}");
     let faster = s.pair.standby.run(&["verify", "--deep", "--json", "--bytes-per-second", "0"]).expect_code(0).json();
-    assert!(faster["seconds"].as_f64().unwrap() < slow, "{faster:#}");
+    assert!(faster["seconds"].as_f64().unwrap() < slow / 2.0, "{faster:#}");
 }

@@ -3,14 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use coldspare_sim::tamper::{Edit, Of, tamper};
 use serde_json::{Value, json};
 
 use crate::everything::flip_byte;
 use crate::git::{self, commit, git_ok, loose_object, push};
-use crate::pair::{Pair, until};
+use crate::pair::{Pair, let_times_age, until};
 
 const REPOSITORY: &str = "shared/data/repositories/1";
 /// Comparisons beside a writer, and more than so many changesets that they are to meet.
@@ -25,8 +24,7 @@ fn pair() -> Pair {
     }
     pair.active.write("shared/data/folder/file", "content");
     pair.active.write("shared/data/large", crate::seed::Seed::new(7).noise(400_000));
-    // What is captured so shortly after it changed is read again when the active starts anew, whatever its row says.
-    std::thread::sleep(Duration::from_millis(100));
+    let_times_age();
     // Some files come and go, by chance.
     pair.standby.configure("[hands_off]\nwatch = \"scan\"\n[brakes]\nenabled = false\n");
     pair.standby.start();

@@ -23,7 +23,7 @@ use step::Step;
 const LIMIT: Duration = Duration::from_secs(90);
 /// How long a step may take once roles have changed.
 const STEP_LIMIT: Duration = Duration::from_secs(20);
-/// How long the promote hook may take that a daemon runs which was killed, before that or after it was begun.
+/// How long the daemon that was killed, and started again, may take to run the promote hook; after that it was cut off.
 const HOOK_LIMIT: Duration = Duration::from_secs(10);
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -151,7 +151,7 @@ struct Walk<'a> {
     old: usize,
     new: usize,
     command: Option<Supervised>,
-    /// Who runs the promote hook was killed: it may have been cut off.
+    /// The daemon, or command, that runs the promote hook was killed.
     is_hook_cut_off: bool,
 }
 

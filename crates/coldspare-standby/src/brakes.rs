@@ -79,6 +79,9 @@ impl<D: Disk> Standby<D> {
     /// # Errors
     /// `Store`, `Damaged`, `OutOfSpace`.
     pub fn answer(&self, answer: Answer) -> Result<Option<Question>, StandbyError> {
+        if self.question()?.is_none() {
+            return Ok(None);
+        }
         self.store.write(|txn| {
             let Some(question) = question_in(txn)? else { return Ok(None) };
             let question = Question { answer, ..question };
@@ -252,7 +255,7 @@ impl Passed {
     }
 }
 
-/// What waits for a person; nothing when it can't be read, which whoever reads it outside of a transaction is told.
+/// What waits for a person. What can't be read counts as nothing here: [`Standby::question`], which comes first, says so.
 fn question_in(txn: &WriteTransaction) -> Result<Option<Question>, redb::Error> {
     Ok(txn.open_table(BRAKES)?.get(QUESTION)?.and_then(|bytes| codec::decode(bytes.value()).ok()))
 }

@@ -12,7 +12,7 @@ use coldspare_failover::answer::Answer;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::config::Config;
 use crate::exit::{Code, Failure, Outcome};
@@ -20,7 +20,7 @@ use crate::guard;
 use crate::roots;
 use crate::state::State;
 
-/// LIMIT: connections at a time; more wait.
+/// LIMIT: connections, and looks at roots that may hang, at a time; more wait.
 const CONNECTIONS_MAX: usize = 64;
 /// LIMIT: bytes of a request.
 const REQUEST_BYTES_MAX: usize = 8 << 10;
@@ -73,12 +73,11 @@ async fn serve(config: Config, state: State) -> Outcome {
         };
         match accepted {
             Ok((stream, _)) => {
-                let host = host.clone();
+                let asked = Asked { host: host.clone(), _slot: Arc::new(slot) };
                 tokio::spawn(async move {
-                    let talk = async { if is_agent { tell_agent(stream, host).await } else { answer_http(stream, host).await } };
+                    let talk = async { if is_agent { tell_agent(stream, asked).await } else { answer_http(stream, asked).await } };
                     // Who hangs up, or is slow, asked in vain.
                     let _ = tokio::time::timeout(LIMIT, talk).await;
-                    drop(slot);
                 });
             }
             Err(e) => {
@@ -95,7 +94,7 @@ async fn bind(address: SocketAddr) -> Result<TcpListener, Failure> {
         .map_err(|e| Failure::usage(format!("the health endpoint {address}: {e}; set [health] listen, agent_listen")))
 }
 
-async fn answer_http(mut stream: TcpStream, host: Arc<(Config, State)>) -> std::io::Result<()> {
+async fn answer_http(mut stream: TcpStream, asked: Asked) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     let method = loop {
         let mut fields = [httparse::EMPTY_HEADER; 64];
@@ -116,7 +115,7 @@ async fn answer_http(mut stream: TcpStream, host: Arc<(Config, State)>) -> std::
         "HEAD" => Content::Left,
         _ => return reply(&mut stream, "405 Method Not Allowed", "", Content::Whole).await,
     };
-    let answer = look(host).await;
+    let answer = look(asked).await;
     let line = if answer.status() == 200 { "200 OK" } else { "503 Service Unavailable" };
     let body = json!({"up": answer == Answer::Up, "reason": answer.reason()}).to_string() + "\n";
     reply(&mut stream, line, &body, content).await
@@ -140,13 +139,20 @@ async fn reply(stream: &mut TcpStream, line: &str, body: &str, content: Content)
     stream.shutdown().await
 }
 
-async fn tell_agent(mut stream: TcpStream, host: Arc<(Config, State)>) -> std::io::Result<()> {
-    stream.write_all(look(host).await.agent_line().as_bytes()).await?;
+async fn tell_agent(mut stream: TcpStream, asked: Asked) -> std::io::Result<()> {
+    stream.write_all(look(asked).await.agent_line().as_bytes()).await?;
     stream.shutdown().await
 }
 
-async fn look(host: Arc<(Config, State)>) -> Answer {
-    let looked = tokio::task::spawn_blocking(move || answer(&host.0, &host.1)).await;
+/// One question, and the slot that it takes until it is answered, whether or not somebody still listens.
+#[derive(Clone)]
+struct Asked {
+    host: Arc<(Config, State)>,
+    _slot: Arc<OwnedSemaphorePermit>,
+}
+
+async fn look(asked: Asked) -> Answer {
+    let looked = tokio::task::spawn_blocking(move || answer(&asked.host.0, &asked.host.1)).await;
     looked.unwrap_or_else(|e| Answer::Down(e.to_string()))
 }
 
@@ -158,8 +164,8 @@ fn answer(config: &Config, state: &State) -> Answer {
     let report = guard::ask(state);
     let answer = Answer::of(record.role, report.as_ref().map(|r| r["state"].as_str().unwrap_or("silent")));
     // An application whose home isn't there serves nothing, whatever it says.
-    match roots::resolve(config, record.cluster) {
-        Err(failure) if answer == Answer::Up => Answer::Down(failure.message),
+    match roots::missing(config, record.cluster) {
+        Some(root) if answer == Answer::Up => Answer::Down(format!("the root {root:?} isn't there; is its filesystem mounted?")),
         _ => answer,
     }
 }

@@ -36,7 +36,7 @@ pub(crate) fn mark(roots: &[Root], cluster: ClusterId) -> Result<(), Failure> {
             return Err(Failure::usage(format!("root {:?}: {} is not a folder", root.name, path.display())));
         }
         let dir = control_dir(path);
-        let text = format!("{cluster} {}\n", root.name);
+        let text = marker_text(cluster, root);
         match std::fs::read_to_string(dir.join(MARKER)) {
             Ok(found) if found == text => continue,
             Ok(found) => {
@@ -70,12 +70,27 @@ pub(crate) fn resolve(config: &Config, cluster: ClusterId) -> Result<Vec<PathBuf
         let found = std::fs::read_to_string(&marker).map_err(|e| {
             say(format!("no marker {} ({e}); is the right filesystem mounted? A new root is marked by `coldspare init`", marker.display()))
         })?;
-        if found != format!("{cluster} {}\n", root.name) {
+        if found != marker_text(cluster, root) {
             return Err(say(format!("its marker says {:?}: it belongs to another pair or under another name", found.trim())));
         }
         out.push(path);
     }
     Ok(out)
+}
+
+/// The name of a root that certainly isn't there: its folder or its marker is missing, or the marker is another's.
+pub(crate) fn missing(config: &Config, cluster: ClusterId) -> Option<&str> {
+    let is_missing = |root: &&Root| match std::fs::read_to_string(control_dir(&root.path).join(MARKER)) {
+        Ok(found) => found != marker_text(cluster, root),
+        // Whoever may not look knows nothing against it.
+        Err(e) => e.kind() != std::io::ErrorKind::PermissionDenied,
+    };
+    config.roots.iter().find(is_missing).map(|root| root.name.as_str())
+}
+
+/// What the marker of a root says.
+fn marker_text(cluster: ClusterId, root: &Root) -> String {
+    format!("{cluster} {}\n", root.name)
 }
 
 /// Takes the right to be the one daemon that works on these roots; held until dropped.

@@ -5,10 +5,10 @@
 
 mod compare;
 mod contact;
+mod conversation;
 pub(crate) mod decide;
 pub(crate) mod export;
 mod findings;
-mod floor;
 mod hands_off;
 mod intake;
 pub(crate) mod points;
@@ -48,7 +48,7 @@ use crate::verify::Fetch;
 use crate::watching::{self, HelperProcess};
 use compare::FromActive;
 use contact::Contact;
-use floor::{Floor, Turn};
+use conversation::{Conversation, Turn};
 use intake::Intake;
 
 pub(crate) type Copy = Standby<RealDisk>;
@@ -69,6 +69,8 @@ const WANTED_MAX: usize = 10_000;
 const LOOK_FOR_ACTIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long what is under way may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// Until a conversation is ended once more, for who has to be alone with the standby.
+const ALONE_AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// Between tries to open the standby after trouble.
 const REOPEN_EVERY: Duration = Duration::from_secs(2);
 
@@ -79,7 +81,7 @@ struct Shared {
     record: Mutex<ControlRecord>,
     /// `None` while the standby is being opened.
     copy: Mutex<Option<Arc<Copy>>>,
-    floor: Floor<Link>,
+    conversation: Conversation<Link>,
     peer_build: Mutex<Option<String>>,
     /// The active's clock, as it last said that it has nothing newer.
     as_of_ms: AtomicU64,
@@ -185,7 +187,7 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
         state,
         record: Mutex::new(record),
         copy: Mutex::new(Some(Arc::new(copy))),
-        floor: Floor::default(),
+        conversation: Conversation::default(),
         peer_build: Mutex::new(None),
         as_of_ms: AtomicU64::new(0),
         heard_ms: AtomicU64::new(0),
@@ -213,7 +215,7 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
     shared.make_bundles(None);
     shared.start_scrub()?;
     shared.keep_hands_off(helper)?;
-    // Once there is something to say of each.
+    // Only now: `status` tells of the scrub and of the watch.
     tokio::spawn(shared.clone().answer_calls(calls));
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(Failure::usage)?;
     tracing::info!(address = %listener.local_addr(), "listening");
@@ -236,9 +238,8 @@ async fn serve(config: Config, state: State, record: ControlRecord, seal: Seal, 
         }
     }
     tracing::info!("stopping");
-    shared.end_conversation("the standby stops");
     // A changeset that is being applied is finished before the program ends.
-    let _finished = tokio::time::timeout(STOP_LIMIT, shared.serving.lock()).await;
+    let _finished = tokio::time::timeout(STOP_LIMIT, shared.alone("the standby stops")).await;
     shared.close().await;
     Ok(Code::Done)
 }
@@ -376,6 +377,13 @@ impl Shared {
             return link.close(&reason);
         };
         let record = lock(&self.record).clone();
+        if record.role != Role::Standby {
+            // While it waited.
+            return link.close("this host is a standby no longer");
+        }
+        if !self.conversation.begin(turn, &link) {
+            return link.close("the standby is needed otherwise; connect again");
+        }
         let needs_everything = copy.needs_everything().unwrap_or(true);
         let welcome = Welcome {
             version: PROTOCOL_VERSION,
@@ -389,13 +397,10 @@ impl Shared {
         };
         tracing::info!(active = %link.remote_addr(), seq = welcome.applied.map_or(0, |a| a.seq.0), "connected");
         *lock(&self.peer_build) = Some(open.build);
-        if sender.send(&ToActive::Welcome(welcome)).await.is_err() {
-            return;
-        }
-        if !self.floor.take(turn, &link) {
-            return link.close("the standby is needed otherwise; connect again");
-        }
         lock(&self.contact).connected();
+        if sender.send(&ToActive::Welcome(welcome)).await.is_err() {
+            return self.ended(turn);
+        }
         let intake = Intake::new(copy, open.session.id);
         let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
         let ended = self.converse(&intake, sender, receiver, self.comparing.connected()).await;
@@ -408,18 +413,34 @@ impl Shared {
         self.heard_ms.fetch_max(intake.heard_ms(), Ordering::Relaxed);
         self.note_heard();
         tracing::info!(reason = %ended, "disconnected");
-        if self.floor.leave(turn) {
+        self.ended(turn);
+    }
+
+    fn ended(&self, turn: Turn) {
+        if self.conversation.end(turn) {
             lock(&self.contact).disconnected(Instant::now());
         }
     }
 
     /// Ends the conversation with the active, and any that is about to begin; the active connects again.
     fn end_conversation(&self, why: &str) -> Turn {
-        let (turn, link) = self.floor.clear();
+        let (turn, link) = self.conversation.next_turn();
         if let Some(link) = link {
+            lock(&self.contact).disconnected(Instant::now());
             link.close(why);
         }
         turn
+    }
+
+    /// Ends the conversation, and waits until nobody converses; nobody does while what this returns is held.
+    async fn alone(&self, why: &str) -> tokio::sync::MutexGuard<'_, ()> {
+        loop {
+            self.end_conversation(why);
+            // A connection may have come in between.
+            if let Ok(alone) = tokio::time::timeout(ALONE_AGAIN_EVERY, self.serving.lock()).await {
+                return alone;
+            }
+        }
     }
 
     /// Takes messages until the link ends.
@@ -803,14 +824,14 @@ impl Shared {
     fn fetch_wanted(&self, copy: &Copy) -> Fetch {
         let is_distrusted = || copy.is_distrusted().unwrap_or(true);
         if is_distrusted() {
-            if self.floor.holder().is_none() {
+            if self.conversation.link().is_none() {
                 return Fetch::Unreachable;
             }
             self.end_conversation("the manifest was damaged: everything has to be compared");
             let since = Instant::now();
             while is_distrusted() {
                 if since.elapsed() > FETCH_LIMIT {
-                    return if self.floor.holder().is_none() { Fetch::Unreachable } else { Fetch::Late };
+                    return if self.conversation.link().is_none() { Fetch::Unreachable } else { Fetch::Late };
                 }
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -818,7 +839,7 @@ impl Shared {
         let count = || copy.wanted().map_or(usize::MAX, |wanted| wanted.len());
         let (mut left, mut since, mut told) = (count(), Instant::now(), None::<Instant>);
         while left > 0 {
-            if self.floor.holder().is_none() {
+            if self.conversation.link().is_none() {
                 return Fetch::Unreachable;
             }
             if since.elapsed() > FETCH_LIMIT {
@@ -840,7 +861,7 @@ impl Shared {
     /// Writes the control record anew where a part of it is damaged: while the active is connected, its session vouches for
     /// what this daemon knows.
     fn mend_control(&self) -> Result<(), Failure> {
-        if self.state.control_damage()?.is_none() || self.floor.holder().is_none() {
+        if self.state.control_damage()?.is_none() || self.conversation.link().is_none() {
             return Ok(());
         }
         let record = lock(&self.record).clone();
@@ -878,7 +899,7 @@ impl Shared {
         let copy = lock(&self.copy).clone();
         let applied = copy.as_ref().and_then(|c| c.applied());
         let record = lock(&self.record).clone();
-        let link = self.floor.holder();
+        let link = self.conversation.link();
         let as_of = self.as_of_ms.load(Ordering::Relaxed).max(applied.map_or(0, |a| a.as_of_ms));
         let (resident, peak) = coldspare_os::resident_bytes();
         let incomplete = copy.as_ref().and_then(|c| c.incomplete().ok()).unwrap_or_default();

@@ -236,8 +236,7 @@ impl Shared {
 
     /// Goes back to a point. Nobody is served meanwhile, and the active hears of it when it connects anew.
     pub(super) async fn rewind(self: &Arc<Self>, to: String) -> Reply {
-        self.end_conversation("the standby goes back to a point");
-        let _nobody_is_served = self.serving.lock().await;
+        let _nobody_is_served = self.alone("the standby goes back to a point").await;
         let shared = self.clone();
         self.with_copy(move |copy| {
             let to = find(copy, &to)?;

@@ -69,7 +69,7 @@ fn try_to_take(shared: &Shared, copy: &Copy, handover: Handover, taking: Taking)
 impl Shared {
     /// Promotes this host, whose active doesn't hand over now.
     pub(super) async fn promote(self: &Arc<Self>, terms: Terms) -> Reply {
-        let is_connected = self.floor.holder().is_some();
+        let is_connected = self.conversation.link().is_some();
         if is_connected && !terms.accept_connection && lock(&self.record).handover.is_none() {
             let message = "the active is connected: hand over with `coldspare switchover` there, or give --accept-connection";
             return Reply::failed(&Failure { code: crate::exit::Code::Differs, ..Failure::usage(message) });
@@ -98,8 +98,7 @@ impl Shared {
 
     /// Nobody is let in meanwhile.
     async fn promote_alone(self: &Arc<Self>, record: ControlRecord, terms: Terms) -> Result<Value, Failure> {
-        self.end_conversation("the standby is being promoted");
-        let _nobody_is_served = self.serving.lock().await;
+        let _nobody_is_served = self.alone("the standby is being promoted").await;
         let Some(copy) = lock(&self.copy).clone() else {
             return Err(Failure::damage("the standby isn't open: see `coldspare status`"));
         };
