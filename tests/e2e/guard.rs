@@ -180,7 +180,7 @@ fn nothing_is_started_where_the_home_isnt_mounted() {
     let (home, away) = (&g.pair.active.home, g.dir.join("away"));
     std::fs::rename(home, &away).unwrap();
     std::fs::create_dir(home).unwrap();
-    g.run(&["application", "start"]).expect(5, "is its filesystem mounted?");
+    g.run(&["application", "start"]).expect(5, "is the right filesystem mounted?");
     assert_eq!(g.ran(), Vec::<String>::new());
     std::fs::remove_dir(home).unwrap();
     std::fs::rename(&away, home).unwrap();
