@@ -90,16 +90,17 @@ pub fn resident_bytes() -> (u64, u64) {
     (status_bytes(&status, "VmRSS:"), status_bytes(&status, "VmHWM:"))
 }
 
-/// Has all threads of this process share one heap; to be called before there are any.
+/// Has the threads of this process share at most so many heaps; how many there are already stays.
 ///
 /// glibc gives each of many threads a heap of its own, and memory that one frees another doesn't use: a daemon's resident
-/// memory then grows with what passed through it. Elsewhere than on glibc nothing happens.
-pub fn share_one_heap() {
+/// memory then grows with what passed through it. Threads that share one wait for each other. Elsewhere than on glibc nothing
+/// happens.
+pub fn share_heaps(at_most: u8) {
     #[cfg(target_env = "gnu")]
     #[allow(unsafe_code)]
     // SAFETY: sets a number in the allocator.
     unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_ARENA_MAX, i32::from(at_most));
     }
 }
 

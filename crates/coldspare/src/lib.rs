@@ -62,7 +62,7 @@ pub fn main() -> ExitCode {
         }
     };
     if cli.command.shares_one_heap() {
-        coldspare_os::share_one_heap();
+        coldspare_os::share_heaps(1);
     }
     start_log();
     match run(cli.command) {
