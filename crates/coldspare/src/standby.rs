@@ -48,7 +48,7 @@ use crate::verify::Fetch;
 use crate::watching::{self, HelperProcess};
 use compare::FromActive;
 use contact::Contact;
-use conversation::{Conversation, Turn};
+use conversation::Conversation;
 use intake::Intake;
 
 pub(crate) type Copy = Standby<RealDisk>;
@@ -69,8 +69,6 @@ const WANTED_MAX: usize = 10_000;
 const LOOK_FOR_ACTIVE_EVERY: Duration = Duration::from_secs(5);
 /// How long what is under way may take to end.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// Until a conversation is ended once more, for who has to be alone with the standby.
-const ALONE_AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// Between tries to open the standby after trouble.
 const REOPEN_EVERY: Duration = Duration::from_secs(2);
 
@@ -381,7 +379,7 @@ impl Shared {
             // While it waited.
             return link.close("this host is a standby no longer");
         }
-        if !self.conversation.begin(turn, &link) {
+        if !self.begin_conversation(turn, &link) {
             return link.close("the standby is needed otherwise; connect again");
         }
         let needs_everything = copy.needs_everything().unwrap_or(true);
@@ -397,9 +395,8 @@ impl Shared {
         };
         tracing::info!(active = %link.remote_addr(), seq = welcome.applied.map_or(0, |a| a.seq.0), "connected");
         *lock(&self.peer_build) = Some(open.build);
-        lock(&self.contact).connected();
         if sender.send(&ToActive::Welcome(welcome)).await.is_err() {
-            return self.ended(turn);
+            return self.conversation_ended(turn);
         }
         let intake = Intake::new(copy, open.session.id);
         let streams = tokio::spawn(intake.clone().take_streams(link.clone()));
@@ -413,34 +410,7 @@ impl Shared {
         self.heard_ms.fetch_max(intake.heard_ms(), Ordering::Relaxed);
         self.note_heard();
         tracing::info!(reason = %ended, "disconnected");
-        self.ended(turn);
-    }
-
-    fn ended(&self, turn: Turn) {
-        if self.conversation.end(turn) {
-            lock(&self.contact).disconnected(Instant::now());
-        }
-    }
-
-    /// Ends the conversation with the active, and any that is about to begin; the active connects again.
-    fn end_conversation(&self, why: &str) -> Turn {
-        let (turn, link) = self.conversation.next_turn();
-        if let Some(link) = link {
-            lock(&self.contact).disconnected(Instant::now());
-            link.close(why);
-        }
-        turn
-    }
-
-    /// Ends the conversation, and waits until nobody converses; nobody does while what this returns is held.
-    async fn alone(&self, why: &str) -> tokio::sync::MutexGuard<'_, ()> {
-        loop {
-            self.end_conversation(why);
-            // A connection may have come in between.
-            if let Ok(alone) = tokio::time::timeout(ALONE_AGAIN_EVERY, self.serving.lock()).await {
-                return alone;
-            }
-        }
+        self.conversation_ended(turn);
     }
 
     /// Takes messages until the link ends.

@@ -28,8 +28,8 @@ use crate::socket::{self, Call, Reply, Request};
 use crate::state::State;
 use crate::watching::{self, HelperProcess};
 
-/// LIMIT: heaps that the threads of the active share. With one a look at everything takes half as long again: each entry costs
-/// some allocations, and what passes through the active doesn't make it grow.
+/// LIMIT: heaps that the threads of the active share. With one a look at everything takes a quarter longer, since each entry costs
+/// some allocations; eight cost some megabytes.
 const HEAPS_MAX: u8 = 8;
 /// How long replication waits when the state folder has no room.
 const SHORTAGE_PAUSE: Duration = Duration::from_secs(2);

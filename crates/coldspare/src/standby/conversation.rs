@@ -3,8 +3,15 @@
 //! Invariant: a connection that was only being made when its turn ended doesn't begin to converse.
 
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
-use super::lock;
+use coldspare_transport::Link;
+use tokio::sync::MutexGuard;
+
+use super::{Shared, lock};
+
+/// Until a conversation is ended once more, for who has to be alone with the standby.
+const ALONE_AGAIN_EVERY: Duration = Duration::from_secs(1);
 
 /// The conversation, and whose turn it is.
 #[derive(Debug)]
@@ -55,6 +62,49 @@ impl<L: Clone> Conversation<L> {
     /// The connection that converses.
     pub(super) fn link(&self) -> Option<L> {
         lock(&self.now).link.clone()
+    }
+}
+
+// What `status` says of the active changes together with the conversation: it is locked first.
+impl Shared {
+    /// Begins to converse over `link`; false when `turn` is over.
+    pub(super) fn begin_conversation(&self, turn: Turn, link: &Link) -> bool {
+        let mut contact = lock(&self.contact);
+        let begins = self.conversation.begin(turn, link);
+        if begins {
+            contact.connected();
+        }
+        begins
+    }
+
+    /// The conversation of `turn` is over.
+    pub(super) fn conversation_ended(&self, turn: Turn) {
+        let mut contact = lock(&self.contact);
+        if self.conversation.end(turn) {
+            contact.disconnected(Instant::now());
+        }
+    }
+
+    /// Ends the conversation with the active, and any that is about to begin; the active connects again.
+    pub(super) fn end_conversation(&self, why: &str) -> Turn {
+        let mut contact = lock(&self.contact);
+        let (turn, link) = self.conversation.next_turn();
+        if let Some(link) = link {
+            contact.disconnected(Instant::now());
+            link.close(why);
+        }
+        turn
+    }
+
+    /// Ends the conversation, and waits until nobody converses; nobody does while what this returns is held.
+    pub(super) async fn alone(&self, why: &str) -> MutexGuard<'_, ()> {
+        loop {
+            self.end_conversation(why);
+            // A connection may have come in between.
+            if let Ok(alone) = tokio::time::timeout(ALONE_AGAIN_EVERY, self.serving.lock()).await {
+                return alone;
+            }
+        }
     }
 }
 
