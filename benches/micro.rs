@@ -64,7 +64,7 @@ fn hash() -> Part {
 
 /// Encodes a file in windows of 4 MiB; its chunks.
 fn encode(content: &[u8], base: Option<&ChunkList>) -> ChunkList {
-    let mut encoder = FileEncoder::new(content.len() as u64, base.map(Base::new), Chunking::Chunks);
+    let mut encoder = FileEncoder::new(content.len() as u64, base.cloned().map(Base::new), Chunking::Chunks);
     let mut done = 0;
     while done < content.len() {
         let end = content.len().min(done + (4 << 20));

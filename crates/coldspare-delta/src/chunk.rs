@@ -9,6 +9,7 @@
 use std::ops::Range;
 
 use fastcdc::v2020::{FastCDC, Normalization};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::varint;
@@ -153,6 +154,8 @@ impl ChunkList {
 #[derive(Debug, Clone)]
 pub struct Base {
     class: ChunkClass,
+    /// In the order of the content.
+    chunks: Vec<Chunk>,
     /// Sorted by digest and length; of equal chunks only the first of the content.
     places: Vec<Place>,
 }
@@ -162,21 +165,23 @@ struct Place {
     // The order of the fields is the order of the places.
     digest: [u8; 16],
     len: u32,
+    number: u32,
     offset: u64,
 }
 
 impl Base {
-    /// Makes `list` searchable; 32 bytes a chunk.
-    pub fn new(list: &ChunkList) -> Base {
+    /// Makes `list` searchable; 52 bytes a chunk.
+    pub fn new(list: ChunkList) -> Base {
+        let ChunkList { class, chunks } = list;
         let mut offset = 0;
-        let mut places = Vec::with_capacity(list.chunks.len());
-        for &Chunk { len, digest } in &list.chunks {
-            places.push(Place { digest, len, offset });
+        let mut places = Vec::with_capacity(chunks.len());
+        for (number, &Chunk { len, digest }) in (0..).zip(&chunks) {
+            places.push(Place { digest, len, number, offset });
             offset += u64::from(len);
         }
         places.sort_unstable();
         places.dedup_by_key(|place| (place.digest, place.len));
-        Base { class: list.class, places }
+        Base { class, chunks, places }
     }
 
     /// The class that the version was cut with.
@@ -186,8 +191,43 @@ impl Base {
 
     /// Where the version has this chunk; the first place of several.
     pub(crate) fn find(&self, chunk: &Chunk) -> Option<u64> {
+        self.place(chunk).map(|place| place.offset)
+    }
+
+    /// The number of the chunk that follows this one in the version.
+    pub(crate) fn after(&self, chunk: &Chunk) -> Option<usize> {
+        self.place(chunk).map(|place| place.number as usize + 1)
+    }
+
+    /// The chunks at the front of `bytes` that are those of the version from number `next` on, if `bytes` start at a
+    /// boundary: just what [`cut`] would find, since a cut depends on nothing before it.
+    ///
+    /// Cost: a digest of what may be in them, on the rayon pool of the caller, and no look for boundaries.
+    pub(crate) fn continued(&self, next: usize, bytes: &[u8], follows: Follows) -> Vec<Chunk> {
+        let mut at = 0;
+        let mut ranges = Vec::new();
+        for chunk in self.chunks.get(next..).unwrap_or_default() {
+            let end = at + chunk.len as usize;
+            // The last one was cut by the end of the version: it is a chunk here only if it is at the end here, too.
+            let is_last = next + ranges.len() + 1 == self.chunks.len();
+            if end > bytes.len() || (is_last && (follows, end) != (Follows::Nothing, bytes.len())) {
+                break;
+            }
+            ranges.push(at..end);
+            at = end;
+        }
+        let known = |n: usize, range: &Range<usize>| Chunk::of(&bytes[range.clone()]) == self.chunks[next + n];
+        if !ranges.first().is_some_and(|first| known(0, first)) {
+            return Vec::new();
+        }
+        let is_known: Vec<bool> = ranges.par_iter().enumerate().map(|(n, range)| known(n, range)).collect();
+        let count = is_known.iter().take_while(|is_known| **is_known).count();
+        self.chunks[next..next + count].to_vec()
+    }
+
+    fn place(&self, chunk: &Chunk) -> Option<&Place> {
         let at = self.places.binary_search_by_key(&(chunk.digest, chunk.len), |place| (place.digest, place.len)).ok()?;
-        Some(self.places[at].offset)
+        self.places.get(at)
     }
 }
 
@@ -349,7 +389,7 @@ mod tests {
     fn of_equal_chunks_the_first_is_found() {
         let chunk = |len, tag| Chunk { len, digest: [tag; 16] };
         let list = ChunkList { class: ChunkClass(1), chunks: vec![chunk(5, 1), chunk(7, 2), chunk(5, 1), chunk(6, 1)] };
-        let base = Base::new(&list);
+        let base = Base::new(list);
         assert_eq!(base.class(), ChunkClass(1));
         assert_eq!(base.find(&chunk(5, 1)), Some(0));
         assert_eq!(base.find(&chunk(7, 2)), Some(5));

@@ -41,7 +41,7 @@ pub struct Encoded {
 /// Streaming encoder of one large file.
 ///
 /// Call [`push`](FileEncoder::push) until it was told that nothing follows, then [`finish`](FileEncoder::finish).
-/// Memory: the segment being filled (up to 1 MiB of literals), the base and the list (32 and 20 bytes a chunk).
+/// Memory: the segment being filled (up to 1 MiB of literals), the base and the list (52 and 20 bytes a chunk).
 #[derive(Debug)]
 pub struct FileEncoder {
     hasher: Hasher,
@@ -55,6 +55,8 @@ enum Mode {
     Chunks {
         class: ChunkClass,
         base: Option<Base>,
+        /// Which chunk of the base may come next: that behind the one that came last.
+        next: Option<usize>,
         /// `None` once there were too many.
         listed: Option<Vec<Chunk>>,
     },
@@ -72,7 +74,7 @@ impl FileEncoder {
                 let fresh = ChunkClass::for_size(size);
                 let base = base.filter(|base| base.class().0.abs_diff(fresh.0) <= 1);
                 let class = base.as_ref().map_or(fresh, Base::class);
-                Mode::Chunks { class, base, listed: Some(Vec::new()) }
+                Mode::Chunks { class, base, next: Some(0), listed: Some(Vec::new()) }
             }
         };
         FileEncoder { hasher: Hasher::new(), filling: Filling::default(), mode }
@@ -84,7 +86,8 @@ impl FileEncoder {
     /// Returns how many bytes it consumed: all when nothing follows, else all but less than [`WINDOW_BYTES_MIN`].
     /// Those come again, at the front of the next window. Windows of 4 MiB are the best trade.
     ///
-    /// Cost: a pass for boundaries, two for digests on the rayon pool of the caller, one copy of each literal byte.
+    /// Cost: two passes for digests on the rayon pool of the caller, one for boundaries where the content isn't that of the
+    /// base in the same order, one copy of each literal byte.
     pub fn push(&mut self, window: &[u8], follows: Follows, emit: &mut dyn FnMut(Segment)) -> usize {
         let consumed = match &mut self.mode {
             Mode::Whole => {
@@ -95,8 +98,12 @@ impl FileEncoder {
                 push_blocks(&mut self.hasher, &mut self.filling, &window[..consumed], emit);
                 consumed
             }
-            Mode::Chunks { class, base, listed } => {
-                let cut = cut_and_digest(&mut self.hasher, *class, window, follows);
+            Mode::Chunks { class, base, next, listed } => {
+                let known = |bytes: &[u8]| base.as_ref().zip(*next).map(|(base, next)| base.continued(next, bytes, follows));
+                let cut = cut_and_digest(&mut self.hasher, *class, window, follows, known);
+                if let Some(last) = cut.chunks.last() {
+                    *next = base.as_ref().and_then(|base| base.after(last));
+                }
                 push_chunks(&mut self.filling, base.as_ref(), window, &cut, emit);
                 list(listed, cut.chunks);
                 cut.consumed
@@ -128,17 +135,31 @@ struct Cut {
     chunks: Vec<Chunk>,
 }
 
-/// Cuts a window, digests each chunk, and adds what is consumed to the digest of the whole.
-fn cut_and_digest(hasher: &mut Hasher, class: ChunkClass, window: &[u8], follows: Follows) -> Cut {
+/// Cuts a window, digests each chunk, and adds what is consumed to the digest of the whole; `known` finds the chunks at
+/// the front of it that need no looking for boundaries.
+fn cut_and_digest(
+    hasher: &mut Hasher,
+    class: ChunkClass,
+    window: &[u8],
+    follows: Follows,
+    known: impl FnOnce(&[u8]) -> Option<Vec<Chunk>> + Send,
+) -> Cut {
     // What is sure to be consumed can be hashed while boundaries are still being looked for.
     let sure = match follows {
         Follows::More => (window.len() + 1).saturating_sub(class.sizes().max as usize),
         Follows::Nothing => window.len(),
     };
-    let (ranges, ()) = rayon::join(|| chunk::cut(class, window, follows), || hasher.update(&window[..sure]));
-    let consumed = ranges.last().map_or(0, |range| range.end);
-    let digests = || ranges.par_iter().map(|range| Chunk::of(&window[range.clone()])).collect();
-    let (chunks, ()) = rayon::join(digests, || hasher.update(&window[sure..consumed]));
+    let find = || {
+        let known = known(window).unwrap_or_default();
+        let from = known.iter().map(|chunk| chunk.len as usize).sum();
+        (known, from, chunk::cut(class, &window[from..], follows))
+    };
+    let ((mut chunks, from, ranges), ()) = rayon::join(find, || hasher.update(&window[..sure]));
+    let rest = &window[from..];
+    let consumed = from + ranges.last().map_or(0, |range| range.end);
+    let digests = || ranges.par_iter().map(|range| Chunk::of(&rest[range.clone()])).collect::<Vec<_>>();
+    let (mut found, ()) = rayon::join(digests, || hasher.update(&window[sure.min(consumed)..consumed]));
+    chunks.append(&mut found);
     Cut { consumed, chunks }
 }
 
@@ -193,7 +214,7 @@ mod tests {
 
     /// Pushes all of `bytes` in windows whose sizes follow from `seed`, growing a window that was too small.
     fn encode_in_windows(bytes: &[u8], base: Option<&ChunkList>, chunking: Chunking, seed: u64) -> (Encoded, Vec<Segment>) {
-        let mut encoder = FileEncoder::new(bytes.len() as u64, base.map(Base::new), chunking);
+        let mut encoder = FileEncoder::new(bytes.len() as u64, base.cloned().map(Base::new), chunking);
         let mut segments = Vec::new();
         let mut sizes = noise(seed, 1 << 16).into_iter().cycle().map(|b| (usize::from(b) + 1) * 1500);
         let (mut at, mut window) = (0, 0);
@@ -352,10 +373,29 @@ mod tests {
     }
 
     #[test]
+    fn a_base_spares_work_and_changes_no_boundary() {
+        let old = noise(7, 3 << 20);
+        let base = list_of(&old);
+        for new in
+            [old.clone(), [&old[..], b"more"].concat(), old[..2 << 20].to_vec(), [&noise(8, 99_999), &old[..]].concat(), old.repeat(2)]
+        {
+            let (with, without) = (encode(&new, Some(&base), Chunking::Chunks).0, encode(&new, None, Chunking::Chunks).0);
+            assert!(with.chunks == without.chunks, "of {} bytes", new.len());
+        }
+        let (all, base) = (base.chunks.clone(), Base::new(base));
+        assert_eq!(base.continued(0, &old, Follows::Nothing), all);
+        assert_eq!(base.continued(0, &old, Follows::More), all[..all.len() - 1], "the end of the version is no boundary");
+        let first = all[0].len as usize;
+        assert_eq!(base.continued(1, &old[first..2 << 20], Follows::More)[..20], all[1..21]);
+        assert_eq!(base.continued(1, &old, Follows::Nothing), []);
+        assert_eq!(base.continued(all.len(), &old, Follows::Nothing), []);
+    }
+
+    #[test]
     fn a_base_of_another_scale_is_let_go() {
         let old = noise(1, 1 << 20);
         let class = |size| {
-            let base = Base::new(&list_of(&old));
+            let base = Base::new(list_of(&old));
             let mut encoder = FileEncoder::new(size, Some(base), Chunking::Chunks);
             encoder.push(&old, Follows::Nothing, &mut |_| ());
             encoder.finish().chunks.unwrap().class
@@ -467,7 +507,7 @@ mod tests {
         let old = noise(1, 512 << 20);
         let base = list_of(&old);
         let run = |name: &str, base: Option<&ChunkList>, chunking| {
-            let mut encoder = FileEncoder::new(old.len() as u64, base.map(Base::new), chunking);
+            let mut encoder = FileEncoder::new(old.len() as u64, base.cloned().map(Base::new), chunking);
             let start = std::time::Instant::now();
             let mut at = 0;
             while at < old.len() {

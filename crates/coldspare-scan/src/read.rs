@@ -538,7 +538,7 @@ impl<D: Disk> Run<'_, D> {
             return Ok(None);
         }
         let Some(bytes) = self.snapshot.chunks(file.root, file.path)? else { return Ok(None) };
-        Ok(ChunkList::decode(&bytes).ok().map(|list| Base::new(&list)))
+        Ok(ChunkList::decode(&bytes).ok().map(Base::new))
     }
 
     fn digest_of(&self, file: &Opened<'_, D>) -> std::io::Result<Option<(Digest, Inspection)>> {
