@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::congestion::CubicConfig;
-use quinn::{EndpointConfig, IdleTimeout, Runtime, TokioRuntime, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, Runtime, TokioRuntime, TransportConfig, VarInt};
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::buffer::SocketBuffers;
 use crate::congestion::ModelFactory;
+use crate::datagram;
 use crate::identity::{Identity, PeerKey};
 use crate::link::{CLOSE_CODE, Link, LinkError, Own};
 use crate::rate::Limiter;
@@ -154,10 +155,13 @@ impl Tuning {
         Ok(())
     }
 
-    /// What both sides have in common; no peer may open a stream yet.
-    fn transport(&self) -> TransportConfig {
+    /// What both sides have in common, for datagrams of at most `datagram_bytes`; no peer may open a stream yet.
+    fn transport(&self, datagram_bytes: u16) -> TransportConfig {
         let mut config = TransportConfig::default();
+        let mut search = MtuDiscoveryConfig::default();
+        search.upper_bound(datagram_bytes);
         config
+            .mtu_discovery_config(Some(search))
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .max_concurrent_bidi_streams(VarInt::from_u32(0))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
@@ -186,7 +190,7 @@ impl Listener {
             _ => BindError::Io { address: addr, source },
         };
         let (socket, buffers) = open_socket(addr, tuning).map_err(io_error)?;
-        let mut transport = tuning.transport();
+        let mut transport = tuning.transport(datagram::BYTES_USUAL);
         transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
         let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls::standby_config(identity)));
         config
@@ -198,7 +202,9 @@ impl Listener {
         let reset_key = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &identity.reset_key());
         let mut endpoint = EndpointConfig::new(Arc::new(reset_key));
         endpoint.cid_generator(|| Box::new(RandomCids));
-        let (_, repeater) = wrap(socket).map_err(io_error)?;
+        take_large_datagrams(&mut endpoint);
+        // What goes back is little.
+        let (_, repeater) = wrap(socket, datagram::BYTES_USUAL).map_err(io_error)?;
         let endpoint = quinn::Endpoint::new_with_abstract_socket(endpoint, Some(config), repeater.clone(), runtime).map_err(io_error)?;
         let local_addr = endpoint.local_addr().map_err(io_error)?;
         Ok(Listener { endpoint, repeater, local_addr, buffers })
@@ -304,12 +310,15 @@ async fn connect_to(
     let unreachable = |detail: String| LinkError::Unreachable { address: shown_address.clone(), detail };
     let from: IpAddr = if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let (socket, buffers) = open_socket(SocketAddr::new(from, 0), tuning).map_err(|e| unreachable(e.to_string()))?;
-    let (limiter, repeater) = wrap(socket).map_err(|e| unreachable(e.to_string()))?;
-    let endpoint = quinn::Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, repeater.clone(), Arc::new(TokioRuntime))
+    let datagram_bytes = datagram::bytes_towards(address);
+    let (limiter, repeater) = wrap(socket, datagram_bytes).map_err(|e| unreachable(e.to_string()))?;
+    let mut own = EndpointConfig::default();
+    take_large_datagrams(&mut own);
+    let endpoint = quinn::Endpoint::new_with_abstract_socket(own, None, repeater.clone(), Arc::new(TokioRuntime))
         .map_err(|e| unreachable(e.to_string()))?;
     let pinned = Arc::new(Pinned::new(expected));
     let mut config = quinn::ClientConfig::new(Arc::new(tls::active_config(identity, pinned.clone())));
-    config.transport_config(Arc::new(tuning.transport()));
+    config.transport_config(Arc::new(tuning.transport(datagram_bytes)));
     let connecting = endpoint.connect_with(config, address, TLS_NAME).map_err(|e| unreachable(e.to_string()))?;
     let no_answer = || unreachable(format!("no answer within {:.1} s", within.as_secs_f32()));
     let repeating = async {
@@ -336,8 +345,12 @@ async fn connect_to(
     }
 }
 
-fn wrap(socket: UdpSocket) -> io::Result<(Arc<Limiter>, Arc<Repeater>)> {
-    let limiter = Arc::new(Limiter::new(TokioRuntime.wrap_udp_socket(socket)?));
+fn take_large_datagrams(endpoint: &mut EndpointConfig) {
+    endpoint.max_udp_payload_size(datagram::BYTES_MAX).expect("more than the least that QUIC allows");
+}
+
+fn wrap(socket: UdpSocket, datagram_bytes: u16) -> io::Result<(Arc<Limiter>, Arc<Repeater>)> {
+    let limiter = Arc::new(Limiter::new(TokioRuntime.wrap_udp_socket(socket)?, datagram_bytes));
     let repeater = Arc::new(Repeater::new(limiter.clone()));
     Ok((limiter, repeater))
 }

@@ -12,6 +12,7 @@
 mod base32;
 mod buffer;
 mod congestion;
+mod datagram;
 pub mod endpoint;
 pub mod frame;
 pub mod identity;

@@ -15,6 +15,8 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::datagram;
+
 /// A bucket that fills at the rate; pure, time is a `Duration` since any fixed moment.
 ///
 /// It may go into debt by one transmission, so that none is too large for it. Over any time no more leaves than the rate
@@ -73,12 +75,15 @@ pub(crate) struct Limiter {
     socket: Arc<dyn AsyncUdpSocket>,
     bucket: Mutex<Bucket>,
     start: Instant,
+    /// LIMIT: datagrams of one transmission.
+    joined_max: usize,
 }
 
 impl Limiter {
-    /// Without a limit at first.
-    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>) -> Limiter {
-        Limiter { socket, bucket: Mutex::new(Bucket::new()), start: Instant::now() }
+    /// Without a limit at first; no datagram is larger than `datagram_bytes`.
+    pub(crate) fn new(socket: Arc<dyn AsyncUdpSocket>, datagram_bytes: u16) -> Limiter {
+        let joined_max = datagram::joined_to_send(datagram_bytes).min(socket.max_transmit_segments());
+        Limiter { socket, bucket: Mutex::new(Bucket::new()), start: Instant::now(), joined_max }
     }
 
     /// Sets bytes a second of UDP payload that may leave; `None`: any.
@@ -127,11 +132,12 @@ impl AsyncUdpSocket for Limiter {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
+        self.joined_max
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
+        // quinn multiplies it by the largest datagram.
+        self.socket.max_receive_segments().min(datagram::joined_to_receive())
     }
 }
 
