@@ -384,6 +384,10 @@ pub trait Disk: Clone + Send + Sync + 'static {
     /// Never to be tried again: the kernel may have dropped what it couldn't write, and a second call would succeed.
     fn sync_file(&self, file: &Self::File) -> io::Result<()>;
 
+    /// Has what was written to a file go to the medium, as far as that can be had, so that a later [`Disk::sync_file`] or
+    /// [`Disk::sync_fs`] has less to wait for. Promises nothing.
+    fn start_writing(&self, file: &Self::File);
+
     /// Has the content of a file, which is durable, read from the medium when it is read next, as far as that can be had.
     fn forget_cached(&self, file: &Self::File);
 

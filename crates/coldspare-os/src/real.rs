@@ -8,7 +8,7 @@
 //! - *One component*: every name passes [`check_name`] before the kernel sees it.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
 
@@ -292,6 +292,13 @@ impl Disk for RealDisk {
         std::thread::sleep(time);
     }
 
+    #[allow(unsafe_code)] // no crate that is kept well wraps this call
+    fn start_writing(&self, file: &RealFile) {
+        // It doesn't wait, and so takes no error that a sync has to tell. Advice, as below.
+        // SAFETY: the descriptor is open, and nothing is passed but numbers.
+        let _ = unsafe { libc::sync_file_range(file.0.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+
     fn forget_cached(&self, file: &RealFile) {
         // Advice: what the kernel doesn't take is no loss.
         let _ = rustix::fs::fadvise(&file.0, 0, None, rustix::fs::Advice::DontNeed);
@@ -383,7 +390,7 @@ mod tests {
         assert_errno(disk.open_dir(&own, b"root/etc"), Errno::LOOP);
         let fds = disk.open_dir(&own, b"fd").unwrap();
         let file = tempfile::tempfile().unwrap();
-        let name = std::os::fd::AsRawFd::as_raw_fd(&file).to_string();
+        let name = AsRawFd::as_raw_fd(&file).to_string();
         assert_errno(disk.open_file(&fds, name.as_bytes()), Errno::LOOP);
     }
 

@@ -62,6 +62,10 @@ impl Disk for FaultyDisk {
         self.real.pause(time);
     }
 
+    fn start_writing(&self, file: &File) {
+        self.real.start_writing(file);
+    }
+
     fn forget_cached(&self, file: &File) {
         self.real.forget_cached(file);
     }

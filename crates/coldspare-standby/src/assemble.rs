@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coldspare_core::changeset::FilePart;
@@ -35,6 +35,9 @@ impl<D: Disk> Default for Assemblies<D> {
 /// LIMIT: files that are assembled at once; the active sends as many as it has threads.
 const ASSEMBLIES_MAX: usize = 256;
 
+/// As much goes to the medium at a time, so that the filesystem finds room for it in one piece.
+const WRITTEN_AT_ONCE_BYTES: u64 = 32 << 20;
+
 /// What holes are filled with.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -52,6 +55,8 @@ pub(crate) struct Assembly<D: Disk> {
     pub(crate) has_sources: AtomicBool,
     /// Whether an earlier try left something in it.
     pub(crate) is_resumed: bool,
+    /// Bytes that came since what came was last sent on to the medium.
+    pub(crate) unwritten_bytes: AtomicU64,
     pub(crate) state: Mutex<State>,
 }
 
@@ -86,14 +91,22 @@ impl<D: Disk> Standby<D> {
         } else {
             self.write_pack_part(&changeset.manifest, &assembly, part, literal)
         };
-        written?;
+        self.start_writing(&assembly, written?);
         let mut state = lock(&assembly.state);
         state.written += 1;
         self.complete(&changeset, part.file, &assembly, state)
     }
 
-    /// Writes what a part consists of; copies are from the file that the tree has at its path.
-    pub(crate) fn write_part(&self, assembly: &Assembly<D>, part: &FilePart, literal: &[u8]) -> Result<(), StandbyError> {
+    /// Has what came go to the medium while more comes: the sync at the end waits for the rest only.
+    pub(crate) fn start_writing(&self, assembly: &Assembly<D>, bytes: u64) {
+        if assembly.unwritten_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes >= WRITTEN_AT_ONCE_BYTES {
+            assembly.unwritten_bytes.store(0, Ordering::Relaxed);
+            self.disk.start_writing(&assembly.file);
+        }
+    }
+
+    /// Writes what a part consists of, and tells its bytes; copies are from the file that the tree has at its path.
+    pub(crate) fn write_part(&self, assembly: &Assembly<D>, part: &FilePart, literal: &[u8]) -> Result<u64, StandbyError> {
         let (disk, path, bytes) = (&self.disk, &part.path, part.path.as_bytes());
         let pieces = decode_pieces(&part.pieces).map_err(|e| malformed(path, &e))?;
         let result = rebuild(part.offset, &pieces, literal, u64::MAX, &mut |write| match write {
@@ -107,7 +120,7 @@ impl<D: Disk> Standby<D> {
             Write::Zeros { offset, len } => self.zero(&assembly.file, offset, len).map_err(io("writing", bytes)),
             Write::Held { .. } => Ok(()),
         });
-        rebuilt(path, result)
+        rebuilt(part, result)
     }
 
     /// Puts zeros where an earlier try may have left something else.
@@ -133,7 +146,7 @@ impl<D: Disk> Standby<D> {
         assembly: &Assembly<D>,
         part: &FilePart,
         literal: &[u8],
-    ) -> Result<(), StandbyError> {
+    ) -> Result<u64, StandbyError> {
         assembly.has_sources.store(true, Ordering::Relaxed);
         let (disk, path, bytes) = (&self.disk, &part.path, part.path.as_bytes());
         let pieces = decode_pack_pieces(&part.pieces).map_err(|e| malformed(path, &e))?;
@@ -160,7 +173,7 @@ impl<D: Disk> Standby<D> {
         match result {
             // What a copy refers to isn't there.
             Err(RebuildError::Source { .. }) => Err(base_differs(part)),
-            result => rebuilt(path, result),
+            result => rebuilt(part, result),
         }
     }
 
@@ -239,8 +252,8 @@ impl<D: Disk> Standby<D> {
         }
         let (file, is_resumed) = self.open_assembly(root, path, &name)?;
         let base = self.base_of(&changeset.manifest, root, path)?;
-        let (has_sources, state) = (AtomicBool::new(false), Mutex::default());
-        let assembly = Assembly { root, path: path.clone(), name, file, base, has_sources, is_resumed, state };
+        let (has_sources, unwritten_bytes, state) = Default::default();
+        let assembly = Assembly { root, path: path.clone(), name, file, base, has_sources, is_resumed, unwritten_bytes, state };
         let assembly = Arc::new(assembly);
         all.insert(number, assembly.clone());
         Ok(assembly)
@@ -323,10 +336,11 @@ fn copy_failed(part: &FilePart, e: std::io::Error) -> StandbyError {
     }
 }
 
-fn rebuilt(path: &RelPath, result: Result<u64, RebuildError<StandbyError>>) -> Result<(), StandbyError> {
+/// The bytes that a part came to.
+fn rebuilt(part: &FilePart, result: Result<u64, RebuildError<StandbyError>>) -> Result<u64, StandbyError> {
     match result {
-        Ok(_) => Ok(()),
+        Ok(end) => Ok(end - part.offset),
         Err(RebuildError::Write(e)) => Err(e),
-        Err(other) => Err(StandbyError::Protocol(format!("{path}: {other}"))),
+        Err(other) => Err(StandbyError::Protocol(format!("{}: {other}", part.path))),
     }
 }

@@ -9,7 +9,7 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use coldspare_core::changeset::{Ask, BulkEnd, FilePart, Have};
@@ -254,8 +254,8 @@ impl<D: Disk> Standby<D> {
             Err(e) => return Err(io("opening the unfinished", path.as_bytes())(e)),
         };
         let base = self.base_of(&self.store.view(MANIFEST)?, root, path)?;
-        let (has_sources, state) = (AtomicBool::new(false), Mutex::default());
-        let assembly = Assembly { root, path: path.clone(), name, file, base, has_sources, is_resumed, state };
+        let (has_sources, unwritten_bytes, state) = Default::default();
+        let assembly = Assembly { root, path: path.clone(), name, file, base, has_sources, is_resumed, unwritten_bytes, state };
         self.note_bulk(root, path)?;
         let file = Arc::new(BulkFile { assembly, state: Mutex::default(), unsynced: AtomicU64::new(0) });
         *current = Current { number, file: Some(file.clone()) };

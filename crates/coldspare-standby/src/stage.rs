@@ -412,19 +412,53 @@ thread_local! {
     static WINDOW: RefCell<Vec<u8>> = RefCell::new(vec![0; 256 << 10]);
 }
 
+/// From here on a file is read and hashed at a time, by several threads where some have nothing else to do.
+const LARGE_BYTES: u64 = 8 << 20;
+/// What of a large file is read at once.
+const LARGE_WINDOW_BYTES: usize = 1 << 20;
+
 /// As [`digest_file`]; `read_some` is called with the bytes of each piece that was read.
 pub(crate) fn digest_file_at<D: Disk>(disk: &D, file: &D::File, read_some: impl Fn(u64)) -> std::io::Result<(Digest, u64)> {
-    WINDOW.with_borrow_mut(|window| {
-        let mut hasher = coldspare_delta::Hasher::new();
-        let mut offset = 0;
-        loop {
+    let mut hasher = coldspare_delta::Hasher::new();
+    let mut offset = 0;
+    let is_whole = WINDOW.with_borrow_mut(|window| -> std::io::Result<bool> {
+        while offset < LARGE_BYTES {
             let read = disk.read_at(file, offset, window)?;
             hasher.update(&window[..read]);
             offset += read as u64;
             read_some(read as u64);
             if read < window.len() {
-                return Ok((Digest(hasher.finish()), offset));
+                return Ok(true);
             }
         }
-    })
+        Ok(false)
+    })?;
+    if !is_whole {
+        offset = digest_rest(disk, file, &mut hasher, offset, read_some)?;
+    }
+    Ok((Digest(hasher.finish()), offset))
+}
+
+/// Hashes what is behind `offset`, and tells where it ends.
+///
+/// With memory of its own: while it waits for another thread, this one may begin with another file.
+fn digest_rest<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    hasher: &mut coldspare_delta::Hasher,
+    mut offset: u64,
+    read_some: impl Fn(u64),
+) -> std::io::Result<u64> {
+    let [mut window, mut next] = [(); 2].map(|()| vec![0; LARGE_WINDOW_BYTES]);
+    let mut filled = disk.read_at(file, offset, &mut window)?;
+    while filled > 0 {
+        offset += filled as u64;
+        read_some(filled as u64);
+        let is_last = filled < window.len();
+        let read_on = || if is_last { Ok(0) } else { disk.read_at(file, offset, &mut next) };
+        let (read, ()) = rayon::join(read_on, || hasher.update_on_all_threads(&window[..filled]));
+        filled = read?;
+        std::mem::swap(&mut window, &mut next);
+    }
+    Ok(offset)
 }

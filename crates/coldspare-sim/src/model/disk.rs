@@ -460,6 +460,8 @@ impl Disk for ModelDisk {
         self.sync("sync_file", (file.via.0, &file.via.1), |op| op.inode() == Some(file.held.id))
     }
 
+    fn start_writing(&self, _: &ModelFile) {}
+
     fn forget_cached(&self, _: &ModelFile) {}
 
     /// Each call that looks lets others work.
