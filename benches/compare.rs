@@ -38,6 +38,10 @@ use std::time::{Duration, Instant};
 
 use report::{Result, describe_machine, program_version};
 use serde_json::json;
+use tempfile::TempDir;
+
+/// The lines of `all`, where the others would take half an hour more.
+const SOME_LINES: [&str; 4] = ["loss-0", "loss-1", "loss-5", "loopback"];
 
 /// What was asked for.
 pub(crate) struct Settings {
@@ -74,11 +78,14 @@ pub(crate) struct Settings {
     pub(crate) ways_skipped: usize,
     /// Commits of a push, of a history that is made up.
     pub(crate) commits: usize,
+    /// How often a transfer over a line is measured, if not [`Settings::runs`] times.
+    pub(crate) line_runs: Option<usize>,
     /// Which of the lines of `link` are measured; none: all.
     pub(crate) lines: Vec<String>,
     /// Whose history `repack` takes.
     pub(crate) repository: Option<PathBuf>,
-    pub(crate) dir: PathBuf,
+    /// Where homes are made.
+    dir: PathBuf,
     json: Option<PathBuf>,
 }
 
@@ -101,11 +108,26 @@ impl Settings {
         self.planned = 2;
         self.ways_skipped = 3;
         self.commits = 5;
-        self.lines = vec!["loss-0".into(), "loss-1".into(), "loopback".into()];
+        self.lines = ["loss-0", "loss-1", "loopback"].map(String::from).into();
     }
 
     pub(crate) fn wants(&self, section: &str) -> bool {
         self.sections.iter().any(|s| s == section)
+    }
+
+    /// A folder for many files, which stays until the end of all.
+    ///
+    /// For some minutes ext4 passes over inodes that were deleted, one by one: whatever creates files next would pay for
+    /// what was measured before.
+    pub(crate) fn lasting_dir(&self, name: &str) -> Result<PathBuf> {
+        let dir = self.dir.join(name);
+        fs::create_dir(&dir)?;
+        Ok(dir)
+    }
+
+    /// A folder for few, large files, which goes when it is dropped.
+    pub(crate) fn passing_dir(&self, name: &str) -> Result<TempDir> {
+        Ok(tempfile::Builder::new().prefix(name).tempdir_in(&self.dir)?)
     }
 }
 
@@ -124,7 +146,9 @@ fn sections() -> impl Iterator<Item = &'static str> {
 }
 
 fn main() -> Result<()> {
-    let settings = settings()?;
+    let mut settings = settings()?;
+    let all = tempfile::Builder::new().prefix("coldspare-compare-").tempdir_in(&settings.dir)?;
+    settings.dir = all.path().into();
     let machine = describe_machine(&settings.dir);
     println!("{machine}\n");
     let peers = ["rsync", "lsyncd"].map(|name| (name, program_version(name)));
@@ -200,6 +224,7 @@ fn settings() -> Result<Settings> {
         planned: 3,
         ways_skipped: 0,
         commits: 25,
+        line_runs: None,
         lines: Vec::new(),
         repository: None,
         dir,
@@ -209,7 +234,13 @@ fn settings() -> Result<Settings> {
     while let Some(arg) = args.next() {
         let mut value = || args.next().ok_or(format!("{arg} takes a value"));
         match arg.as_str() {
-            "all" => settings.sections.extend(sections().map(String::from)),
+            "all" => {
+                settings.sections.extend(sections().map(String::from));
+                settings.line_runs = Some(1);
+                if settings.lines.is_empty() {
+                    settings.lines = SOME_LINES.map(String::from).into();
+                }
+            }
             name if sections().any(|section| section == name) => settings.sections.push(arg),
             "--short" => settings.shorten(),
             "--commits" => settings.commits = value()?.parse()?,

@@ -20,10 +20,12 @@ pub(crate) const SECTIONS: [&str; 4] = ["seed", "rescan", "memory", "packed"];
 pub(crate) fn compare_all(settings: &Settings, has_rsync: bool) -> Result<Vec<Value>> {
     let mut tables = Vec::new();
     if ["seed", "rescan", "memory"].iter().any(|section| settings.wants(section)) {
-        tables.push(compare("loose", settings, has_rsync, |dir| home::make_loose(dir, settings.files, SEED))?);
+        let dir = settings.lasting_dir("loose")?;
+        tables.push(compare("loose", &dir, settings, has_rsync, |home| home::make_loose(home, settings.files, SEED))?);
     }
     if settings.wants("packed") {
-        tables.push(compare("packed", settings, has_rsync, |dir| home::make_packed(dir, settings.packed_bytes, SEED))?);
+        let dir = settings.passing_dir("packed")?;
+        tables.push(compare("packed", dir.path(), settings, has_rsync, |home| home::make_packed(home, settings.packed_bytes, SEED))?);
     }
     Ok(tables)
 }
@@ -42,17 +44,16 @@ struct Runs {
 }
 
 /// Makes a home, runs the tools on it in turn and prints the table.
-fn compare(name: &str, settings: &Settings, has_rsync: bool, make: impl Fn(&Path) -> std::io::Result<Made>) -> Result<Value> {
-    let dir = tempfile::Builder::new().prefix("coldspare-compare-").tempdir_in(&settings.dir)?;
-    let source = dir.path().join("home");
+fn compare(name: &str, dir: &Path, settings: &Settings, has_rsync: bool, make: impl Fn(&Path) -> std::io::Result<Made>) -> Result<Value> {
+    let source = dir.join("home");
     fs::create_dir(&source)?;
     let made = make(&source)?;
     println!("{name}: {} files, {:.0} MB of content\n", made.files, made.bytes as f64 / 1e6);
     let mut runs = Runs::default();
     for no in 1..=settings.runs {
-        runs.coldspare.push(in_fresh(dir.path(), |at| run_coldspare(&source, at))?);
+        runs.coldspare.push(in_fresh(dir, |at| run_coldspare(&source, at))?);
         if has_rsync {
-            runs.rsync.push(in_fresh(dir.path(), |at| run_rsync(&source, at))?);
+            runs.rsync.push(in_fresh(dir, |at| run_rsync(&source, at))?);
         }
         let seconds = |runs: &[Run]| runs.last().map_or("-".into(), |r| format!("{:.2} s", r.seed.seconds));
         eprintln!("{name}, run {no}: seed coldspare {}, rsync {}", seconds(&runs.coldspare), seconds(&runs.rsync));
@@ -61,10 +62,7 @@ fn compare(name: &str, settings: &Settings, has_rsync: bool, make: impl Fn(&Path
     Ok(json!({"home": name, "files": made.files, "bytes": made.bytes, "rows": print_table(&runs, wants)}))
 }
 
-/// Runs `work` in a new folder, with nothing of an earlier run left to be written.
-///
-/// The folder stays until the end: ext4 passes over inodes that were deleted within the last minutes, one by one, and the
-/// next tool to create files would pay for it.
+/// Runs `work` in a new folder, which stays, with nothing of an earlier run left to be written.
 fn in_fresh<T>(dir: &Path, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
     let at = tempfile::Builder::new().prefix("run-").tempdir_in(dir)?.keep();
     run(Command::new("sync").arg("-f").arg(dir))?;

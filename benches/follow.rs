@@ -34,10 +34,10 @@ pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<V
     if !SECTIONS.iter().any(|section| settings.wants(section)) {
         return Ok(Vec::new());
     }
-    let dir = tempfile::Builder::new().prefix("coldspare-follow-").tempdir_in(&settings.dir)?;
-    let home = Home::make(dir.path())?;
+    let dir = settings.lasting_dir("follow")?;
+    let home = Home::make(&dir)?;
     let mut rows = Rows::default();
-    let at = dir.path().join("coldspare");
+    let at = dir.join("coldspare");
     fs::create_dir(&at)?;
     let pair = Pair::make(&home.path, &at)?;
     let receiver = pair.receive()?;
@@ -51,7 +51,7 @@ pub(crate) fn compare_all(settings: &Settings, has_lsyncd: bool) -> Result<Vec<V
     }
     drop((sender, receiver));
     if has_lsyncd {
-        let at = dir.path().join("lsyncd");
+        let at = dir.join("lsyncd");
         fs::create_dir(&at)?;
         let peer = Lsyncd::start(&home.path, &at)?;
         // A change takes it more than a second: fewer of them.

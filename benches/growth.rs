@@ -69,12 +69,12 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
 
 /// All costs of a home of so many entries.
 fn one(settings: &Settings, entries: u64) -> Result<Vec<(&'static str, f64)>> {
-    let dir = tempfile::Builder::new().prefix("coldspare-growth-").tempdir_in(&settings.dir)?;
-    let source = dir.path().join("home");
+    let dir = settings.lasting_dir(&format!("growth-{entries}"))?;
+    let source = dir.join("home");
     fs::create_dir(&source)?;
     home::make_wide(&source, entries, SEED)?;
-    let mut pusher = pusher(dir.path(), &source)?;
-    let pair = Pair::make(&source, dir.path())?;
+    let mut pusher = pusher(&dir, &source)?;
+    let pair = Pair::make(&source, &dir)?;
     // A daemon for each: the high-water mark of one stays.
     let [seed, rescan] = [(); 2].map(|()| pair.receive().and_then(|receiver| Ok(measure(&mut pair.send_once(), &receiver)?)));
     let (seed, rescan) = (seed?, rescan?);

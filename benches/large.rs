@@ -31,7 +31,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
     if !settings.wants(SECTION) {
         return Ok(None);
     }
-    let dir = tempfile::Builder::new().prefix("coldspare-large-").tempdir_in(&settings.dir)?;
+    let dir = settings.passing_dir(SECTION)?;
     let source = dir.path().join("home");
     fs::create_dir_all(source.join("shared/data"))?;
     let file = source.join(FILE);

@@ -45,7 +45,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
     if !Line::is_possible() {
         return Err("lines are emulated with network namespaces: that needs root and /dev/net/tun".into());
     }
-    let dir = tempfile::Builder::new().prefix("coldspare-link-").tempdir_in(&settings.dir)?;
+    let dir = settings.passing_dir(SECTION)?;
     let source = dir.path().join("home");
     fs::create_dir(&source)?;
     let made = home::make_packed(&source, settings.line_bytes, SEED)?;
@@ -61,7 +61,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
     let mut rows = Vec::new();
     for (name, quality) in chosen {
         let mut shares = TOOLS.map(|_| Vec::new());
-        for _ in 0..settings.runs {
+        for _ in 0..settings.line_runs.unwrap_or(settings.runs) {
             for ((tool, congestion), shares) in TOOLS.iter().zip(&mut shares) {
                 if *tool == "rsync" && !has_rsync {
                     continue;

@@ -46,7 +46,7 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
 }
 
 fn measure(settings: &Settings, name: &str, line: Option<&Line>, bytes: u64) -> Result<Value> {
-    let dir = tempfile::Builder::new().prefix("coldspare-overtake-").tempdir_in(&settings.dir)?;
+    let dir = settings.passing_dir(SECTION)?;
     let home = dir.path().join("home");
     fs::create_dir(&home)?;
     let mut pusher = pusher(dir.path(), &home)?;

@@ -26,13 +26,13 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
     if !settings.wants(SECTION) {
         return Ok(None);
     }
-    let dir = tempfile::Builder::new().prefix("coldspare-plan-").tempdir_in(&settings.dir)?;
-    let grown = dir.path().join("grown");
-    grow(&grown, settings.repository.as_deref(), settings.commits, dir.path())?;
+    let dir = settings.lasting_dir(SECTION)?;
+    let grown = dir.join("grown");
+    grow(&grown, settings.repository.as_deref(), settings.commits, &dir)?;
     println!("| entries | MB | what | predicted | measured | ratio |\n|---|---|---|---|---|---|");
     let mut rows = Vec::new();
     for (no, (fewer, histories)) in HOMES.into_iter().take(settings.planned).enumerate() {
-        let at = dir.path().join(no.to_string());
+        let at = dir.join(no.to_string());
         let source = at.join("home");
         fs::create_dir_all(&source)?;
         let made = home::make_loose(&source, settings.files / fewer, home::SEED + no as u64)?;

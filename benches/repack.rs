@@ -42,7 +42,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
     if !settings.wants(SECTION) {
         return Ok(None);
     }
-    let dir = tempfile::Builder::new().prefix("coldspare-repack-").tempdir_in(&settings.dir)?;
+    let dir = settings.passing_dir(SECTION)?;
     let grown = dir.path().join("grown");
     grow(&grown, settings.repository.as_deref(), settings.commits, dir.path())?;
     let fork = dir.path().join("fork");

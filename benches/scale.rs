@@ -20,13 +20,13 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
     if !settings.wants(SECTION) {
         return Ok(None);
     }
-    let dir = tempfile::Builder::new().prefix("coldspare-scale-").tempdir_in(&settings.dir)?;
-    let source = dir.path().join("home");
+    let dir = settings.lasting_dir(SECTION)?;
+    let source = dir.join("home");
     fs::create_dir(&source)?;
     let made = home::make_wide(&source, settings.entries, SEED)?;
     let mut rows = Rows { home: format!("{} entries, {} of them files", settings.entries, made.files), rows: Vec::new() };
     eprintln!("{}", rows.home);
-    let at = dir.path().join("coldspare");
+    let at = dir.join("coldspare");
     fs::create_dir(&at)?;
     let pair = Pair::make(&source, &at)?;
     {
@@ -62,7 +62,7 @@ pub(crate) fn measure_all(settings: &Settings, has_rsync: bool) -> Result<Option
     rows.add("memory of the receiver while idle, MiB", receiver.resident_bytes() as f64 / MIB);
     drop(receiver);
     if has_rsync {
-        let at = dir.path().join("rsync");
+        let at = dir.join("rsync");
         fs::create_dir(&at)?;
         let peer = RsyncDaemon::start(&at)?;
         let push = || {

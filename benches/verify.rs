@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -19,13 +19,17 @@ pub(crate) const SECTION: &str = "verify";
 /// Every file of a tree but coldspare's own, as many to a process as go.
 const B3SUM: &str = "find . -path ./.coldspare -prune -o -type f -print0 | xargs -0 b3sum >/dev/null";
 
+/// A daemon that takes less CPU time than this in so long has nothing under way.
+const QUIET: Duration = Duration::from_secs(1);
+const QUIET_CPU_SECONDS: f64 = 0.1;
+
 /// Measures it, if it was asked for.
 pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
     if !settings.wants(SECTION) {
         return Ok(None);
     }
-    let dir = tempfile::Builder::new().prefix("coldspare-verify-").tempdir_in(&settings.dir)?;
-    let [packed, wide] = ["packed", "wide"].map(|name| dir.path().join(name));
+    let dir = settings.lasting_dir(SECTION)?;
+    let [packed, wide] = ["packed", "wide"].map(|name| dir.join(name));
     let bytes = settings.mib << 20;
     let mut rows = Vec::new();
     {
@@ -46,6 +50,7 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
             rows.push(("speed of verify --deep, ratio to b3sum's".into(), figure(median(&peer) / median(&deep))));
         }
     }
+    fs::remove_dir_all(&packed)?;
     let (pair, verify, tree) = seeded(&wide, |home| home::make_wide(home, settings.entries, SEED).map(drop))?;
     verify(&["--quick"])?;
     let quick = (0..settings.runs).map(|_| verify(&["--quick"])).collect::<Result<Vec<f64>>>()?;
@@ -70,9 +75,17 @@ pub(crate) fn measure_all(settings: &Settings) -> Result<Option<Value>> {
 
 /// How long both daemons take to compare what they have, as they say themselves.
 fn compared(pair: &Pair, runs: usize) -> Result<Vec<f64>> {
-    let _receiver = pair.receive()?;
+    let receiver = pair.receive()?;
     let _sender = pair.send()?;
     run(&mut pair.on_active(&["checkpoint", "--timeout", "600s"]))?;
+    // Its watch looks at everything once, after the start.
+    loop {
+        let before = receiver.cpu_seconds()?;
+        std::thread::sleep(QUIET);
+        if receiver.cpu_seconds()? - before < QUIET_CPU_SECONDS {
+            break;
+        }
+    }
     let compare = || -> Result<f64> {
         let mut command = Command::new(env!("CARGO_BIN_EXE_coldspare"));
         let found: Value = serde_json::from_str(&run(command.args(["verify", "--json", "--config"]).arg(pair.standby_config()))?)?;
