@@ -3,9 +3,10 @@
 //! A request is one line; the answer is any number of progress lines and one last line.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -48,7 +49,7 @@ pub(crate) enum Request {
         /// As a person names it.
         point: String,
         /// The folder, absolute.
-        dir: std::path::PathBuf,
+        dir: PathBuf,
     },
     /// Take changesets again after that.
     Resume,
@@ -121,6 +122,26 @@ const REQUEST_BYTES_MAX: u64 = 64 << 10;
 /// LIMIT: requests that wait for the daemon.
 const QUEUE: usize = 16;
 
+/// A socket's path as the kernel takes it: one that is too long goes by a descriptor of its folder.
+struct Named {
+    path: PathBuf,
+    _folder: Option<std::fs::File>,
+}
+
+/// Bytes of a socket's address, with the NUL behind it (`unix(7)`).
+const ADDRESS_BYTES_MAX: usize = 108;
+
+impl Named {
+    fn new(path: &Path) -> std::io::Result<Named> {
+        let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Named { path: path.into(), _folder: None }) };
+        if path.as_os_str().len() < ADDRESS_BYTES_MAX {
+            return Ok(Named { path: path.into(), _folder: None });
+        }
+        let folder = std::fs::File::open(folder)?;
+        Ok(Named { path: Path::new(&format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name), _folder: Some(folder) })
+    }
+}
+
 /// Listens at `path`; calls arrive at the returned channel.
 ///
 /// # Errors
@@ -131,7 +152,8 @@ pub(crate) fn listen(path: &Path) -> Result<mpsc::Receiver<Call>, Failure> {
         Err(e) if e.kind() != ErrorKind::NotFound => return Err(fail(e)),
         _ => {}
     }
-    let listener = tokio::net::UnixListener::bind(path).map_err(fail)?;
+    let named = Named::new(path).map_err(fail)?;
+    let listener = tokio::net::UnixListener::bind(&named.path).map_err(fail)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
     let (calls, inbox) = mpsc::channel(QUEUE);
     tokio::spawn(async move {
@@ -194,7 +216,7 @@ pub(crate) fn ask(
     limit: Option<Duration>,
     mut progress: impl FnMut(&Value),
 ) -> Result<Option<Value>, Failure> {
-    let mut stream = match UnixStream::connect(path) {
+    let mut stream = match Named::new(path).and_then(|named| UnixStream::connect(&named.path)) {
         Ok(stream) => stream,
         Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => return Ok(None),
         Err(e) => return Err(Failure::unreachable(format!("the daemon's socket {}: {e}", path.display()))),
@@ -220,4 +242,24 @@ pub(crate) fn ask(
 
 fn code_of(code: u8) -> Code {
     [Code::Done, Code::Differs, Code::Usage, Code::Unreachable, Code::Fenced].into_iter().find(|c| *c as u8 == code).unwrap_or(Code::Damage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_may_be_deep_in_folders() {
+        let dir = tempfile::tempdir().unwrap();
+        let deep = dir.path().join("d".repeat(90)).join("e".repeat(90));
+        std::fs::create_dir_all(&deep).unwrap();
+        for path in [dir.path().join("socket"), deep.join("socket")] {
+            assert!(ask(&path, &Request::Status, None, |_| ()).unwrap().is_none(), "nobody listens yet");
+            let listener = std::os::unix::net::UnixListener::bind(&Named::new(&path).unwrap().path).unwrap();
+            assert!(path.exists());
+            let stream = UnixStream::connect(&Named::new(&path).unwrap().path).unwrap();
+            drop((listener.accept().unwrap(), stream));
+        }
+        assert!(ask(&deep.join("gone").join("socket"), &Request::Status, None, |_| ()).unwrap().is_none());
+    }
 }

@@ -54,7 +54,15 @@ impl Host {
         let mut command = this_program()?;
         command.arg(self.daemon).arg("--config").arg(self.config());
         self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().map_err(fail)?);
-        wait_until(&format!("`coldspare {}` answers (its log: {})", self.daemon, self.log().display()), || Ok(self.status().is_some()))
+        let what = format!("`coldspare {}` answers (its log: {})", self.daemon, self.log().display());
+        wait_until(&what, || {
+            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
+                let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+                let last = log.lines().next_back().unwrap_or_default();
+                return Err(failed(format!("`coldspare {}` ended ({status}): {last}", self.daemon)));
+            }
+            Ok(self.status().is_some())
+        })
     }
 
     /// Kills the daemon with SIGKILL.
