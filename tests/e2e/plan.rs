@@ -1,7 +1,10 @@
 //! `plan` on a real home: what it counts, what it predicts, and that it leaves the home alone.
 
 use std::fs;
+use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -82,12 +85,55 @@ fn a_plan_counts_the_home_rehearses_and_leaves_it_alone() {
 }
 
 #[test]
+fn a_watched_home_tells_what_is_written_again_and_removed() {
+    let pair = pair_with_home();
+    let (home, scratch) = (pair.active.home.to_string_lossy().into_owned(), pair.dir.path().join("scratch"));
+    let cookies = || fs::metadata(pair.active.home.join(".coldspare/cookies")).unwrap().modified().unwrap();
+    let before = cookies();
+    let mut command = pair.active.program();
+    command.args(["plan", "--home", &home, "--scratch", &scratch.to_string_lossy(), "--json", "--watch", "6s"]);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("watching by ") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "it never watched");
+    }
+    let drain = |mut from: Box<dyn Read + Send>| {
+        std::thread::spawn(move || {
+            let mut all = Vec::new();
+            from.read_to_end(&mut all).map(|_| all).unwrap()
+        })
+    };
+    let (said, told) = (drain(Box::new(said)), drain(Box::new(child.stdout.take().unwrap())));
+    (0..50).for_each(|n| fs::remove_file(pair.active.home.join(format!("shared/data/attachments/{}/{n}", n % 10))).unwrap());
+    // Until long after the watch: times of files would tell of one of them.
+    while child.try_wait().unwrap().is_none() {
+        pair.active.write("shared/data/again", vec![9u8; 1_000_000]);
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    let said = String::from_utf8(said.join().unwrap()).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+    let plan: Value = serde_json::from_slice(&told.join().unwrap()).unwrap();
+    let watched = &plan["survey"]["watched"];
+    assert_eq!((watched["removed"].as_u64(), watched["overflows"].as_u64()), (Some(50), Some(0)), "{watched}");
+    let written = watched["written"]["bytes"].as_f64().unwrap();
+    assert!(watched["rewritten"].as_u64().unwrap() >= 3 && written >= 4e6, "{watched}");
+    // All of a day at that rate, and no less.
+    let day = figure(&plan, "written in a day");
+    let expected = written * 86_400.0 / watched["seconds"].as_f64().unwrap();
+    assert!((0.99..1.01).contains(&(day / expected)), "{day} for {expected}");
+    assert_eq!(cookies(), before, "the watch wrote into the home");
+}
+
+#[test]
 fn a_plan_that_cannot_be_made_says_why_and_leaves_nothing() {
     let pair = pair_with_home();
     let scratch = pair.dir.path().join("scratch");
     for (args, why) in [
         (&["--scale", "forks=3"][..], "none of repositories=N"),
         (&["--links", "fast"], "no link"),
+        (&["--watch", "100ms"], "less than a second"),
         (&["--home", "/nonexistent/home"], "/nonexistent/home"),
     ] {
         let ran = plan(&pair, args).expect_code(2);

@@ -38,6 +38,10 @@ pub(crate) enum Command {
         /// A folder to make for the rehearsal, on a disk like the standby's, with 1 GB of room [default: a temporary one]
         #[arg(long, value_name = "DIR")]
         scratch: Option<PathBuf>,
+        /// Watch the home for so long and take what really is written, rewrites each time and removals too, for all of a day:
+        /// 30s, 5m, 24h. By fanotify, as root; else by inotify, a watch a folder [default: what times of files tell]
+        #[arg(long, value_name = "DURATION", value_parser = parse_watch)]
+        watch: Option<Duration>,
         /// Links to look at, in bits a second
         #[arg(long, value_name = "RATE", value_delimiter = ',', default_value = "10M,100M,1G", value_parser = crate::plan::parse_link)]
         links: Vec<f64>,
@@ -498,6 +502,10 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("unknown unit {unit:?}; use ms, s, m or h")),
     };
     number.checked_mul(ms).filter(|ms| *ms <= 7 * 86_400_000).map(Duration::from_millis).ok_or("more than a week".into())
+}
+
+fn parse_watch(text: &str) -> Result<Duration, String> {
+    parse_duration(text).and_then(|d| if d < Duration::from_secs(1) { Err("less than a second tells nothing".into()) } else { Ok(d) })
 }
 
 #[cfg(test)]

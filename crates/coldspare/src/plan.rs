@@ -4,10 +4,12 @@ mod model;
 mod rehearsal;
 mod report;
 mod survey;
+mod watch;
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use coldspare_core::exclude::{BITBUCKET, Exclude};
 use serde_json::json;
@@ -23,6 +25,8 @@ pub(crate) struct Options {
     pub(crate) roots: Vec<PathBuf>,
     /// A folder that a rehearsal makes, on a disk like the standby's.
     pub(crate) scratch: Option<PathBuf>,
+    /// How long the home is watched; without it, times of files tell what is written.
+    pub(crate) watch: Option<Duration>,
     /// Bits a second.
     pub(crate) links: Vec<f64>,
     /// Seconds.
@@ -48,8 +52,13 @@ pub(crate) enum Measure {
 /// `Usage`: a folder can't be used. `Differs`: the rehearsal failed.
 pub(crate) fn run(options: &Options) -> Outcome {
     let exclude = Exclude::new(BITBUCKET).map_err(Failure::usage)?;
-    let survey = survey::survey(&options.roots, &exclude)?;
     let scratch = Scratch::new(options.scratch.clone(), &options.roots)?;
+    let mut survey = survey::survey(&options.roots, &exclude)?;
+    if let Some(duration) = options.watch {
+        let watched = watch::watch(&options.roots, &exclude, survey.folders, duration)?;
+        survey.minutes = watched.day();
+        survey.watched = Some(watched);
+    }
     let costs = rehearsal::rehearse(&survey.samples, &scratch.0)?;
     let scaled = match options.scale {
         Some((measure, to)) => survey.scaled(to / size_of(&survey, measure)?),

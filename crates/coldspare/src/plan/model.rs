@@ -5,6 +5,7 @@
 use serde::Serialize;
 
 use super::survey::{Amount, DAY, Survey};
+use super::watch::Watched;
 
 /// What a rehearsal cost, with both ends on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -140,12 +141,8 @@ pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forec
     add("seed, bytes on the wire", sent, "B", "rehearsal with files of this home".into());
     add("seed, CPU of the active", costs.active_cpu.seed(all), "s", "rehearsal".into());
     add("seed, CPU of the standby", costs.standby_cpu.seed(all), "s", "rehearsal".into());
-    add(
-        "written in the last day",
-        day.bytes as f64,
-        "B",
-        "times of files: each counts once, at its last change; what was deleted since isn't seen".into(),
-    );
+    let (written, basis) = what_a_day_rests_on(survey);
+    add(written, day.bytes as f64, "B", basis);
     add("busiest minute of it", busiest.bytes as f64, "B", "as before".into());
     add(
         "a usual day, bytes on the wire",
@@ -160,7 +157,8 @@ pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forec
     };
     add("a night that repacks everything, bytes on the wire", repack_night, "B", basis.into());
     let needed = needed_link(survey, costs, wishes.lag_seconds);
-    add(&format!("link for a lag of {} s", wishes.lag_seconds), needed, "bit/s", "the last day, minute by minute".into());
+    let basis = if survey.watched.is_some() { "the watched day, minute by minute" } else { "the last day, minute by minute" };
+    add(&format!("link for a lag of {} s", wishes.lag_seconds), needed, "bit/s", basis.into());
     add("lag of a lone change", costs.seconds_per_change, "s", "rehearsal, median".into());
     add(
         "memory, each daemon, at most",
@@ -179,6 +177,24 @@ pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forec
     );
     let days = wishes.links.iter().map(|link| one_day(survey, costs, *link, sent, seed, repack_night)).collect();
     Forecast { figures, days }
+}
+
+/// What the bytes of a day are called, and how they are known.
+fn what_a_day_rests_on(survey: &Survey) -> (&'static str, String) {
+    let Some(watched) = &survey.watched else {
+        let basis = "times of files: each counts once, at its last change; what was deleted since isn't seen (--watch sees it)";
+        return ("written in the last day", basis.into());
+    };
+    let Watched { seconds, backend, written, rewritten, removed, overflows, unwatched, .. } = watched;
+    let mut basis = format!(
+        "watched for {seconds:.0} s by {backend}: {} changes, {rewritten} of them again, and {removed} removals; as if all of the day were \
+         so, its busiest minute once",
+        written.files
+    );
+    if *overflows > 0 || *unwatched > 0 {
+        basis += &format!("; it is more: the kernel lost events {overflows} times, and {unwatched} folders could not be watched");
+    }
+    ("written in a day", basis)
 }
 
 /// The share of what is repacked that travels, where none was measured: of a history with many deltas computed anew.

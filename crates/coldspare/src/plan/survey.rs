@@ -5,12 +5,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use coldspare_core::RelPath;
 use coldspare_core::exclude::{Exclude, IsDir};
 use serde::Serialize;
 
+use super::watch::Watched;
+use crate::demo::host::{INTERRUPTED, failed};
 use crate::exit::Failure;
 
 /// Files of one kind.
@@ -44,9 +47,12 @@ pub(crate) struct Survey {
     pub(crate) loose: Amount,
     pub(crate) other: Amount,
     pub(crate) largest_file_bytes: u64,
-    /// What was written in each of the last 1,440 minutes, the latest first, as far as times of files tell.
+    /// What was written in each of the last 1,440 minutes, the latest first, as far as times of files tell; or of a day of what
+    /// was watched.
     #[serde(skip)]
     pub(crate) minutes: Vec<Amount>,
+    /// What was seen while the home was watched, as large as it is.
+    pub(crate) watched: Option<Watched>,
     /// How long it took.
     pub(crate) seconds: f64,
     /// What could not be looked at.
@@ -106,7 +112,7 @@ impl Survey {
 /// Looks at all of `roots`; a file with several names counts once for each.
 ///
 /// # Errors
-/// `Usage`: a root can't be read.
+/// `Usage`: a root can't be read. `Differs`: interrupted.
 pub(crate) fn survey(roots: &[PathBuf], exclude: &Exclude) -> Result<Survey, Failure> {
     let started = Instant::now();
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
@@ -115,6 +121,9 @@ pub(crate) fn survey(roots: &[PathBuf], exclude: &Exclude) -> Result<Survey, Fai
         fs::read_dir(root).map_err(|e| Failure::usage(format!("{}: {e}", root.display())))?;
         let walk = Walk { root, exclude, now_s, sum: &sum };
         rayon::scope(|scope| walk.folder(scope, RelPath::root()));
+    }
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return Err(failed("interrupted"));
     }
     let mut survey = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     survey.seconds = started.elapsed().as_secs_f64();
@@ -131,6 +140,9 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn folder(self, scope: &rayon::Scope<'a>, path: RelPath) {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return;
+        }
         let at = self.root.join(std::ffi::OsStr::from_bytes(path.as_bytes()));
         let mut found = Vec::new();
         let mut unreadable = 0;
