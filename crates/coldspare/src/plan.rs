@@ -1,5 +1,6 @@
 //! `plan`: what coldspare would cost and give on this host, from the real home and from a rehearsal with its own files.
 
+mod cycles;
 mod model;
 mod rehearsal;
 mod report;

@@ -4,6 +4,8 @@
 
 use serde::Serialize;
 
+use super::cycles::Cycles;
+use super::report::amount as in_short;
 use super::survey::{Amount, DAY, Survey};
 use super::watch::Watched;
 
@@ -156,6 +158,20 @@ pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forec
         None => "no repository could be rehearsed: the share that one with many old deltas takes; with `-f` all of it may travel",
     };
     add("a night that repacks everything, bytes on the wire", repack_night, "B", basis.into());
+    let Cycles { last_day, last_seven_days } = survey.repacked;
+    add(
+        "a usual night of gc, bytes on the wire",
+        survey.repacked.bytes_a_night() * share,
+        "B",
+        format!(
+            "{} repositories with {} of packs, at least half of it written within the last day, and {} with {} within seven: the day's, or a \
+             seventh of the week's; a new repository counts, too; at the share of a repack as before",
+            last_day.repositories,
+            in_short(last_day.bytes as f64, "B"),
+            last_seven_days.repositories,
+            in_short(last_seven_days.bytes as f64, "B"),
+        ),
+    );
     let needed = needed_link(survey, costs, wishes.lag_seconds);
     let basis = if survey.watched.is_some() { "the watched day, minute by minute" } else { "the last day, minute by minute" };
     add(&format!("link for a lag of {} s", wishes.lag_seconds), needed, "bit/s", basis.into());
@@ -291,6 +307,14 @@ mod tests {
         assert_eq!(format!("{:.3}", figure(&forecast, "seed, CPU of the active")), "10.101");
         assert_eq!(forecast.days.iter().map(|d| d.seed_seconds.round()).collect::<Vec<_>>(), [800.0, 101.0]);
         assert_eq!(figure(&forecast, "a night").round(), 500_000_000.0);
+    }
+
+    #[test]
+    fn a_usual_night_is_what_was_repacked_of_late() {
+        let mut home = home(&[]);
+        home.repacked.last_day.bytes = 1_000_000_000;
+        let forecast = forecast(&home, &costs(), &Wishes { links: vec![], lag_seconds: 60.0 });
+        assert_eq!(figure(&forecast, "a usual night of gc").round(), 50_000_000.0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use coldspare_core::RelPath;
 use coldspare_core::exclude::{Exclude, IsDir};
 use serde::Serialize;
 
+use super::cycles::{Cycles, PackAges};
 use super::watch::Watched;
 use crate::demo::host::{INTERRUPTED, failed};
 use crate::exit::Failure;
@@ -47,6 +48,8 @@ pub(crate) struct Survey {
     pub(crate) loose: Amount,
     pub(crate) other: Amount,
     pub(crate) largest_file_bytes: u64,
+    /// Repositories that were repacked of late.
+    pub(crate) repacked: Cycles,
     /// What was written in each of the last 1,440 minutes, the latest first, as far as times of files tell; or of a day of what
     /// was watched.
     #[serde(skip)]
@@ -103,6 +106,7 @@ impl Survey {
             packs: amount(self.packs),
             loose: amount(self.loose),
             other: amount(self.other),
+            repacked: self.repacked.scaled(factor),
             minutes: self.minutes.iter().copied().map(amount).collect(),
             ..self.clone()
         }
@@ -164,7 +168,7 @@ impl<'a> Walk<'a> {
         let mut folders = Vec::new();
         let mut part = Survey { minutes: Vec::new(), unreadable, ..Survey::default() };
         (part.repositories, part.forks) = (u64::from(is_repository), u64::from(is_fork));
-        let mut written: Vec<(usize, u64)> = Vec::new();
+        let (mut written, mut ages): (Vec<(usize, u64)>, _) = (Vec::new(), PackAges::default());
         for (name, meta) in found {
             let Ok(child) = path.join(name.as_bytes()) else { continue };
             let is_dir = if meta.is_dir() { IsDir::Yes } else { IsDir::No };
@@ -176,7 +180,8 @@ impl<'a> Walk<'a> {
                 part.folders += 1;
                 folders.push(child);
             } else if meta.is_file() {
-                let amount = match kind_of(&child) {
+                let (kind, age_s) = (kind_of(&child), self.now_s - meta.mtime());
+                let amount = match kind {
                     Kind::Pack => &mut part.packs,
                     Kind::Loose => &mut part.loose,
                     Kind::Other => &mut part.other,
@@ -184,9 +189,12 @@ impl<'a> Walk<'a> {
                 amount.files += 1;
                 amount.bytes += meta.len();
                 part.largest_file_bytes = part.largest_file_bytes.max(meta.len());
-                let minutes_ago = usize::try_from((self.now_s - meta.mtime()) / 60).unwrap_or(DAY);
-                if minutes_ago < DAY && meta.mtime() <= self.now_s {
+                let minutes_ago = usize::try_from(age_s / 60).unwrap_or(DAY);
+                if minutes_ago < DAY && age_s >= 0 {
                     written.push((minutes_ago, meta.len()));
+                }
+                if kind == Kind::Pack {
+                    ages.add(age_s, meta.len());
                 }
                 part.samples.add(at.join(&name), meta.len());
             }
@@ -195,6 +203,7 @@ impl<'a> Walk<'a> {
             let repository = at.parent().and_then(Path::parent).filter(|at| !at.join("objects/info/alternates").exists());
             part.samples.repositories.extend(repository.map(|at| (part.packs.bytes, at.into())));
         }
+        part.repacked = ages.cycles();
         self.add(part, &written);
         for folder in folders {
             scope.spawn(move |scope| self.folder(scope, folder));
@@ -208,6 +217,7 @@ impl<'a> Walk<'a> {
         sum.repositories += part.repositories;
         sum.forks += part.forks;
         sum.unreadable += part.unreadable;
+        sum.repacked = sum.repacked.and(part.repacked);
         sum.largest_file_bytes = sum.largest_file_bytes.max(part.largest_file_bytes);
         let sum = &mut *sum;
         for (to, from) in [(&mut sum.packs, part.packs), (&mut sum.loose, part.loose), (&mut sum.other, part.other)] {
@@ -265,6 +275,7 @@ pub(crate) fn kind_of(path: &RelPath) -> Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::cycles::Repacked;
 
     #[test]
     fn a_home_is_counted_by_kind_without_what_is_left_out() {
@@ -286,5 +297,8 @@ mod tests {
         assert_eq!((found.repositories, found.forks, found.folders, found.entries), (1, 1, 6, 10));
         assert_eq!(found.minutes.iter().map(|m| m.files).sum::<u64>(), 4);
         assert_eq!(found.scaled(2.0).files(), Amount { files: 8, bytes: 2_260 });
+        // Its one pack was written just now.
+        assert_eq!(found.repacked.last_day, Repacked { repositories: 1, bytes: 1_000 });
+        assert_eq!(found.scaled(2.0).repacked.last_seven_days, Repacked { repositories: 2, bytes: 2_000 });
     }
 }
