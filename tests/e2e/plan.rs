@@ -67,6 +67,13 @@ fn a_plan_counts_the_home_rehearses_and_leaves_it_alone() {
     assert!(survey["other"]["bytes"].as_u64().unwrap() >= 3 << 20 && survey["other"]["bytes"].as_u64().unwrap() < 5 << 20, "{survey}");
     let seed = figure(&first, "seed, both hosts");
     assert!(seed > 0.0 && figure(&first, "lag of a lone change") > 0.0);
+    let host = first["host"].as_object().unwrap();
+    let of = |what: &str| host[what].as_f64().unwrap_or_else(|| panic!("no {what} in {host:?}"));
+    for what in ["scan_entries_per_second", "create_files_per_second", "fsync_seconds"] {
+        assert!(of(what) > 0.0, "{host:?}");
+    }
+    // Slower, and something else is measured.
+    assert!(of("read_bytes_per_second") > 1e6 && of("hash_bytes_per_second") > 1e7, "{host:?}");
     // Written just now: the day has all of it.
     assert!(figure(&first, "written in the last day") >= f64::from(3 << 20));
     let share = first["rehearsal"]["sent_per_repacked_byte"].as_f64().unwrap();

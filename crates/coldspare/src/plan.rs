@@ -4,6 +4,7 @@ mod cycles;
 mod model;
 mod rehearsal;
 mod report;
+mod speed;
 mod survey;
 mod watch;
 
@@ -60,6 +61,7 @@ pub(crate) fn run(options: &Options) -> Outcome {
         survey.minutes = watched.day();
         survey.watched = Some(watched);
     }
+    let speed = speed::measure(&survey, &scratch.0)?;
     let costs = rehearsal::rehearse(&survey.samples, &scratch.0)?;
     let scaled = match options.scale {
         Some((measure, to)) => survey.scaled(to / size_of(&survey, measure)?),
@@ -71,9 +73,9 @@ pub(crate) fn run(options: &Options) -> Outcome {
         fs::write(path, report::plot(&forecast.days)).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
     }
     if options.json {
-        println!("{}", json!({"survey": scaled, "rehearsal": costs, "figures": forecast.figures, "links": forecast.days}));
+        println!("{}", json!({"survey": scaled, "host": speed, "rehearsal": costs, "figures": forecast.figures, "links": forecast.days}));
     } else {
-        print!("{}", report::page(&scaled, &forecast));
+        print!("{}", report::page(&scaled, &speed, &forecast));
     }
     Ok(Code::Done)
 }

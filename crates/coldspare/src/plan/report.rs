@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 
 use super::model::{Day, Forecast};
+use super::speed::Speed;
 use super::survey::{DAY, Survey};
 
 /// What was found and what to expect of it.
-pub(crate) fn page(survey: &Survey, forecast: &Forecast) -> String {
+pub(crate) fn page(survey: &Survey, speed: &Speed, forecast: &Forecast) -> String {
     let mut out = String::new();
     let all = survey.files();
     let _ = writeln!(
@@ -24,6 +25,10 @@ pub(crate) fn page(survey: &Survey, forecast: &Forecast) -> String {
     );
     if survey.unreadable > 0 {
         let _ = writeln!(out, "{} entries could not be looked at: run it as the user of the home", survey.unreadable);
+    }
+    let _ = writeln!(out, "\n{:<52}{:>14}  rests on", "this host by itself", "");
+    for line in speed.lines() {
+        let _ = writeln!(out, "{line}");
     }
     let _ = writeln!(out, "\n{:<52}{:>14}  rests on", "what to expect", "");
     for figure in &forecast.figures {
