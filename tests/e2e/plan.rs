@@ -74,6 +74,7 @@ fn a_plan_counts_the_home_rehearses_and_leaves_it_alone() {
     }
     // Slower, and something else is measured.
     assert!(of("read_bytes_per_second") > 1e6 && of("hash_bytes_per_second") > 1e7, "{host:?}");
+    assert!(first["limits_to_raise"].is_array(), "{first}");
     // Written just now: the day has all of it.
     assert!(figure(&first, "written in the last day") >= f64::from(3 << 20));
     let share = first["rehearsal"]["sent_per_repacked_byte"].as_f64().unwrap();

@@ -1,6 +1,7 @@
 //! `plan`: what coldspare would cost and give on this host, from the real home and from a rehearsal with its own files.
 
 mod cycles;
+mod limits;
 mod model;
 mod rehearsal;
 mod report;
@@ -17,6 +18,7 @@ use coldspare_core::exclude::{BITBUCKET, Exclude};
 use serde_json::json;
 
 use crate::exit::{Code, Failure, Outcome};
+use limits::Granted;
 use model::{Wishes, forecast};
 use survey::Survey;
 
@@ -68,14 +70,18 @@ pub(crate) fn run(options: &Options) -> Outcome {
         None => survey,
     };
     let wishes = Wishes { links: options.links.clone(), lag_seconds: options.lag_seconds };
+    let limits = Granted::to_this_process().to_raise(scaled.folders);
     let forecast = forecast(&scaled, &costs, &wishes);
     if let Some(path) = &options.plot {
         fs::write(path, report::plot(&forecast.days)).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
     }
     if options.json {
-        println!("{}", json!({"survey": scaled, "host": speed, "rehearsal": costs, "figures": forecast.figures, "links": forecast.days}));
+        println!(
+            "{}",
+            json!({"survey": scaled, "host": speed, "rehearsal": costs, "figures": forecast.figures, "links": forecast.days, "limits_to_raise": limits})
+        );
     } else {
-        print!("{}", report::page(&scaled, &speed, &forecast));
+        print!("{}", report::page(&scaled, &speed, &limits, &forecast));
     }
     Ok(Code::Done)
 }

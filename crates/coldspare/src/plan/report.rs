@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 
+use super::limits::Limit;
 use super::model::{Day, Forecast};
 use super::speed::Speed;
 use super::survey::{DAY, Survey};
 
 /// What was found and what to expect of it.
-pub(crate) fn page(survey: &Survey, speed: &Speed, forecast: &Forecast) -> String {
+pub(crate) fn page(survey: &Survey, speed: &Speed, limits: &[Limit], forecast: &Forecast) -> String {
     let mut out = String::new();
     let all = survey.files();
     let _ = writeln!(
@@ -42,6 +43,10 @@ pub(crate) fn page(survey: &Survey, speed: &Speed, forecast: &Forecast) -> Strin
         let (seed, night) = (amount(day.seed_seconds, "s"), amount(day.repack_night_seconds, "s"));
         let link = amount(day.bits_per_second, "bit/s");
         let _ = writeln!(out, "{link:<16}{seed:>14}{night:>22}{:>22}{:>16}", at(lags.len().saturating_sub(1)), at(lags.len() / 2));
+    }
+    let _ = writeln!(out, "\nkernel limits to raise on this host: {}", if limits.is_empty() { "none" } else { "" });
+    for Limit { name, present, needed, why } in limits {
+        let _ = writeln!(out, "{name} = {needed}, now {present}: {why}");
     }
     let _ = writeln!(
         out,

@@ -19,6 +19,7 @@ use coldspare_scan::dirty::{Hint, Names};
 use coldspare_scan::watch::{Backend, Told, Watch, WatchedRoot};
 use serde::Serialize;
 
+use super::limits::{self, INOTIFY_WATCHES};
 use super::survey::{Amount, DAY};
 use crate::demo::host::{INTERRUPTED, failed};
 use crate::exit::Failure;
@@ -34,8 +35,6 @@ const UNSETTLED_MAX: Duration = Duration::from_secs(60);
 const STAMP_LATE_NS: i128 = 20_000_000;
 /// LIMIT: files whose last state is remembered; of the others only their times tell whether they changed.
 const KNOWN_MAX: usize = 1_000_000;
-/// How many folders a user may watch.
-const INOTIFY_WATCHES: &str = "/proc/sys/fs/inotify/max_user_watches";
 /// Folders between two waits for the events that reading them causes.
 const FOLDERS_AT_ONCE: usize = 256;
 
@@ -112,10 +111,9 @@ pub(crate) fn watch(roots: &[PathBuf], exclude: &Exclude, folders: u64, duration
 
 /// A home that takes more watches than this user has would leave none to the application.
 fn refuse_too_many(folders: u64, why: &str) -> Result<(), Failure> {
-    let limit = fs::read_to_string(INOTIFY_WATCHES).ok().and_then(|text| text.trim().parse::<u64>().ok());
-    match limit {
+    match limits::present(INOTIFY_WATCHES) {
         Some(limit) if folders >= limit => Err(Failure::usage(format!(
-            "{why}; inotify would take {folders} watches, and fs.inotify.max_user_watches is {limit}: raise it, run `plan` as root, or leave \
+            "{why}; inotify would take {folders} watches, and {INOTIFY_WATCHES} is {limit}: raise it, run `plan` as root, or leave \
              --watch out"
         ))),
         _ => Ok(()),
