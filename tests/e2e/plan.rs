@@ -82,6 +82,10 @@ fn a_plan_counts_the_home_rehearses_and_leaves_it_alone() {
     let links = first["links"].as_array().unwrap();
     assert_eq!(links.len(), 2);
     assert!(links[0]["seed_seconds"].as_f64() >= links[1]["seed_seconds"].as_f64());
+    for link in links {
+        let (median, highest) = (link["lag_median_seconds"].as_f64().unwrap(), link["lag_highest_seconds"].as_f64().unwrap());
+        assert!(0.0 < median && median <= highest && link["lag_highest_bytes"].as_f64().unwrap() > 0.0, "{link}");
+    }
     assert!(fs::read_to_string(&picture).unwrap().contains("10.0 Mbit/s"));
 
     // Ten times as large: ten times the bytes, whatever the rehearsal measured this time.

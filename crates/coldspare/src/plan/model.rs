@@ -8,6 +8,7 @@ use super::cycles::Cycles;
 use super::report::amount as in_short;
 use super::survey::{Amount, DAY, Survey};
 use super::watch::Watched;
+use crate::config::History;
 
 /// What a rehearsal cost, with both ends on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -84,8 +85,20 @@ pub(crate) struct Day {
     pub(crate) bits_per_second: f64,
     pub(crate) seed_seconds: f64,
     pub(crate) repack_night_seconds: f64,
-    /// Seconds of lag at the end of each minute of the last day, the earliest first.
+    pub(crate) lag_median_seconds: f64,
+    pub(crate) lag_highest_seconds: f64,
+    /// Bytes that were written and aren't on the standby while the lag is highest: what a failover then loses.
+    pub(crate) lag_highest_bytes: f64,
+    /// Seconds of lag at the end of each minute of the day, the earliest first.
     pub(crate) lag_seconds: Vec<f64>,
+}
+
+/// What waits at the end of a minute.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Waiting {
+    pub(crate) lag_seconds: f64,
+    /// Of the home.
+    pub(crate) bytes: f64,
 }
 
 /// All answers.
@@ -191,6 +204,20 @@ pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forec
         "B",
         "all files, and the largest of them or the busiest minute once more".into(),
     );
+    let History { age_minutes, space_bytes, .. } = History::default();
+    let of_history = day.bytes as f64 * age_minutes as f64 / DAY as f64;
+    add(
+        "disk, history on the standby, at most",
+        of_history.min(space_bytes as f64),
+        "B",
+        format!(
+            "{} are written in the {age_minutes} minutes of `history.age_minutes`, and all of it may replace something; `history.space_bytes` is \
+             {}, and once above, the oldest points go: a night that repacks everything replaces {}",
+            in_short(of_history, "B"),
+            in_short(space_bytes as f64, "B"),
+            in_short(repacked as f64, "B"),
+        ),
+    );
     let days = wishes.links.iter().map(|link| one_day(survey, costs, *link, sent, seed, repack_night)).collect();
     Forecast { figures, days }
 }
@@ -217,31 +244,45 @@ fn what_a_day_rests_on(survey: &Survey) -> (&'static str, String) {
 const REPACK_SHARE_UNKNOWN: f64 = 0.20;
 
 fn one_day(survey: &Survey, costs: &Costs, bits_per_second: f64, sent: f64, seed: f64, repack_night: f64) -> Day {
+    let waiting = waiting_of_day(survey, costs, bits_per_second);
+    let mut sorted = waiting.clone();
+    sorted.sort_by(|a, b| a.lag_seconds.total_cmp(&b.lag_seconds).then(a.bytes.total_cmp(&b.bytes)));
+    let highest = sorted.last().copied().unwrap_or_default();
     Day {
         bits_per_second,
         seed_seconds: seed.max(sent * 8.0 / bits_per_second),
         repack_night_seconds: repack_night * 8.0 / bits_per_second,
-        lag_seconds: lag_of_day(survey, costs, bits_per_second),
+        lag_median_seconds: sorted.get(sorted.len() / 2).copied().unwrap_or_default().lag_seconds,
+        lag_highest_seconds: highest.lag_seconds,
+        lag_highest_bytes: highest.bytes,
+        lag_seconds: waiting.iter().map(|w| w.lag_seconds).collect(),
     }
 }
 
-/// The lag at the end of each minute of the last day: what was written and isn't sent yet, in seconds of the link, and no
-/// less than both ends take for it.
-pub(crate) fn lag_of_day(survey: &Survey, costs: &Costs, bits_per_second: f64) -> Vec<f64> {
+/// What waits at the end of each minute of the day: what was written and isn't sent yet, in seconds of the link, and no less
+/// than both ends take for it.
+pub(crate) fn waiting_of_day(survey: &Survey, costs: &Costs, bits_per_second: f64) -> Vec<Waiting> {
     let bytes_per_second = bits_per_second / 8.0;
-    let mut backlog = 0.0;
-    let mut lags = Vec::with_capacity(DAY);
+    let (mut backlog, mut backlog_bytes) = (0.0, 0.0);
+    let mut all = Vec::with_capacity(DAY);
     for minute in survey.minutes.iter().rev() {
+        let bytes = minute.bytes as f64;
         let work = (costs.sent(minute.bytes) / bytes_per_second).max(costs.seconds(*minute));
-        backlog = f64::max(backlog + work - 60.0, 0.0);
-        lags.push(costs.seconds_per_change + backlog.max(work.min(60.0)));
+        // Old and new are taken as equally dear a byte.
+        let due = backlog + work;
+        backlog = f64::max(due - 60.0, 0.0);
+        backlog_bytes = if due > 0.0 { (backlog_bytes + bytes) * backlog / due } else { 0.0 };
+        // What is written at once waits as long as it takes.
+        let (at_once, at_once_bytes) = if work > 60.0 { (60.0, bytes * 60.0 / work) } else { (work, bytes) };
+        let (lag, waits) = if backlog > at_once { (backlog, backlog_bytes) } else { (at_once, at_once_bytes) };
+        all.push(Waiting { lag_seconds: costs.seconds_per_change + lag, bytes: waits });
     }
-    lags
+    all
 }
 
 /// The slowest link, in bits a second, with which the lag never exceeds `lag_seconds`; infinite when this host is the limit.
 pub(crate) fn needed_link(survey: &Survey, costs: &Costs, lag_seconds: f64) -> f64 {
-    let holds = |link: f64| lag_of_day(survey, costs, link).into_iter().all(|lag| lag <= lag_seconds);
+    let holds = |link: f64| waiting_of_day(survey, costs, link).into_iter().all(|waiting| waiting.lag_seconds <= lag_seconds);
     let (mut low, mut high) = (1e3, 1e12);
     if !holds(high) {
         return f64::INFINITY;
@@ -320,10 +361,33 @@ mod tests {
     #[test]
     fn what_a_link_cannot_carry_in_its_minute_waits_for_the_next() {
         // 150 MB in one minute over 8 Mbit/s take 150 s.
-        let lags = lag_of_day(&home(&[(10, 150_000_000)]), &costs(), 8e6);
-        let busy: Vec<f64> = lags.iter().map(|lag| lag.round()).filter(|lag| *lag > 0.0).collect();
-        assert_eq!(busy, [90.0, 30.0]);
-        assert_eq!(lags.len(), DAY);
+        let waiting = waiting_of_day(&home(&[(10, 150_000_000)]), &costs(), 8e6);
+        let busy = waiting.iter().map(|w| (w.lag_seconds.round(), w.bytes.round())).filter(|w| w.0 > 0.0);
+        assert_eq!(busy.collect::<Vec<_>>(), [(90.0, 90e6), (30.0, 30e6)]);
+        assert_eq!(waiting.len(), DAY);
+    }
+
+    #[test]
+    fn a_failover_loses_what_waits_while_the_lag_is_highest() {
+        let of = |minutes: &[(usize, u64)], link: f64| {
+            let wishes = Wishes { links: vec![link], lag_seconds: 60.0 };
+            let day = forecast(&home(minutes), &costs(), &wishes).days.remove(0);
+            (day.lag_median_seconds, day.lag_highest_seconds.round(), day.lag_highest_bytes.round())
+        };
+        assert_eq!(of(&[(10, 150_000_000)], 8e6), (0.02, 90.0, 90e6));
+        // The second burst comes before the first is through.
+        assert_eq!(of(&[(10, 150_000_000), (9, 150_000_000)], 8e6), (0.02, 180.0, 180e6));
+        // A link that carries its minute: all of what came at once.
+        assert_eq!(of(&[(10, 30_000_000)], 8e6), (0.02, 30.0, 30e6));
+        assert_eq!(of(&[], 8e6), (0.02, 0.0, 0.0));
+    }
+
+    #[test]
+    fn history_takes_what_a_day_writes_and_no_more_than_its_limit() {
+        let history =
+            |bytes| figure(&forecast(&home(&[(10, bytes)]), &costs(), &Wishes { links: vec![], lag_seconds: 60.0 }), "disk, history");
+        assert_eq!(history(5_000_000_000), 5e9);
+        assert_eq!(history(50_000_000_000), History::default().space_bytes as f64);
     }
 
     #[test]
