@@ -92,6 +92,8 @@ fn a_plan_counts_the_home_rehearses_and_leaves_it_alone() {
     let entries = survey["entries"].as_u64().unwrap();
     let scaled = plan(&pair, &["--json", "--scale", &format!("entries={}", entries * 10)]).expect_code(0).json();
     assert_eq!(scaled["survey"]["entries"].as_u64().unwrap(), entries * 10);
+    assert!(first["error"]["share"].as_f64().unwrap() > 0.0 && first["error"]["scaled_by"] == 1.0, "{}", first["error"]);
+    assert!(scaled["error"]["rests_on"].as_str().unwrap().contains("same kind") && scaled["error"]["scaled_by"] == 10.0);
     let grown = figure(&scaled, "written in the last day") / figure(&first, "written in the last day");
     assert!((9.9..10.1).contains(&grown), "{grown}");
 }

@@ -19,7 +19,7 @@ use serde_json::json;
 
 use crate::exit::{Code, Failure, Outcome};
 use limits::Granted;
-use model::{Wishes, forecast};
+use model::{ModelError, Wishes, forecast};
 use survey::Survey;
 
 /// What `plan` is asked.
@@ -65,9 +65,12 @@ pub(crate) fn run(options: &Options) -> Outcome {
     }
     let speed = speed::measure(&survey, &scratch.0)?;
     let costs = rehearsal::rehearse(&survey.samples, &scratch.0)?;
-    let scaled = match options.scale {
-        Some((measure, to)) => survey.scaled(to / size_of(&survey, measure)?),
-        None => survey,
+    let (scaled, error) = match options.scale {
+        Some((measure, to)) => {
+            let factor = to / size_of(&survey, measure)?;
+            (survey.scaled(factor), ModelError::new(factor))
+        }
+        None => (survey, ModelError::new(1.0)),
     };
     let wishes = Wishes { links: options.links.clone(), lag_seconds: options.lag_seconds };
     let limits = Granted::to_this_process().to_raise(scaled.folders);
@@ -78,10 +81,10 @@ pub(crate) fn run(options: &Options) -> Outcome {
     if options.json {
         println!(
             "{}",
-            json!({"survey": scaled, "host": speed, "rehearsal": costs, "figures": forecast.figures, "links": forecast.days, "limits_to_raise": limits})
+            json!({"survey": scaled, "host": speed, "rehearsal": costs, "figures": forecast.figures, "links": forecast.days, "limits_to_raise": limits, "error": error})
         );
     } else {
-        print!("{}", report::page(&scaled, &speed, &limits, &forecast));
+        print!("{}", report::page(&scaled, &speed, &limits, &forecast, &error));
     }
     Ok(Code::Done)
 }

@@ -137,6 +137,35 @@ impl Costs {
     }
 }
 
+/// How far predictions were off, at most: docs/performance.md, three homes.
+pub(crate) const ERROR_SHARE: f64 = 0.30;
+
+/// How far off all of it may be.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct ModelError {
+    pub(crate) share: f64,
+    /// By how much the home was scaled.
+    pub(crate) scaled_by: f64,
+    pub(crate) rests_on: String,
+}
+
+impl ModelError {
+    /// Of a forecast for a home that was scaled by so much.
+    pub(crate) fn new(scaled_by: f64) -> ModelError {
+        let mut rests_on = String::from(
+            "predictions for three homes, of seed time, CPU, bytes of a seed and bytes of a repack, beside what then happened, both ends on one \
+             host (docs/performance.md); what is rewritten or deleted in a day is as the survey saw it, and no error of that is known",
+        );
+        if scaled_by != 1.0 {
+            rests_on += &format!(
+                "; scaling by {scaled_by:.2} assumes a home of the same kind, with as many files, bytes and changes a repository, and one \
+                 that is no slower for its size: nothing of that was measured here"
+            );
+        }
+        ModelError { share: ERROR_SHARE, scaled_by, rests_on }
+    }
+}
+
 /// What to expect of `survey` at `costs`.
 pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forecast {
     let all = survey.files();
@@ -348,6 +377,12 @@ mod tests {
         assert_eq!(format!("{:.3}", figure(&forecast, "seed, CPU of the active")), "10.101");
         assert_eq!(forecast.days.iter().map(|d| d.seed_seconds.round()).collect::<Vec<_>>(), [800.0, 101.0]);
         assert_eq!(figure(&forecast, "a night").round(), 500_000_000.0);
+    }
+
+    #[test]
+    fn the_error_is_stated_with_what_scaling_assumes() {
+        assert!(!ModelError::new(1.0).rests_on.contains("same kind"));
+        assert!(ModelError::new(10.0).rests_on.contains("scaling by 10.00 assumes a home of the same kind"));
     }
 
     #[test]

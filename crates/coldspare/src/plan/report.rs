@@ -3,12 +3,12 @@
 use std::fmt::Write as _;
 
 use super::limits::Limit;
-use super::model::{Day, Forecast};
+use super::model::{Day, Forecast, ModelError};
 use super::speed::Speed;
 use super::survey::{DAY, Survey};
 
 /// What was found and what to expect of it.
-pub(crate) fn page(survey: &Survey, speed: &Speed, limits: &[Limit], forecast: &Forecast) -> String {
+pub(crate) fn page(survey: &Survey, speed: &Speed, limits: &[Limit], forecast: &Forecast, error: &ModelError) -> String {
     let mut out = String::new();
     let all = survey.files();
     let _ = writeln!(
@@ -46,6 +46,7 @@ pub(crate) fn page(survey: &Survey, speed: &Speed, limits: &[Limit], forecast: &
         let (link, lost) = (amount(day.bits_per_second, "bit/s"), amount(day.lag_highest_bytes, "B"));
         let _ = writeln!(out, "{link:<16}{seed:>14}{night:>20}{median:>14}{highest:>14}{lost:>30}");
     }
+    let _ = writeln!(out, "\nThe error of these figures: ±{:.0} %, from {}.", error.share * 100.0, error.rests_on);
     let _ = writeln!(out, "\nkernel limits to raise on this host: {}", if limits.is_empty() { "none" } else { "" });
     for Limit { name, present, needed, why } in limits {
         let _ = writeln!(out, "{name} = {needed}, now {present}: {why}");
