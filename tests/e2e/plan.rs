@@ -12,7 +12,7 @@ use crate::git::{self, commit};
 use crate::pair::{Pair, Ran};
 
 /// A home with a repository of several packs, small files and one large one; nothing of coldspare's runs there.
-fn pair_with_home() -> Pair {
+pub(crate) fn pair_with_home() -> Pair {
     let pair = Pair::new();
     let (bare, clone) = (pair.active.home.join("shared/data/repositories/1"), pair.dir.path().join("clone"));
     git::init_bare(&bare);
@@ -37,7 +37,7 @@ fn plan(pair: &Pair, more: &[&str]) -> Ran {
     crate::pair::run(&mut command)
 }
 
-fn figure(plan: &Value, what: &str) -> f64 {
+pub(crate) fn figure(plan: &Value, what: &str) -> f64 {
     let figures = plan["figures"].as_array().unwrap();
     figures.iter().find(|f| f["what"].as_str().unwrap().starts_with(what)).unwrap_or_else(|| panic!("no {what}"))["value"].as_f64().unwrap()
 }

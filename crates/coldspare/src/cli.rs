@@ -38,6 +38,10 @@ pub(crate) enum Command {
         /// A folder to make for the rehearsal, on a disk like the standby's, with 1 GB of room [default: a temporary one]
         #[arg(long, value_name = "DIR")]
         scratch: Option<PathBuf>,
+        /// Rehearse with the standby that `plan-peer` serves on another host, so that the link and its disk are in what is
+        /// measured: the line that it printed [default: both ends on this host]
+        #[arg(long, value_name = "TEXT")]
+        invite: Option<String>,
         /// Watch the home for so long and take what really is written, rewrites each time and removals too, for all of a day:
         /// 30s, 5m, 24h. By fanotify, as root; else by inotify, a watch a folder [default: what times of files tell]
         #[arg(long, value_name = "DURATION", value_parser = parse_watch)]
@@ -57,6 +61,18 @@ pub(crate) enum Command {
         /// Print a JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Serve as the standby of one rehearsal of `plan --invite`, in a folder that is removed at the end, until Ctrl-C
+    PlanPeer {
+        /// Where to listen, UDP
+        #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7420")]
+        listen: String,
+        /// The address that the active's host uses, when it isn't the one to listen at
+        #[arg(long, value_name = "HOST[:PORT]")]
+        advertise: Option<String>,
+        /// A folder to make for it, on the disk that the standby is to have, with 1 GB of room [default: a temporary one]
+        #[arg(long, value_name = "DIR")]
+        scratch: Option<PathBuf>,
     },
     /// Set up this host as standby or as active
     #[command(subcommand)]

@@ -43,7 +43,7 @@ impl Granted {
     }
 
     /// What a home of so many folders needs beyond it.
-    pub(crate) fn to_raise(&self, folders: u64) -> Vec<Limit> {
+    pub(crate) fn to_raise(self, folders: u64) -> Vec<Limit> {
         let mut all = Vec::new();
         let mut raise = |name, present: u64, needed: u64, why: &str| {
             if present < needed {

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::forecast::{Forecast, ModelError};
 use super::limits::Limit;
-use super::model::{Day, Forecast, ModelError};
+use super::model::Day;
 use super::speed::Speed;
 use super::survey::{DAY, Survey};
 
@@ -33,7 +34,8 @@ pub(crate) fn page(survey: &Survey, speed: &Speed, limits: &[Limit], forecast: &
     }
     let _ = writeln!(out, "\n{:<52}{:>14}  rests on", "what to expect", "");
     for figure in &forecast.figures {
-        let _ = writeln!(out, "{:<52}{:>14}  {}", figure.what, amount(figure.value, figure.unit), figure.basis);
+        let value = figure.value.map_or("unknown".into(), |value| amount(value, figure.unit));
+        let _ = writeln!(out, "{:<52}{value:>14}  {}", figure.what, figure.basis);
     }
     let _ = writeln!(
         out,
