@@ -28,6 +28,7 @@ mod loss;
 mod network;
 mod pair;
 mod plan;
+mod plan_peer;
 mod points;
 mod power;
 mod promote_to;

@@ -27,7 +27,7 @@ mod scratch;
 pub use disk::{Attributes, Disk, FileKind, Listed, Space, Stat};
 pub use group::{GroupLeader, ProcessHandle};
 pub use process::{
-    Capability, FileLock, boot_id, give_up_capability, keep_capabilities, network_filesystem, openat2_works, raise_open_files_limit,
-    release_free_memory, resident_bytes, set_idle_io_priority, share_heaps,
+    Capability, FileLock, boot_id, give_up_capability, keep_capabilities, network_filesystem, open_files_limit_max, openat2_works,
+    raise_open_files_limit, release_free_memory, resident_bytes, set_idle_io_priority, share_heaps,
 };
 pub use real::{RealDir, RealDisk, RealFile};

@@ -82,6 +82,11 @@ pub fn raise_open_files_limit() -> u64 {
     current.unwrap_or(u64::MAX)
 }
 
+/// How many open files this process may ask for; `u64::MAX` is no limit.
+pub fn open_files_limit_max() -> u64 {
+    getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX)
+}
+
 /// Measures the resident memory of this process in bytes: now, and the most it ever was.
 ///
 /// Zeros where `/proc` can't be read.
@@ -269,6 +274,7 @@ mod tests {
         let limit = raise_open_files_limit();
         assert_eq!(getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), limit);
         assert_eq!(raise_open_files_limit(), limit);
+        assert_eq!(open_files_limit_max(), limit);
     }
 
     #[test]

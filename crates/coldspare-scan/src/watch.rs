@@ -62,7 +62,7 @@ impl Coverage {
 /// A root to watch.
 #[derive(Debug, Clone)]
 pub struct WatchedRoot {
-    /// Where it is, absolute and resolved; it has its control folder.
+    /// Where it is, absolute and resolved; without its control folder [`Watch::barrier`] fails, and nothing else.
     pub path: PathBuf,
     /// What of it gives no hints.
     pub exclude: Exclude,

@@ -38,6 +38,14 @@ pub(crate) enum Command {
         /// A folder to make for the rehearsal, on a disk like the standby's, with 1 GB of room [default: a temporary one]
         #[arg(long, value_name = "DIR")]
         scratch: Option<PathBuf>,
+        /// Rehearse with the standby that `plan-peer` serves on another host, so that the link and its disk are in what is
+        /// measured: the line that it printed [default: both ends on this host]
+        #[arg(long, value_name = "TEXT")]
+        invite: Option<String>,
+        /// Watch the home for so long and take what really is written, rewrites each time and removals too, for all of a day:
+        /// 30s, 5m, 24h. By fanotify, as root; else by inotify, a watch a folder [default: what times of files tell]
+        #[arg(long, value_name = "DURATION", value_parser = parse_watch)]
+        watch: Option<Duration>,
         /// Links to look at, in bits a second
         #[arg(long, value_name = "RATE", value_delimiter = ',', default_value = "10M,100M,1G", value_parser = crate::plan::parse_link)]
         links: Vec<f64>,
@@ -53,6 +61,18 @@ pub(crate) enum Command {
         /// Print a JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Serve as the standby of one rehearsal of `plan --invite`, in a folder that is removed at the end, until Ctrl-C
+    PlanPeer {
+        /// Where to listen, UDP
+        #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7420")]
+        listen: String,
+        /// The address that the active's host uses, when it isn't the one to listen at
+        #[arg(long, value_name = "HOST[:PORT]")]
+        advertise: Option<String>,
+        /// A folder to make for it, on the disk that the standby is to have, with 1 GB of room [default: a temporary one]
+        #[arg(long, value_name = "DIR")]
+        scratch: Option<PathBuf>,
     },
     /// Set up this host as standby or as active
     #[command(subcommand)]
@@ -498,6 +518,10 @@ fn parse_duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("unknown unit {unit:?}; use ms, s, m or h")),
     };
     number.checked_mul(ms).filter(|ms| *ms <= 7 * 86_400_000).map(Duration::from_millis).ok_or("more than a week".into())
+}
+
+fn parse_watch(text: &str) -> Result<Duration, String> {
+    parse_duration(text).and_then(|d| if d < Duration::from_secs(1) { Err("less than a second tells nothing".into()) } else { Ok(d) })
 }
 
 #[cfg(test)]

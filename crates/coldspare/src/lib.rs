@@ -78,9 +78,10 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Outcome {
     match command {
         Command::Demo { dir, keep } => demo::run(dir, keep),
-        Command::Plan { homes, scratch, links, lag, scale, plot, json } => {
-            plan::run(&plan::Options { roots: homes, scratch, links, lag_seconds: lag.as_secs_f64(), scale, plot, json })
+        Command::Plan { homes, scratch, invite, watch, links, lag, scale, plot, json } => {
+            plan::run(&plan::Options { roots: homes, scratch, invite, watch, links, lag_seconds: lag.as_secs_f64(), scale, plot, json })
         }
+        Command::PlanPeer { listen, advertise, scratch } => plan::run_peer(&listen, advertise.as_deref(), scratch),
         Command::Init(InitCommand::Standby { init, listen, advertise }) => {
             init::standby(init.into(), listen.as_deref(), advertise.as_deref())
         }

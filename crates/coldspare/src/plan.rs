@@ -1,19 +1,29 @@
 //! `plan`: what coldspare would cost and give on this host, from the real home and from a rehearsal with its own files.
 
+mod cycles;
+mod forecast;
+mod limits;
 mod model;
+mod peer;
 mod rehearsal;
 mod report;
+mod samples;
+mod speed;
 mod survey;
+mod watch;
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use coldspare_core::exclude::{BITBUCKET, Exclude};
+use coldspare_transport::Invitation;
 use serde_json::json;
 
 use crate::exit::{Code, Failure, Outcome};
-use model::{Wishes, forecast};
+use forecast::{ModelError, Wishes, forecast};
+use limits::Granted;
 use survey::Survey;
 
 /// What `plan` is asked.
@@ -23,6 +33,10 @@ pub(crate) struct Options {
     pub(crate) roots: Vec<PathBuf>,
     /// A folder that a rehearsal makes, on a disk like the standby's.
     pub(crate) scratch: Option<PathBuf>,
+    /// The line that `plan-peer` printed; without it both ends are on this host.
+    pub(crate) invite: Option<String>,
+    /// How long the home is watched; without it, times of files tell what is written.
+    pub(crate) watch: Option<Duration>,
     /// Bits a second.
     pub(crate) links: Vec<f64>,
     /// Seconds.
@@ -45,27 +59,54 @@ pub(crate) enum Measure {
 /// Surveys the home, rehearses with some of its files, prints what to expect.
 ///
 /// # Errors
-/// `Usage`: a folder can't be used. `Differs`: the rehearsal failed.
+/// `Usage`: a folder can't be used. `Differs`: the rehearsal failed. With a peer: as [`peer::rehearse`].
 pub(crate) fn run(options: &Options) -> Outcome {
+    let invitation = options.invite.as_deref().map(|text| text.trim().parse::<Invitation>()).transpose();
+    let invitation = invitation.map_err(|e| Failure::usage(format!("--invite: {e}; for a rehearsal `coldspare plan-peer` prints it")))?;
     let exclude = Exclude::new(BITBUCKET).map_err(Failure::usage)?;
-    let survey = survey::survey(&options.roots, &exclude)?;
     let scratch = Scratch::new(options.scratch.clone(), &options.roots)?;
-    let costs = rehearsal::rehearse(&survey.samples, &scratch.0)?;
-    let scaled = match options.scale {
-        Some((measure, to)) => survey.scaled(to / size_of(&survey, measure)?),
-        None => survey,
+    let mut survey = survey::survey(&options.roots, &exclude)?;
+    if let Some(duration) = options.watch {
+        let watched = watch::watch(&options.roots, &exclude, survey.folders, duration)?;
+        survey.minutes = watched.day();
+        survey.watched = Some(watched);
+    }
+    let speed = speed::measure(&survey, &scratch.0)?;
+    let costs = match &invitation {
+        Some(invitation) => peer::rehearse(&survey.samples, &scratch.0, invitation)?,
+        None => rehearsal::rehearse(&survey.samples, &scratch.0)?,
+    };
+    let (scaled, error) = match options.scale {
+        Some((measure, to)) => {
+            let factor = to / size_of(&survey, measure)?;
+            (survey.scaled(factor), ModelError::new(factor))
+        }
+        None => (survey, ModelError::new(1.0)),
     };
     let wishes = Wishes { links: options.links.clone(), lag_seconds: options.lag_seconds };
+    let limits = Granted::to_this_process().to_raise(scaled.folders);
     let forecast = forecast(&scaled, &costs, &wishes);
     if let Some(path) = &options.plot {
         fs::write(path, report::plot(&forecast.days)).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
     }
     if options.json {
-        println!("{}", json!({"survey": scaled, "rehearsal": costs, "figures": forecast.figures, "links": forecast.days}));
+        println!(
+            "{}",
+            json!({"survey": scaled, "host": speed, "rehearsal": costs, "figures": forecast.figures, "links": forecast.days, "limits_to_raise": limits, "error": error})
+        );
     } else {
-        print!("{}", report::page(&scaled, &forecast));
+        print!("{}", report::page(&scaled, &speed, &limits, &forecast, &error));
     }
     Ok(Code::Done)
+}
+
+/// Serves as the standby of a rehearsal, in a folder that is made for it, until a signal.
+///
+/// # Errors
+/// As [`peer::serve`].
+pub(crate) fn run_peer(listen: &str, advertise: Option<&str>, scratch: Option<PathBuf>) -> Outcome {
+    let scratch = Scratch::new(scratch, &[])?;
+    peer::serve(listen, advertise, &scratch.0)
 }
 
 fn size_of(survey: &Survey, measure: Measure) -> Result<f64, Failure> {

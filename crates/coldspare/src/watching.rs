@@ -40,6 +40,11 @@ impl HelperProcess {
         command.stdin(OwnedFd::from(its)).stdout(Stdio::null());
         Ok(HelperProcess { child: command.spawn()?, helper })
     }
+
+    /// What a watch asks it through.
+    pub(crate) fn helper(&self) -> Arc<Helper> {
+        self.helper.clone()
+    }
 }
 
 impl Drop for HelperProcess {

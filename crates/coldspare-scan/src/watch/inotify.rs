@@ -21,12 +21,12 @@ pub(super) enum NotWatched {
 }
 
 impl Inotify {
-    /// Watches nothing yet but where marks are put.
+    /// Watches nothing yet but where marks are put; a root without such a place has no barrier.
     pub(super) fn start(shared: Arc<Shared>) -> Result<Inotify, WatchError> {
         let roots: Vec<_> = shared.roots.iter().map(|root| cookie_dir(&root.path)).collect();
         let mut watcher = notify::recommended_watcher(move |event| take_event(&shared, event))
             .map_err(|e| WatchError::Unavailable(format!("inotify: {e}; raise fs.inotify.max_user_instances")))?;
-        for cookies in roots {
+        for cookies in roots.into_iter().filter(|cookies| cookies.exists()) {
             watcher.watch(&cookies, RecursiveMode::NonRecursive).map_err(|e| WatchError::Root { path: cookies, detail: e.to_string() })?;
         }
         Ok(Inotify(watcher))

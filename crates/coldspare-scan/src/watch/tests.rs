@@ -59,6 +59,22 @@ fn after_the_barrier_every_change_is_a_hint() {
 }
 
 #[test]
+fn a_root_that_is_only_read_is_watched_and_has_no_barrier() {
+    let dir = tempfile::tempdir().unwrap();
+    let watch = Watch::start(Backend::Inotify, vec![dir.path().canonicalize().unwrap().into()], Box::new(|| ())).unwrap();
+    watch.cover(RootId(0), &RelPath::root());
+    std::fs::write(dir.path().join("f"), b"x").unwrap();
+    let deadline = Instant::now() + LIMIT;
+    while watch.dirty().is_empty() {
+        watch.catch_up();
+        assert!(Instant::now() < deadline, "no hint came");
+    }
+    assert_eq!(names(&watch, ""), [("f".into(), Hint::Replaced)]);
+    assert!(matches!(watch.barrier(LIMIT), Err(WatchError::Root { .. })));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
 fn a_replaced_directory_is_covered_anew() {
     let (dir, watch) = watched();
     let d = RelPath::new(*b"d").unwrap();

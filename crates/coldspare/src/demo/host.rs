@@ -26,6 +26,8 @@ pub(crate) struct Host {
     pub(crate) files: Home,
     dir: PathBuf,
     daemon: &'static str,
+    /// What the second root is called.
+    store_name: &'static str,
     child: Option<Child>,
 }
 
@@ -36,14 +38,20 @@ impl Host {
         let files = Home::at(&dir);
         files.create()?;
         make_dir(&dir.join("etc"))?;
-        Ok(Host { files, dir, daemon, child: None })
+        Ok(Host { files, dir, daemon, store_name: "store", child: None })
+    }
+
+    /// The same with another name for its second root, set before `init`.
+    pub(crate) fn with_store_named(mut self, store_name: &'static str) -> Host {
+        self.store_name = store_name;
+        self
     }
 
     /// Runs `init` and returns what it printed.
     pub(crate) fn init(&self, role: &str, more: &[&str]) -> Result<String, Failure> {
         let mut command = this_program()?;
         command.args(["init", role, "--home"]).arg(&self.files.home).arg("--config").arg(self.config());
-        command.arg("--root").arg(format!("store={}", self.files.store.display())).args(more);
+        command.arg("--root").arg(format!("{}={}", self.store_name, self.files.store.display())).args(more);
         super::home::run(&mut command)
     }
 
@@ -55,14 +63,23 @@ impl Host {
         command.arg(self.daemon).arg("--config").arg(self.config());
         self.child = Some(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().map_err(fail)?);
         let what = format!("`coldspare {}` answers (its log: {})", self.daemon, self.log().display());
-        wait_until(&what, || {
-            if let Some(status) = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten()) {
-                let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-                let last = log.lines().next_back().unwrap_or_default();
-                return Err(failed(format!("`coldspare {}` ended ({status}): {last}", self.daemon)));
-            }
-            Ok(self.status().is_some())
+        wait_until(&what, || match self.ended() {
+            Some(ended) => Err(ended),
+            None => Ok(self.status().is_some()),
         })
+    }
+
+    /// What the daemon said last, and its exit code, once it has ended by itself.
+    pub(crate) fn ended(&mut self) -> Option<Failure> {
+        let status = self.child.as_mut()?.try_wait().ok()??;
+        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
+        let message = match log.lines().rev().find_map(|line| line.strip_prefix("coldspare: ")) {
+            Some(message) => message.into(),
+            None => format!("`coldspare {}` ended, {status}: {}", self.daemon, log.lines().last().unwrap_or("it said nothing")),
+        };
+        let codes = [Code::Usage, Code::Unreachable, Code::Fenced, Code::Damage];
+        let code = codes.into_iter().find(|code| status.code() == Some(*code as i32)).unwrap_or(Code::Differs);
+        Some(Failure { code, message, passes: false })
     }
 
     /// Kills the daemon with SIGKILL.
@@ -85,7 +102,12 @@ impl Host {
 
     /// What the daemon says of itself; `None` while none answers.
     pub(crate) fn status(&self) -> Option<Value> {
-        socket::ask(&State::at(&self.state()).socket_path(), &Request::Status, Some(LIMIT), |_| ()).ok()?
+        self.ask(&Request::Status, LIMIT).ok()?
+    }
+
+    /// What the daemon answers; `None` while none runs.
+    pub(crate) fn ask(&self, request: &Request, limit: Duration) -> Result<Option<Value>, Failure> {
+        socket::ask(&State::at(&self.state()).socket_path(), request, Some(limit), |_| ())
     }
 
     /// Runs a command of this program on this host; its exit code and what it printed.

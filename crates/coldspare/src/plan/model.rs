@@ -1,12 +1,10 @@
-//! From what a home consists of, and what a rehearsal cost on this host, to what to expect.
-//!
-//! Decides from numbers alone. Each figure names what it rests on.
+//! What a rehearsal cost, and what follows from it for a day of changes over a link. Decides from numbers alone.
 
 use serde::Serialize;
 
 use super::survey::{Amount, DAY, Survey};
 
-/// What a rehearsal cost, with both ends on this host.
+/// What a rehearsal cost: with both ends on this host, or over a link.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub(crate) struct Costs {
     /// Seconds of any seed, whatever is in it.
@@ -17,17 +15,27 @@ pub(crate) struct Costs {
     pub(crate) seconds_per_byte: f64,
     /// CPU seconds of the sender.
     pub(crate) active_cpu: Cpu,
-    /// CPU seconds of the receiver.
-    pub(crate) standby_cpu: Cpu,
+    /// CPU seconds of the receiver, where it is a process of this host.
+    pub(crate) standby_cpu: Option<Cpu>,
     /// Bytes sent a byte of content.
     pub(crate) sent_per_byte: f64,
-    /// Bytes of the sender's index and of the receiver's manifest an entry.
+    /// Bytes of the sender's index and, where it is on this host, of the receiver's manifest an entry.
     pub(crate) index_bytes_per_entry: f64,
-    pub(crate) manifest_bytes_per_entry: f64,
+    pub(crate) manifest_bytes_per_entry: Option<f64>,
     /// Seconds until one small change is durable on the standby.
     pub(crate) seconds_per_change: f64,
     /// Bytes sent a byte that `git repack -ad` wrote; `None` when no repository was rehearsed.
     pub(crate) sent_per_repacked_byte: Option<f64>,
+    /// What it went over; `None` with both ends on this host.
+    pub(crate) link: Option<MeasuredLink>,
+}
+
+/// A link to a peer, as the rehearsal had it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct MeasuredLink {
+    /// While large files went, with what both ends did to them; `None` when there were none.
+    pub(crate) bytes_per_second: Option<f64>,
+    pub(crate) round_trip_seconds: Option<f64>,
 }
 
 /// A cost of files and their bytes.
@@ -47,32 +55,13 @@ pub(crate) struct Cpu {
 }
 
 impl Cpu {
-    fn seed(&self, amount: Amount) -> f64 {
+    pub(super) fn seed(&self, amount: Amount) -> f64 {
         self.base + self.changes(amount)
     }
 
-    fn changes(&self, amount: Amount) -> f64 {
+    pub(super) fn changes(&self, amount: Amount) -> f64 {
         amount.files as f64 * self.each.file + amount.bytes as f64 * self.each.byte
     }
-}
-
-/// What somebody wants to know.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Wishes {
-    /// Links, in bits a second.
-    pub(crate) links: Vec<f64>,
-    /// Seconds of lag that are acceptable.
-    pub(crate) lag_seconds: f64,
-}
-
-/// One answer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Figure {
-    pub(crate) what: String,
-    pub(crate) value: f64,
-    pub(crate) unit: &'static str,
-    /// What it rests on.
-    pub(crate) basis: String,
 }
 
 /// What one link does over the day.
@@ -81,15 +70,20 @@ pub(crate) struct Day {
     pub(crate) bits_per_second: f64,
     pub(crate) seed_seconds: f64,
     pub(crate) repack_night_seconds: f64,
-    /// Seconds of lag at the end of each minute of the last day, the earliest first.
+    pub(crate) lag_median_seconds: f64,
+    pub(crate) lag_highest_seconds: f64,
+    /// Bytes that were written and aren't on the standby while the lag is highest: what a failover then loses.
+    pub(crate) lag_highest_bytes: f64,
+    /// Seconds of lag at the end of each minute of the day, the earliest first.
     pub(crate) lag_seconds: Vec<f64>,
 }
 
-/// All answers.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub(crate) struct Forecast {
-    pub(crate) figures: Vec<Figure>,
-    pub(crate) days: Vec<Day>,
+/// What waits at the end of a minute.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct Waiting {
+    pub(crate) lag_seconds: f64,
+    /// Of the home.
+    pub(crate) bytes: f64,
 }
 
 impl Costs {
@@ -111,7 +105,7 @@ impl Costs {
         }
     }
 
-    fn sent(&self, bytes: u64) -> f64 {
+    pub(super) fn sent(&self, bytes: u64) -> f64 {
         bytes as f64 * self.sent_per_byte
     }
 
@@ -121,95 +115,47 @@ impl Costs {
     }
 }
 
-/// What to expect of `survey` at `costs`.
-pub(crate) fn forecast(survey: &Survey, costs: &Costs, wishes: &Wishes) -> Forecast {
-    let all = survey.files();
-    let seed = costs.seconds_base + costs.seconds(all);
-    let sent = costs.sent(all.bytes);
-    let day: Amount =
-        survey.minutes.iter().fold(Amount::default(), |sum, m| Amount { files: sum.files + m.files, bytes: sum.bytes + m.bytes });
-    let busiest = survey.minutes.iter().copied().max_by_key(|m| m.bytes).unwrap_or_default();
-    let repacked = survey.packs.bytes + survey.loose.bytes;
-    let share = costs.sent_per_repacked_byte.unwrap_or(REPACK_SHARE_UNKNOWN);
-    let repack_night = repacked as f64 * share;
-    let mut figures = Vec::new();
-    let mut add =
-        |what: &str, value: f64, unit: &'static str, basis: String| figures.push(Figure { what: what.into(), value, unit, basis });
-
-    add("seed, both hosts like this one", seed, "s", "rehearsal; both ends shared this host's cores, so two hosts are no slower".into());
-    add("seed, bytes on the wire", sent, "B", "rehearsal with files of this home".into());
-    add("seed, CPU of the active", costs.active_cpu.seed(all), "s", "rehearsal".into());
-    add("seed, CPU of the standby", costs.standby_cpu.seed(all), "s", "rehearsal".into());
-    add(
-        "written in the last day",
-        day.bytes as f64,
-        "B",
-        "times of files: each counts once, at its last change; what was deleted since isn't seen".into(),
-    );
-    add("busiest minute of it", busiest.bytes as f64, "B", "as before".into());
-    add(
-        "a usual day, bytes on the wire",
-        costs.sent(day.bytes),
-        "B",
-        "as before, at the rehearsal's share; deltas of changed files make it less".into(),
-    );
-    add("a usual day, CPU of the active", costs.active_cpu.changes(day), "s", "as before".into());
-    let basis = match costs.sent_per_repacked_byte {
-        Some(_) => "`git repack -ad` of a repository of this home, rehearsed; with `-f` all of it may travel",
-        None => "no repository could be rehearsed: the share that one with many old deltas takes; with `-f` all of it may travel",
-    };
-    add("a night that repacks everything, bytes on the wire", repack_night, "B", basis.into());
-    let needed = needed_link(survey, costs, wishes.lag_seconds);
-    add(&format!("link for a lag of {} s", wishes.lag_seconds), needed, "bit/s", "the last day, minute by minute".into());
-    add("lag of a lone change", costs.seconds_per_change, "s", "rehearsal, median".into());
-    add(
-        "memory, each daemon, at most",
-        memory_bytes(survey.entries),
-        "B",
-        "measured up to three million entries (docs/performance.md)".into(),
-    );
-    add("disk, index on the active", survey.entries as f64 * costs.index_bytes_per_entry, "B", "rehearsal, an entry".into());
-    add("disk, manifest on the standby", survey.entries as f64 * costs.manifest_bytes_per_entry, "B", "rehearsal, an entry".into());
-    let staging = survey.largest_file_bytes.max(busiest.bytes) as f64;
-    add(
-        "disk, content and staging on the standby",
-        all.bytes as f64 + staging,
-        "B",
-        "all files, and the largest of them or the busiest minute once more".into(),
-    );
-    let days = wishes.links.iter().map(|link| one_day(survey, costs, *link, sent, seed, repack_night)).collect();
-    Forecast { figures, days }
-}
-
-/// The share of what is repacked that travels, where none was measured: of a history with many deltas computed anew.
-const REPACK_SHARE_UNKNOWN: f64 = 0.20;
-
-fn one_day(survey: &Survey, costs: &Costs, bits_per_second: f64, sent: f64, seed: f64, repack_night: f64) -> Day {
+/// What a link does over the day; `sent` and `repack_night` are bytes.
+pub(super) fn one_day(survey: &Survey, costs: &Costs, bits_per_second: f64, sent: f64, seed: f64, repack_night: f64) -> Day {
+    let waiting = waiting_of_day(survey, costs, bits_per_second);
+    let mut sorted = waiting.clone();
+    sorted.sort_by(|a, b| a.lag_seconds.total_cmp(&b.lag_seconds).then(a.bytes.total_cmp(&b.bytes)));
+    let highest = sorted.last().copied().unwrap_or_default();
     Day {
         bits_per_second,
         seed_seconds: seed.max(sent * 8.0 / bits_per_second),
         repack_night_seconds: repack_night * 8.0 / bits_per_second,
-        lag_seconds: lag_of_day(survey, costs, bits_per_second),
+        lag_median_seconds: sorted.get(sorted.len() / 2).copied().unwrap_or_default().lag_seconds,
+        lag_highest_seconds: highest.lag_seconds,
+        lag_highest_bytes: highest.bytes,
+        lag_seconds: waiting.iter().map(|w| w.lag_seconds).collect(),
     }
 }
 
-/// The lag at the end of each minute of the last day: what was written and isn't sent yet, in seconds of the link, and no
-/// less than both ends take for it.
-pub(crate) fn lag_of_day(survey: &Survey, costs: &Costs, bits_per_second: f64) -> Vec<f64> {
+/// What waits at the end of each minute of the day: what was written and isn't sent yet, in seconds of the link, and no less
+/// than both ends take for it.
+pub(crate) fn waiting_of_day(survey: &Survey, costs: &Costs, bits_per_second: f64) -> Vec<Waiting> {
     let bytes_per_second = bits_per_second / 8.0;
-    let mut backlog = 0.0;
-    let mut lags = Vec::with_capacity(DAY);
+    let (mut backlog, mut backlog_bytes) = (0.0, 0.0);
+    let mut all = Vec::with_capacity(DAY);
     for minute in survey.minutes.iter().rev() {
+        let bytes = minute.bytes as f64;
         let work = (costs.sent(minute.bytes) / bytes_per_second).max(costs.seconds(*minute));
-        backlog = f64::max(backlog + work - 60.0, 0.0);
-        lags.push(costs.seconds_per_change + backlog.max(work.min(60.0)));
+        // Old and new are taken as equally dear a byte.
+        let due = backlog + work;
+        backlog = f64::max(due - 60.0, 0.0);
+        backlog_bytes = if due > 0.0 { (backlog_bytes + bytes) * backlog / due } else { 0.0 };
+        // What is written at once waits as long as it takes.
+        let (at_once, at_once_bytes) = if work > 60.0 { (60.0, bytes * 60.0 / work) } else { (work, bytes) };
+        let (lag, waits) = if backlog > at_once { (backlog, backlog_bytes) } else { (at_once, at_once_bytes) };
+        all.push(Waiting { lag_seconds: costs.seconds_per_change + lag, bytes: waits });
     }
-    lags
+    all
 }
 
 /// The slowest link, in bits a second, with which the lag never exceeds `lag_seconds`; infinite when this host is the limit.
 pub(crate) fn needed_link(survey: &Survey, costs: &Costs, lag_seconds: f64) -> f64 {
-    let holds = |link: f64| lag_of_day(survey, costs, link).into_iter().all(|lag| lag <= lag_seconds);
+    let holds = |link: f64| waiting_of_day(survey, costs, link).into_iter().all(|waiting| waiting.lag_seconds <= lag_seconds);
     let (mut low, mut high) = (1e3, 1e12);
     if !holds(high) {
         return f64::INFINITY;
@@ -222,39 +168,36 @@ pub(crate) fn needed_link(survey: &Survey, costs: &Costs, lag_seconds: f64) -> f
 }
 
 /// Resident memory: a floor, and caches that grow with the home up to their limits.
-fn memory_bytes(entries: u64) -> f64 {
+pub(super) fn memory_bytes(entries: u64) -> f64 {
     let million = entries as f64 / 1e6;
     (40.0 + 10.0 * million.min(3.0)) * f64::from(1 << 20)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn costs() -> Costs {
+    pub(crate) fn costs() -> Costs {
         Costs {
             seconds_base: 0.5,
             seconds_per_file: 1e-4,
             seconds_per_byte: 1e-8,
             active_cpu: Cpu { base: 0.1, each: PerUnit { file: 1e-5, byte: 1e-9 } },
-            standby_cpu: Cpu { base: 0.1, each: PerUnit { file: 1e-5, byte: 1e-9 } },
+            standby_cpu: Some(Cpu { base: 0.1, each: PerUnit { file: 1e-5, byte: 1e-9 } }),
             sent_per_byte: 1.0,
             index_bytes_per_entry: 100.0,
-            manifest_bytes_per_entry: 100.0,
+            manifest_bytes_per_entry: Some(100.0),
             seconds_per_change: 0.02,
             sent_per_repacked_byte: Some(0.05),
+            link: None,
         }
     }
 
-    fn home(minutes: &[(usize, u64)]) -> Survey {
+    pub(crate) fn home(minutes: &[(usize, u64)]) -> Survey {
         let mut survey = Survey { minutes: vec![Amount::default(); DAY], ..Survey::default() };
         survey.packs = Amount { files: 100, bytes: 10_000_000_000 };
         minutes.iter().for_each(|(ago, bytes)| survey.minutes[*ago] = Amount { files: 1, bytes: *bytes });
         survey
-    }
-
-    fn figure(forecast: &Forecast, what: &str) -> f64 {
-        forecast.figures.iter().find(|f| f.what.starts_with(what)).expect(what).value
     }
 
     #[test]
@@ -268,22 +211,12 @@ mod tests {
     }
 
     #[test]
-    fn a_seed_takes_what_the_slower_of_hosts_and_link_takes() {
-        let wishes = Wishes { links: vec![1e8, 1e10], lag_seconds: 60.0 };
-        let forecast = forecast(&home(&[]), &costs(), &wishes);
-        assert_eq!(figure(&forecast, "seed, both hosts").round(), 101.0);
-        assert_eq!(format!("{:.3}", figure(&forecast, "seed, CPU of the active")), "10.101");
-        assert_eq!(forecast.days.iter().map(|d| d.seed_seconds.round()).collect::<Vec<_>>(), [800.0, 101.0]);
-        assert_eq!(figure(&forecast, "a night").round(), 500_000_000.0);
-    }
-
-    #[test]
     fn what_a_link_cannot_carry_in_its_minute_waits_for_the_next() {
         // 150 MB in one minute over 8 Mbit/s take 150 s.
-        let lags = lag_of_day(&home(&[(10, 150_000_000)]), &costs(), 8e6);
-        let busy: Vec<f64> = lags.iter().map(|lag| lag.round()).filter(|lag| *lag > 0.0).collect();
-        assert_eq!(busy, [90.0, 30.0]);
-        assert_eq!(lags.len(), DAY);
+        let waiting = waiting_of_day(&home(&[(10, 150_000_000)]), &costs(), 8e6);
+        let busy = waiting.iter().map(|w| (w.lag_seconds.round(), w.bytes.round())).filter(|w| w.0 > 0.0);
+        assert_eq!(busy.collect::<Vec<_>>(), [(90.0, 90e6), (30.0, 30e6)]);
+        assert_eq!(waiting.len(), DAY);
     }
 
     #[test]

@@ -2,11 +2,14 @@
 
 use std::fmt::Write as _;
 
-use super::model::{Day, Forecast};
+use super::forecast::{Forecast, ModelError};
+use super::limits::Limit;
+use super::model::Day;
+use super::speed::Speed;
 use super::survey::{DAY, Survey};
 
 /// What was found and what to expect of it.
-pub(crate) fn page(survey: &Survey, forecast: &Forecast) -> String {
+pub(crate) fn page(survey: &Survey, speed: &Speed, limits: &[Limit], forecast: &Forecast, error: &ModelError) -> String {
     let mut out = String::new();
     let all = survey.files();
     let _ = writeln!(
@@ -25,23 +28,36 @@ pub(crate) fn page(survey: &Survey, forecast: &Forecast) -> String {
     if survey.unreadable > 0 {
         let _ = writeln!(out, "{} entries could not be looked at: run it as the user of the home", survey.unreadable);
     }
+    let _ = writeln!(out, "\n{:<52}{:>14}  rests on", "this host by itself", "");
+    for line in speed.lines() {
+        let _ = writeln!(out, "{line}");
+    }
     let _ = writeln!(out, "\n{:<52}{:>14}  rests on", "what to expect", "");
     for figure in &forecast.figures {
-        let _ = writeln!(out, "{:<52}{:>14}  {}", figure.what, amount(figure.value, figure.unit), figure.basis);
-    }
-    let _ = writeln!(out, "\n{:<16}{:>14}{:>22}{:>22}{:>16}", "link", "seed", "night of a repack", "highest lag of a day", "median lag");
-    for day in &forecast.days {
-        let mut lags = day.lag_seconds.clone();
-        lags.sort_by(f64::total_cmp);
-        let at = |n: usize| amount(lags.get(n).copied().unwrap_or_default(), "s");
-        let (seed, night) = (amount(day.seed_seconds, "s"), amount(day.repack_night_seconds, "s"));
-        let link = amount(day.bits_per_second, "bit/s");
-        let _ = writeln!(out, "{link:<16}{seed:>14}{night:>22}{:>22}{:>16}", at(lags.len().saturating_sub(1)), at(lags.len() / 2));
+        let value = figure.value.map_or("unknown".into(), |value| amount(value, figure.unit));
+        let _ = writeln!(out, "{:<52}{value:>14}  {}", figure.what, figure.basis);
     }
     let _ = writeln!(
         out,
-        "\nWhat a failover without a handover may lose at worst is what the lag holds at that moment; with `coldspare checkpoint` \
-        behind a push, nothing of that push."
+        "\n{:<16}{:>14}{:>20}{:>14}{:>14}{:>30}",
+        "link", "seed", "night of a repack", "median lag", "highest lag", "lost by a failover at worst"
+    );
+    for day in &forecast.days {
+        let [seed, night, median, highest] =
+            [day.seed_seconds, day.repack_night_seconds, day.lag_median_seconds, day.lag_highest_seconds].map(|s| amount(s, "s"));
+        let (link, lost) = (amount(day.bits_per_second, "bit/s"), amount(day.lag_highest_bytes, "B"));
+        let _ = writeln!(out, "{link:<16}{seed:>14}{night:>20}{median:>14}{highest:>14}{lost:>30}");
+    }
+    let _ = writeln!(out, "\nThe error of these figures: ±{:.0} %, from {}.", error.share * 100.0, error.rests_on);
+    let _ = writeln!(out, "\nkernel limits to raise on this host: {}", if limits.is_empty() { "none" } else { "" });
+    for Limit { name, present, needed, why } in limits {
+        let _ = writeln!(out, "{name} = {needed}, now {present}: {why}");
+    }
+    let _ = writeln!(
+        out,
+        "\nA failover without a handover loses what was written and isn't on the standby: the seconds of the lag at that moment, at worst \
+        the highest of a day with the bytes that wait then; of a push with `coldspare checkpoint` behind it, nothing. A handover loses \
+        nothing."
     );
     out
 }
@@ -138,7 +154,15 @@ mod tests {
 
     #[test]
     fn a_plot_has_a_line_a_link() {
-        let day = |bits_per_second| Day { bits_per_second, seed_seconds: 1.0, repack_night_seconds: 1.0, lag_seconds: vec![0.02; DAY] };
+        let day = |bits_per_second| Day {
+            bits_per_second,
+            seed_seconds: 1.0,
+            repack_night_seconds: 1.0,
+            lag_median_seconds: 0.02,
+            lag_highest_seconds: 0.02,
+            lag_highest_bytes: 0.0,
+            lag_seconds: vec![0.02; DAY],
+        };
         let svg = plot(&[day(1e8), day(1e9)]);
         assert_eq!(svg.matches("<polyline").count(), 2);
         assert!(svg.contains("100 Mbit/s") && svg.contains("1.0 Gbit/s") && svg.ends_with("</svg>\n"));

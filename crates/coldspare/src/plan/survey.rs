@@ -5,12 +5,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use coldspare_core::RelPath;
 use coldspare_core::exclude::{Exclude, IsDir};
 use serde::Serialize;
 
+use super::cycles::{Cycles, PackAges};
+use super::watch::Watched;
+use crate::demo::host::{INTERRUPTED, failed};
 use crate::exit::Failure;
 
 /// Files of one kind.
@@ -44,9 +48,14 @@ pub(crate) struct Survey {
     pub(crate) loose: Amount,
     pub(crate) other: Amount,
     pub(crate) largest_file_bytes: u64,
-    /// What was written in each of the last 1,440 minutes, the latest first, as far as times of files tell.
+    /// Repositories that were repacked of late.
+    pub(crate) repacked: Cycles,
+    /// What was written in each of the last 1,440 minutes, the latest first, as far as times of files tell; or of a day of what
+    /// was watched.
     #[serde(skip)]
     pub(crate) minutes: Vec<Amount>,
+    /// What was seen while the home was watched, as large as it is.
+    pub(crate) watched: Option<Watched>,
     /// How long it took.
     pub(crate) seconds: f64,
     /// What could not be looked at.
@@ -97,6 +106,7 @@ impl Survey {
             packs: amount(self.packs),
             loose: amount(self.loose),
             other: amount(self.other),
+            repacked: self.repacked.scaled(factor),
             minutes: self.minutes.iter().copied().map(amount).collect(),
             ..self.clone()
         }
@@ -106,7 +116,7 @@ impl Survey {
 /// Looks at all of `roots`; a file with several names counts once for each.
 ///
 /// # Errors
-/// `Usage`: a root can't be read.
+/// `Usage`: a root can't be read. `Differs`: interrupted.
 pub(crate) fn survey(roots: &[PathBuf], exclude: &Exclude) -> Result<Survey, Failure> {
     let started = Instant::now();
     let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| i64::try_from(d.as_secs()).unwrap_or(i64::MAX));
@@ -115,6 +125,9 @@ pub(crate) fn survey(roots: &[PathBuf], exclude: &Exclude) -> Result<Survey, Fai
         fs::read_dir(root).map_err(|e| Failure::usage(format!("{}: {e}", root.display())))?;
         let walk = Walk { root, exclude, now_s, sum: &sum };
         rayon::scope(|scope| walk.folder(scope, RelPath::root()));
+    }
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return Err(failed("interrupted"));
     }
     let mut survey = sum.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     survey.seconds = started.elapsed().as_secs_f64();
@@ -131,6 +144,9 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn folder(self, scope: &rayon::Scope<'a>, path: RelPath) {
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return;
+        }
         let at = self.root.join(std::ffi::OsStr::from_bytes(path.as_bytes()));
         let mut found = Vec::new();
         let mut unreadable = 0;
@@ -152,7 +168,7 @@ impl<'a> Walk<'a> {
         let mut folders = Vec::new();
         let mut part = Survey { minutes: Vec::new(), unreadable, ..Survey::default() };
         (part.repositories, part.forks) = (u64::from(is_repository), u64::from(is_fork));
-        let mut written: Vec<(usize, u64)> = Vec::new();
+        let (mut written, mut ages): (Vec<(usize, u64)>, _) = (Vec::new(), PackAges::default());
         for (name, meta) in found {
             let Ok(child) = path.join(name.as_bytes()) else { continue };
             let is_dir = if meta.is_dir() { IsDir::Yes } else { IsDir::No };
@@ -164,7 +180,8 @@ impl<'a> Walk<'a> {
                 part.folders += 1;
                 folders.push(child);
             } else if meta.is_file() {
-                let amount = match kind_of(&child) {
+                let (kind, age_s) = (kind_of(&child), self.now_s - meta.mtime());
+                let amount = match kind {
                     Kind::Pack => &mut part.packs,
                     Kind::Loose => &mut part.loose,
                     Kind::Other => &mut part.other,
@@ -172,9 +189,12 @@ impl<'a> Walk<'a> {
                 amount.files += 1;
                 amount.bytes += meta.len();
                 part.largest_file_bytes = part.largest_file_bytes.max(meta.len());
-                let minutes_ago = usize::try_from((self.now_s - meta.mtime()) / 60).unwrap_or(DAY);
-                if minutes_ago < DAY && meta.mtime() <= self.now_s {
+                let minutes_ago = usize::try_from(age_s / 60).unwrap_or(DAY);
+                if minutes_ago < DAY && age_s >= 0 {
                     written.push((minutes_ago, meta.len()));
+                }
+                if kind == Kind::Pack {
+                    ages.add(age_s, meta.len());
                 }
                 part.samples.add(at.join(&name), meta.len());
             }
@@ -183,6 +203,7 @@ impl<'a> Walk<'a> {
             let repository = at.parent().and_then(Path::parent).filter(|at| !at.join("objects/info/alternates").exists());
             part.samples.repositories.extend(repository.map(|at| (part.packs.bytes, at.into())));
         }
+        part.repacked = ages.cycles();
         self.add(part, &written);
         for folder in folders {
             scope.spawn(move |scope| self.folder(scope, folder));
@@ -196,6 +217,7 @@ impl<'a> Walk<'a> {
         sum.repositories += part.repositories;
         sum.forks += part.forks;
         sum.unreadable += part.unreadable;
+        sum.repacked = sum.repacked.and(part.repacked);
         sum.largest_file_bytes = sum.largest_file_bytes.max(part.largest_file_bytes);
         let sum = &mut *sum;
         for (to, from) in [(&mut sum.packs, part.packs), (&mut sum.loose, part.loose), (&mut sum.other, part.other)] {
@@ -253,6 +275,7 @@ pub(crate) fn kind_of(path: &RelPath) -> Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::cycles::Repacked;
 
     #[test]
     fn a_home_is_counted_by_kind_without_what_is_left_out() {
@@ -274,5 +297,8 @@ mod tests {
         assert_eq!((found.repositories, found.forks, found.folders, found.entries), (1, 1, 6, 10));
         assert_eq!(found.minutes.iter().map(|m| m.files).sum::<u64>(), 4);
         assert_eq!(found.scaled(2.0).files(), Amount { files: 8, bytes: 2_260 });
+        // Its one pack was written just now.
+        assert_eq!(found.repacked.last_day, Repacked { repositories: 1, bytes: 1_000 });
+        assert_eq!(found.scaled(2.0).repacked.last_seven_days, Repacked { repositories: 2, bytes: 2_000 });
     }
 }
