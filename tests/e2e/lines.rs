@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -64,15 +65,28 @@ fn one_percent_of_loss_over_50_ms_leaves_the_line_full() {
     assert!(line.there().lost.load(Ordering::Relaxed) > 100);
 }
 
-#[test]
-fn a_line_of_1280_bytes_is_found_out() {
-    let Some(line) = line(Quality { mtu: 1280, ..Quality::default() }) else { return };
+/// Packets that were too long for a line of 1,280 bytes, of whose MTU the route says `route`.
+fn too_long(route: &str) -> Option<u64> {
+    let line = line(Quality { mtu: 1280, ..Quality::default() })?;
+    let routed = line.near().enter(|| {
+        let ip = |args: &[&str]| Command::new("ip").args(args).output();
+        let found = String::from_utf8(ip(&["route", "show", "to", FAR])?.stdout).unwrap().replace("mtu 1280", route);
+        Ok(ip(&[&["route", "replace"], found.split_whitespace().collect::<Vec<_>>().as_slice()].concat())?.status.success())
+    });
+    assert!(routed.unwrap());
     let mut pair = Pair::across(&line);
     pair.active.configure("[link]\ncongestion = \"bbr\"\n");
     let (seeded, followed) = seed_and_follow(&mut pair, 10_000_000);
     println!("seeded in {seeded:.2} s, a push in {followed:.2} s; {:?}", line.there());
-    let too_long = line.there().too_long.load(Ordering::Relaxed);
-    assert!((1..100).contains(&too_long), "{too_long} packets were too long");
+    Some(line.there().too_long.load(Ordering::Relaxed))
+}
+
+#[test]
+fn a_line_of_1280_bytes_is_found_out_whether_or_not_the_route_tells() {
+    let Some(told) = too_long("mtu 1280") else { return };
+    assert_eq!(told, 0, "packets were too long though the route says so");
+    let untold = too_long("mtu 1500").unwrap();
+    assert!((1..100).contains(&untold), "{untold} packets were too long");
 }
 
 #[test]
