@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::git::{self, git_ok};
@@ -109,8 +109,111 @@ fn a_pack_that_somebody_damaged_on_the_standby_makes_no_wrong_one() {
     pair.assert_equal();
 }
 
+/// Many small objects: a new index is more than all else that a repack brings, and the standby makes it, and the reverse index.
+#[test]
+fn the_index_of_a_repack_is_not_sent() {
+    for (format, kind) in [("sha1", "-a"), ("sha256", "-a"), ("sha1", "--geometric=2")] {
+        let pair = Pair::following();
+        let here = many_objects(&pair, format, &mut Seed::from_env());
+        git_ok(&here, &["config", "pack.writeReverseIndex", "true"]);
+        let before = git::packs(&here);
+        let sent = pair.sent_by(|| {
+            let _frozen = pair.active.freeze();
+            git_ok(&here, &["repack", "-q", "-d", kind, "--no-write-bitmap-index"]);
+        });
+        let new: Vec<PathBuf> = git::packs(&here).into_iter().filter(|pack| !before.contains(pack)).collect();
+        let bytes = |ending: &str| new.iter().map(|pack| fs::metadata(pack.with_extension(ending)).unwrap().len()).sum::<u64>();
+        let (index, reverse) = (bytes("idx"), bytes("rev"));
+        println!("{format}, {kind}: {sent} bytes were sent for {index} of indexes, {reverse} of reverse ones");
+        assert!(index > 128 << 10 && sent < index, "{sent} bytes were sent, the indexes alone are {index}");
+        pair.assert_equal();
+        check_packs(&pair.standby.home.join(REPOSITORY));
+        // What was made here serves the next one.
+        let again = pair.sent_by(|| {
+            let _frozen = pair.active.freeze();
+            git_ok(&here, &["repack", "-q", "-a", "-d", "-F", "--depth=3", "--no-write-bitmap-index"]);
+        });
+        println!("{format}, -F: {again} bytes");
+        pair.assert_equal();
+        check_packs(&pair.standby.home.join(REPOSITORY));
+        pair.standby.run(&["verify", "--deep"]).expect_code(0);
+    }
+}
+
+#[test]
+fn an_index_that_somebody_damaged_on_the_standby_makes_no_wrong_one() {
+    let pair = Pair::following();
+    let here = many_objects(&pair, "sha1", &mut Seed::from_env());
+    let there = pair.standby.home.join(REPOSITORY);
+    // The standby's own watch is not to put the first right while the others are being damaged.
+    let frozen = pair.standby.freeze();
+    for (n, pack) in git::packs(&there).into_iter().enumerate() {
+        let index = pack.with_extension("idx");
+        fs::set_permissions(&index, fs::Permissions::from_mode(0o644)).unwrap();
+        match n {
+            0 => fs::remove_file(&index).unwrap(),
+            1 => fs::write(&index, b"").unwrap(),
+            _ => {
+                let mut bytes = fs::read(&index).unwrap();
+                // A name, and where an entry is.
+                let middle = bytes.len() / 2;
+                bytes[8 + 4 * 256 + 15] ^= 1;
+                bytes[middle] ^= 1;
+                fs::write(&index, bytes).unwrap();
+            }
+        }
+    }
+    drop(frozen);
+    git_ok(&here, &["repack", "-q", "-a", "-d", "--no-write-bitmap-index"]);
+    pair.checkpoint();
+    // By the changeset that was to be made from them, or by the standby's own watch before that.
+    let log = pair.active.log();
+    assert!(log.contains("is not on the standby what the changeset starts from") || log.contains("asked for again"), "{log}");
+    check_packs(&there);
+    pair.assert_equal();
+}
+
+/// git takes the packs, their indexes and their reverse indexes for whole.
+fn check_packs(repository: &Path) {
+    git::assert_clean(repository);
+    for pack in git::packs(repository) {
+        git_ok(repository, &["verify-pack", &pack.with_extension("idx").to_string_lossy()]);
+    }
+}
+
+/// A repository of 5,000 small objects that grew by pushes, each of which is a pack on both hosts.
+fn many_objects(pair: &Pair, format: &str, seed: &mut Seed) -> PathBuf {
+    let here = pair.active.home.join(REPOSITORY);
+    fs::create_dir_all(here.parent().unwrap()).unwrap();
+    let source = pair.dir.path().join("source");
+    for at in [&here, &source] {
+        git_ok(Path::new("/"), &["init", "-q", "--bare", "-b", "main", "--object-format", format, &at.to_string_lossy()]);
+    }
+    git::set_up(&here);
+    git_ok(&here, &["config", "transfer.unpackLimit", "1"]);
+    for push in 0..PUSHES {
+        let mut stream = format!("commit refs/heads/main\ncommitter T <t@example.com> {} +0000\ndata 1\nx\n", 1_700_000_000 + push);
+        if push > 0 {
+            stream += "from refs/heads/main^0\n";
+        }
+        for n in 0..450 {
+            let text = format!("{n} of {push}: {:x}\n", seed.next());
+            stream += &format!("M 100644 inline folder{}/{push}-{n}\ndata {}\n{text}\n", n % 9, text.len());
+        }
+        let import = pair.dir.path().join("import");
+        fs::write(&import, stream).unwrap();
+        let ran = git::command(&source, &["fast-import", "--quiet"]).stdin(fs::File::open(&import).unwrap()).status().unwrap();
+        assert!(ran.success());
+        // A pack that is seen before its index is not known by what is in it.
+        let _frozen = pair.active.freeze();
+        git_ok(&source, &["push", "-q", &here.to_string_lossy(), "refs/heads/main"]);
+    }
+    pair.checkpoint();
+    here
+}
+
 /// A repository that grew by pushes, each of which is a pack on both hosts.
-fn repository(pair: &Pair, format: &str, seed: &mut Seed) -> std::path::PathBuf {
+fn repository(pair: &Pair, format: &str, seed: &mut Seed) -> PathBuf {
     let here = pair.active.home.join(REPOSITORY);
     fs::create_dir_all(here.parent().unwrap()).unwrap();
     git_ok(Path::new("/"), &["init", "-q", "--bare", "-b", "main", "--object-format", format, &here.to_string_lossy()]);

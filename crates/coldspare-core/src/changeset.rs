@@ -36,7 +36,37 @@ pub enum ContentRef {
     Unchanged,
     /// The standby has the content staged from an earlier try: it said so.
     Staged,
+    /// The standby makes it when all else is staged, by a [`Recipe`]: the next bytes of the batch's payload.
+    Rebuilt {
+        /// Bytes of the recipe, at most [`RECIPE_BYTES_MAX`].
+        recipe_bytes: u32,
+    },
 }
+
+/// How the standby makes a file from others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Recipe {
+    /// A pack's index, from the pack beside it and from indexes of the tree that the changeset starts from.
+    PackIndex {
+        /// Those indexes, by the numbers that `entries` gives them. At most [`SOURCES_MAX`].
+        #[serde(deserialize_with = "codec::capped::<_, _, SOURCES_MAX>")]
+        sources: Vec<(RootId, RelPath)>,
+        /// Which names are where, as `coldspare-delta` codes it.
+        #[serde(with = "codec::bytes")]
+        entries: Vec<u8>,
+    },
+    /// A pack's reverse index, from the index beside it.
+    ReverseIndex,
+}
+
+/// LIMIT: bytes of one recipe.
+pub const RECIPE_BYTES_MAX: u32 = 2 << 20;
+
+/// LIMIT: bytes of all recipes of a changeset, each with [`RECIPE_COST_BYTES`] beside it: what the standby holds in memory.
+pub const RECIPES_BYTES_MAX: usize = 16 << 20;
+
+/// What a recipe counts for, beside its bytes: the path and the entry.
+pub const RECIPE_COST_BYTES: usize = 512;
 
 /// One operation of a changeset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -130,6 +160,9 @@ pub enum OpError {
     /// The content's source doesn't fit the kind of entry.
     #[error("content where there can be none, or none where there must be")]
     Content,
+    /// A recipe over the limit.
+    #[error("a recipe of {0} bytes")]
+    Recipe(u32),
     /// The entry is impossible.
     #[error(transparent)]
     Entry(#[from] EntryError),
@@ -151,11 +184,23 @@ impl Op {
                 if is_file == matches!(content, ContentRef::None) {
                     return Err(OpError::Content);
                 }
-                Ok(())
+                match content {
+                    ContentRef::Rebuilt { recipe_bytes } if *recipe_bytes > RECIPE_BYTES_MAX => Err(OpError::Recipe(*recipe_bytes)),
+                    _ => Ok(()),
+                }
             }
             Op::Delete { path, .. } if path.is_root() => Err(OpError::DeleteRoot),
             Op::Rename { from, to, .. } if from.is_within(to) || to.is_within(from) => Err(OpError::RenameWithin),
             Op::Delete { .. } | Op::Keep { .. } | Op::Rename { .. } => Ok(()),
+        }
+    }
+
+    /// Bytes of the batch's payload that belong to it: the content of a small file, or a recipe.
+    pub fn payload_bytes(&self) -> u64 {
+        match self {
+            Op::Put { entry, content: ContentRef::Inline, .. } => entry.size(),
+            Op::Put { content: ContentRef::Rebuilt { recipe_bytes }, .. } => u64::from(*recipe_bytes),
+            _ => 0,
         }
     }
 
@@ -229,6 +274,16 @@ mod tests {
     }
 
     #[test]
+    fn recipes_keep_their_bytes() {
+        let path = RelPath::new(*b"a/b").unwrap();
+        let recipe = Recipe::PackIndex { sources: vec![(RootId(1), path)], entries: vec![0xab, 0xcd] };
+        for (recipe, golden) in [(recipe, &[0, 1, 1, 3, b'a', b'/', b'b', 2, 0xab, 0xcd][..]), (Recipe::ReverseIndex, &[1])] {
+            assert_eq!(codec::encode(&recipe), golden);
+            assert_eq!(codec::decode::<Recipe>(golden).unwrap(), recipe);
+        }
+    }
+
+    #[test]
     fn operations_that_make_no_sense_are_refused() {
         let meta = Meta { mode: 0o755, uid: 0, gid: 0, mtime: Time::default(), xattrs: Vec::new() };
         let file = Body::File { size: 1, digest: Digest([0; 32]), sparse: false };
@@ -243,6 +298,10 @@ mod tests {
         check(put(0, &file, ContentRef::None), Err(OpError::Content));
         check(put(0, &Body::Dir, ContentRef::None), Ok(()));
         check(put(0, &Body::Dir, ContentRef::Inline), Err(OpError::Content));
+        let rebuilt = |recipe_bytes| ContentRef::Rebuilt { recipe_bytes };
+        check(put(0, &file, rebuilt(RECIPE_BYTES_MAX)), Ok(()));
+        check(put(0, &file, rebuilt(RECIPE_BYTES_MAX + 1)), Err(OpError::Recipe(RECIPE_BYTES_MAX + 1)));
+        check(put(0, &Body::Dir, rebuilt(1)), Err(OpError::Content));
         check(Op::Delete { root: RootId(0), path: RelPath::root() }, Err(OpError::DeleteRoot));
         let rename = |from: &str, to: &str| {
             let path = |s: &str| RelPath::new(s.as_bytes()).unwrap();

@@ -186,11 +186,13 @@ mod switch {
         LeftOutIsCompared,
         /// The trees are compared while changesets are under way.
         ComparedWhileUnderWay,
+        /// The digest of a pack's index that the standby made by itself is not checked.
+        RebuiltDigestsAreNotChecked,
     }
 
     impl SeededBug {
         /// How many there are.
-        pub const COUNT: u32 = SeededBug::ComparedWhileUnderWay as u32;
+        pub const COUNT: u32 = SeededBug::RebuiltDigestsAreNotChecked as u32;
     }
 
     static ON: AtomicU32 = AtomicU32::new(0);

@@ -8,6 +8,10 @@
 //! at its entries, as its index says ([`PackIndexReader`]), and looks each up in [`PackBases`], made from the
 //! [`PackTable`] of every pack of the family; [`rebuild_pack`] is its counterpart.
 //!
+//! A pack's index says nothing that the pack and the names of its objects don't: an [`IndexRecipe`] tells in which index that
+//! the standby has each name stands, and [`IndexRebuild`] makes the index anew. The sender knows those indexes by their
+//! [`NameTable`].
+//!
 //! A try that was cut off may have left a part of a file on the standby. [`HeldBlocks`] says which segments that makes
 //! needless.
 //!
@@ -26,6 +30,10 @@ mod compress;
 mod digest;
 mod encode;
 mod fill;
+mod index_file;
+mod index_names;
+mod index_rebuild;
+mod index_recipe;
 #[cfg(test)]
 mod noise;
 mod pack_base;
@@ -45,6 +53,10 @@ pub use compress::{Packed, UNPACKED_BYTES_MAX, UnpackError, pack, unpack};
 pub use digest::{Hasher, digest, is_zero};
 pub use encode::{Chunking, Encoded, FileEncoder, WINDOW_BYTES_MIN};
 pub use fill::Segment;
+pub use index_file::{INDEX_BYTES_MAX, INDEX_OBJECTS_MAX, IndexFile, IndexFileError};
+pub use index_names::{NameBases, NameTable, NameTableError};
+pub use index_rebuild::{IndexRebuild, IndexRebuildError, PackWalk, RebuiltIndex};
+pub use index_recipe::{IndexRecipe, IndexRecipeError};
 pub use pack_base::{PackBases, SOURCES_MAX};
 pub use pack_encode::{PackEncoded, PackEncoder};
 pub use pack_index::{PackHash, PackIndexError, PackIndexReader, PackOffsets};

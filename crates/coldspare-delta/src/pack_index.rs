@@ -203,7 +203,7 @@ const FANOUT_BYTES: u64 = 8 + 4 * 256;
 pub(crate) const PACK_HEADER_BYTES: u64 = 12;
 
 /// Set in an offset of 4 bytes that says where the one of 8 bytes is.
-const LARGE: u64 = 1 << 31;
+pub(crate) const LARGE: u64 = 1 << 31;
 
 #[cfg(test)]
 mod tests {

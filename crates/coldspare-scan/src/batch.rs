@@ -12,6 +12,7 @@ use coldspare_os::Disk;
 
 use crate::capture::CaptureError;
 use crate::index::Row;
+use crate::rebuilt::{Described, Rebuilt};
 use crate::run::{Run, lock};
 use crate::writer::{Change, Chunks};
 
@@ -84,12 +85,34 @@ impl<D: Disk> Run<'_, D> {
         entry: Entry,
         content: &[u8],
     ) -> Result<(), CaptureError> {
+        let table = if git::is_pack(&path) { self.pack_table(root, &path, content).map(|table| table.encode()) } else { None };
+        let Described { names, recipe } = self.describe(root, &path, content)?;
+        if let Some(recipe) = recipe {
+            return self.push_rebuilt(builder, root, path, Row { version: self.cycle.seq, ..row }, entry, Rebuilt { names, recipe });
+        }
         self.capture.held.release(root, &path);
-        let table = if git::is_pack(&path) { self.pack_table(root, &path, content) } else { None };
-        let known = table.map_or(Chunks::None, |table| Chunks::Are(table.encode()));
+        let known = table.or(names).map_or(Chunks::None, Chunks::Are);
         builder.change(self.put(root, &path, Row { version: self.cycle.seq, ..row }, known));
         builder.payload.extend_from_slice(content);
         self.push(builder, Op::Put { root, path, entry, content: ContentRef::Inline })
+    }
+
+    /// Hands over a file that the standby makes by itself.
+    pub(crate) fn push_rebuilt(
+        &self,
+        builder: &mut Builder,
+        root: RootId,
+        path: RelPath,
+        row: Row,
+        entry: Entry,
+        Rebuilt { names, recipe }: Rebuilt,
+    ) -> Result<(), CaptureError> {
+        self.capture.held.release(root, &path);
+        self.bulk.inspect(|bulk| bulk.handed_over(root, &path, self.cycle.seq));
+        builder.change(self.put(root, &path, row, names.map_or(Chunks::None, Chunks::Are)));
+        let recipe_bytes = u32::try_from(recipe.len()).expect("a recipe keeps its limit");
+        builder.payload.extend_from_slice(&recipe);
+        self.push(builder, Op::Put { root, path, entry, content: ContentRef::Rebuilt { recipe_bytes } })
     }
 
     pub(crate) fn push_unsure(&self, builder: &mut Builder, unsure: Unsure) -> Result<(), CaptureError> {
@@ -219,10 +242,7 @@ fn first_batch(ops: &[Op]) -> (usize, usize) {
 
 /// Bytes of a payload that belong to an operation.
 fn inline_bytes(op: &Op) -> usize {
-    match op {
-        Op::Put { entry, content: ContentRef::Inline, .. } => usize::try_from(entry.size()).expect("small"),
-        _ => 0,
-    }
+    usize::try_from(op.payload_bytes()).expect("small")
 }
 
 /// About how many bytes an operation takes on the wire.

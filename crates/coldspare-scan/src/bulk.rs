@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use coldspare_core::changeset::{Ask, BulkEnd, FilePart, Have};
 use coldspare_core::git::family::Repository;
-use coldspare_core::{Baseline, Body, Digest, Entry, Op, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, Body, Digest, Entry, Op, RelPath, RootId, Seq, git};
 use coldspare_delta::Packed;
 use coldspare_os::{Disk, FileKind};
 
@@ -399,12 +399,13 @@ impl<D: Disk> Run<'_, D> {
         let unit = self.units.of(root, path);
         unit.iter().for_each(|unit| unit.wait());
         let unit = unit.map(|unit| unit.at.clone());
-        let mut put_offs = lock(&self.put_offs);
-        // An index isn't looked at without its pack: it would be found one cycle later.
-        let index = path.as_bytes().strip_suffix(b".pack").and_then(|stem| RelPath::new([stem, b".idx"].concat()).ok());
+        // An index isn't looked at without its pack: it would be found one cycle later. One that the standby makes by itself
+        // needs no content.
+        let index = if git::is_pack(path) { git::beside(path, "idx") } else { None };
         let is_large = |at: &RelPath| self.stat_of(root, at).is_some_and(|stat| stat.size > FILE_BYTES_MAX && stat.nlink == 1);
-        let index = index.filter(|at| is_large(at));
-        put_offs.extend([Some(path.clone()), index].into_iter().flatten().map(|path| Item { at: (root, path), unit: unit.clone() }));
+        let index = index.filter(|at| is_large(at) && !self.has_names_for(root, at));
+        let items = [Some(path.clone()), index].into_iter().flatten().map(|path| Item { at: (root, path), unit: unit.clone() });
+        lock(&self.put_offs).extend(items);
     }
 
     fn send_as_bulk(&self, item: &Item, outlet: &dyn BulkOutlet) -> Result<Fate, CaptureError> {

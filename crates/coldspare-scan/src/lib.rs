@@ -31,6 +31,7 @@ mod links;
 mod pack;
 pub mod proof;
 mod read;
+mod rebuilt;
 mod references;
 mod rename;
 mod resume;

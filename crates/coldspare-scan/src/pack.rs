@@ -13,7 +13,7 @@ use std::time::Duration;
 use coldspare_core::changeset::SOURCES_MAX;
 use coldspare_core::git::family::{Alternate, Repository};
 use coldspare_core::git::pack::{FANOUT_BYTES, Fanout, hash_bytes};
-use coldspare_core::{Entry, RelPath, RootId};
+use coldspare_core::{Entry, RelPath, RootId, git};
 use coldspare_delta::{
     Follows, PackBases, PackEncoder, PackHash, PackIndexReader, PackOffsets, PackPiece, PackTable, Piece, Segment, encode_pack_pieces,
     encode_pieces,
@@ -37,7 +37,7 @@ const ENTRIES_MAX: usize = 4_000_000;
 const PATHS_BYTES_MAX: usize = 400 << 10;
 /// Packs are looked at up to so many times the bytes of the new one: more is not what it was made of, and a push must not wait
 /// for it.
-const CONTENT_RATIO_MAX: u64 = 8;
+pub(crate) const CONTENT_RATIO_MAX: u64 = 8;
 const CONTENT_BYTES_MIN: u64 = 1 << 20;
 /// Bytes of an entry in a table, at least.
 const ENTRY_BYTES_MIN: usize = 18;
@@ -94,7 +94,7 @@ impl<D: Disk> Run<'_, D> {
     ///
     /// Cost: reads a third of the index, holds 8 bytes an entry.
     pub(crate) fn pack_offsets(&self, root: RootId, path: &RelPath, pack_bytes: u64) -> Option<PackOffsets> {
-        let index = RelPath::new([path.as_bytes().strip_suffix(b"pack")?, b"idx"].concat()).ok()?;
+        let index = git::beside(path, "idx")?;
         let disk = &self.capture.disk;
         let dir = disk.open_dir(&self.root(root).dir, index.parent_bytes()).ok()?;
         self.wait_for_index(&dir, path.name(), index.name());
@@ -150,32 +150,7 @@ impl<D: Disk> Run<'_, D> {
     ///
     /// Cost: reads and searches their tables, one pack at a time; about 27 bytes an entry while it is held.
     pub(crate) fn pack_bases(&self, at: Option<&Repository>, pack_bytes: u64) -> Result<Bases<'_>, CaptureError> {
-        let mut paths: Vec<SizedPack> = Vec::new();
-        let mut seen = BTreeSet::new();
-        let mut family: Vec<(Repository, usize)> = at.into_iter().map(|at| (at.clone(), 0)).collect();
-        while let Some((at, depth)) = family.pop() {
-            if !seen.insert(at.clone()) {
-                continue;
-            }
-            paths.extend(self.packs_of(&at)?);
-            if depth < ALTERNATES_DEPTH_MAX {
-                let alternates = self.alternates_of(&at).into_iter();
-                family.extend(alternates.filter_map(|alternate| match alternate {
-                    Alternate::Replicated(other) => Some((other, depth + 1)),
-                    Alternate::Elsewhere => None,
-                }));
-            }
-        }
-        // The smallest first: what a repack joined, and pushes bring packs that are like no other.
-        paths.sort();
-        let (mut bytes, mut content) = (0, 0u64);
-        paths.retain(|(size, (_, path))| {
-            bytes += path.as_bytes().len() + 8;
-            content = content.saturating_add(*size);
-            bytes <= PATHS_BYTES_MAX && content <= pack_bytes.saturating_mul(CONTENT_RATIO_MAX).saturating_add(CONTENT_BYTES_MIN)
-        });
-        paths.truncate(SOURCES_MAX);
-        let paths: Vec<_> = paths.into_iter().map(|(_, at)| at).collect();
+        let paths = self.family_files(at, b".pack", pack_bytes.saturating_mul(CONTENT_RATIO_MAX).saturating_add(CONTENT_BYTES_MIN))?;
         let _one_at_a_time = lock(&self.pack_bases);
         let budget = &self.pack_entries;
         let free = ENTRIES_MAX.saturating_sub(budget.load(Ordering::Relaxed));
@@ -199,12 +174,48 @@ impl<D: Disk> Run<'_, D> {
         Ok(Bases { packs, paths, budget, entries })
     }
 
-    /// The packs of one repository that the standby has, with their sizes.
-    fn packs_of(&self, (root, repository): &Repository) -> Result<Vec<SizedPack>, CaptureError> {
+    /// The files with this ending beside the packs of a repository, and of those that it borrows objects from, that the standby
+    /// has: the smallest first, as long as they have `bytes_max` together.
+    pub(crate) fn family_files(
+        &self,
+        at: Option<&Repository>,
+        ending: &[u8],
+        bytes_max: u64,
+    ) -> Result<Vec<(RootId, RelPath)>, CaptureError> {
+        let mut paths: Vec<SizedPack> = Vec::new();
+        let mut seen = BTreeSet::new();
+        let mut family: Vec<(Repository, usize)> = at.into_iter().map(|at| (at.clone(), 0)).collect();
+        while let Some((at, depth)) = family.pop() {
+            if !seen.insert(at.clone()) {
+                continue;
+            }
+            paths.extend(self.packs_of(&at, ending)?);
+            if depth < ALTERNATES_DEPTH_MAX {
+                let alternates = self.alternates_of(&at).into_iter();
+                family.extend(alternates.filter_map(|alternate| match alternate {
+                    Alternate::Replicated(other) => Some((other, depth + 1)),
+                    Alternate::Elsewhere => None,
+                }));
+            }
+        }
+        // The smallest first: what a repack joined, and pushes bring packs that are like no other.
+        paths.sort();
+        let (mut bytes, mut content) = (0, 0u64);
+        paths.retain(|(size, (_, path))| {
+            bytes += path.as_bytes().len() + 8;
+            content = content.saturating_add(*size);
+            bytes <= PATHS_BYTES_MAX && content <= bytes_max
+        });
+        paths.truncate(SOURCES_MAX);
+        Ok(paths.into_iter().map(|(_, at)| at).collect())
+    }
+
+    /// The files with this ending beside the packs of one repository that the standby has, with their sizes.
+    fn packs_of(&self, (root, repository): &Repository, ending: &[u8]) -> Result<Vec<SizedPack>, CaptureError> {
         let Ok(dir) = repository.join_path(b"objects/pack") else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         for (name, row) in self.snapshot.children(*root, &dir)? {
-            let size = row.entry().filter(|_| row.version <= self.acked && name.ends_with(b".pack")).map(Entry::size);
+            let size = row.entry().filter(|_| row.version <= self.acked && name.ends_with(ending)).map(Entry::size);
             if let (Some(size), Ok(path)) = (size, dir.join(&name)) {
                 found.push((size, (*root, path)));
             }

@@ -204,6 +204,9 @@ impl<D: Disk> Run<'_, D> {
                 return Ok(Some(Outcome::Content(meta)));
             }
         }
+        if let Some(outcome) = self.hand_over_rebuilt(file, row, builder)? {
+            return Ok(Some(outcome));
+        }
         let (sent, inspection) = match self.send_segments(file, row, None)? {
             Ok(Segments::Sent(sent, inspection)) => (sent, inspection),
             Ok(Segments::Changed) => return Ok(None),
@@ -354,6 +357,12 @@ impl<D: Disk> Run<'_, D> {
             {
                 return self.push_segments(root, &path, Row { version: self.cycle.seq, ..row }, sent, builder);
             }
+            if there.is_empty()
+                && let Some((found, _, rebuilt)) = self.rebuilt(&file)?
+                && Some(found) == digest
+            {
+                return self.push_rebuilt(builder, root, path.clone(), Row { version: self.cycle.seq, ..row }, entry, rebuilt);
+            }
             let held = if there.is_empty() { Ok(None) } else { self.held_blocks(&file, there).map(Some) };
             let sent = match held {
                 Ok(held) => self.send_segments(&file, known.as_ref(), held)?,
@@ -451,7 +460,8 @@ impl<D: Disk> Run<'_, D> {
         }
         Ok(read.map(|read| {
             let Encoded { digest, chunks, segments, .. } = encoder.finish();
-            (read, SentSegments { file: number, digest, segments, known: chunks.map(|list| list.encode()) })
+            let known = chunks.map(|list| list.encode()).or_else(|| self.name_table(file));
+            (read, SentSegments { file: number, digest, segments, known })
         }))
     }
 
@@ -583,7 +593,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Whether the file is what it was before it was read.
-    fn is_stable(&self, file: &Opened<'_, D>, read: u64) -> bool {
+    pub(crate) fn is_stable(&self, file: &Opened<'_, D>, read: u64) -> bool {
         let b = &file.before;
         if seeded_bug!(TornFilesAreTaken) && read == b.size {
             return true;
@@ -620,7 +630,7 @@ impl<D: Disk> Run<'_, D> {
     }
 
     /// Refuses what the standby would refuse.
-    fn checked(&self, root: RootId, path: &RelPath, entry: Entry) -> Option<Entry> {
+    pub(crate) fn checked(&self, root: RootId, path: &RelPath, entry: Entry) -> Option<Entry> {
         let xattr_bytes: usize = entry.meta.xattrs.iter().map(|x| x.name.len() + x.value.len()).sum();
         if let Err(e) = entry.check(path) {
             let detail = if xattr_bytes > XATTR_BYTES_MAX { format!("{xattr_bytes} bytes of extended attributes") } else { e.to_string() };
@@ -643,7 +653,7 @@ impl<D: Disk> Run<'_, D> {
         Outcome::Held
     }
 
-    fn count_read(&self, bytes: u64) {
+    pub(crate) fn count_read(&self, bytes: u64) {
         self.counters.files_read.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_read.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -653,7 +663,7 @@ impl<D: Disk> Run<'_, D> {
 pub(crate) struct Opened<'a, D: Disk> {
     pub(crate) root: RootId,
     pub(crate) path: &'a RelPath,
-    file: D::File,
+    pub(crate) file: D::File,
     pub(crate) before: Stat,
     /// When it was opened, in milliseconds since 1970.
     at_ms: u64,

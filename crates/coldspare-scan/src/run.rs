@@ -61,6 +61,10 @@ pub(crate) struct Run<'a, D: Disk> {
     pub(crate) pack_bases: Mutex<()>,
     /// Entries of packs that packs under way are described by.
     pub(crate) pack_entries: AtomicUsize,
+    /// Held while an index of many objects is in memory.
+    pub(crate) index_turn: Mutex<()>,
+    /// Bytes that the recipes of this changeset count for.
+    pub(crate) recipe_bytes: AtomicUsize,
     pub(crate) opened: AtomicU64,
     /// Where what is too large is put off to; `None` where nothing is.
     pub(crate) bulk: Option<&'a Bulk>,
@@ -158,6 +162,8 @@ impl<'a, D: Disk> Run<'a, D> {
             failure: Mutex::default(),
             pack_bases: Mutex::default(),
             pack_entries: AtomicUsize::new(0),
+            index_turn: Mutex::new(()),
+            recipe_bytes: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             // What names everything is nothing that could be promoted before its end.
             bulk: capture.bulk.as_ref().filter(|_| cycle.baseline != Baseline::Full),

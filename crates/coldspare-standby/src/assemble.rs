@@ -208,9 +208,11 @@ impl<D: Disk> Standby<D> {
         Ok(())
     }
 
-    /// The files that are being assembled.
+    /// The files that are being assembled, and those that are still to be made.
     pub(crate) fn unfinished_paths(changeset: &Changeset<D>) -> Vec<(RootId, RelPath)> {
-        lock(&changeset.assemblies.0).values().map(|assembly| (assembly.root, assembly.path.clone())).collect()
+        let mut paths = lock(&changeset.rebuilds).paths();
+        paths.extend(lock(&changeset.assemblies.0).values().map(|assembly| (assembly.root, assembly.path.clone())));
+        paths
     }
 
     /// Leaves the files that are not whole to the next try.

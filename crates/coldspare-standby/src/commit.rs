@@ -48,6 +48,7 @@ impl<D: Disk> Standby<D> {
         let staged = std::mem::take(&mut *lock(&changeset.unrecorded));
         let mut sync = Unrecorded { few: staged.few, ..Unrecorded::default() };
         self.store.write_lazily(|txn| insert_rows(txn, staged.rows))?;
+        self.rebuild_all(&changeset, &mut sync)?;
         self.take_back_kept(&changeset, &mut sync)?;
         // Before references are looked at: what goes unnamed is not there then.
         if changeset.baseline == Baseline::Full && !seeded_bug!(UnnamedStays) {

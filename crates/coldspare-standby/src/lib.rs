@@ -30,6 +30,7 @@ mod place;
 mod points;
 mod position;
 mod purge;
+mod rebuilt;
 mod rename;
 mod rewind;
 mod row;

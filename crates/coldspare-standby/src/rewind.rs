@@ -146,6 +146,7 @@ impl<D: Disk> Standby<D> {
             taken: Default::default(),
             unrecorded: Default::default(),
             assemblies: Assemblies::default(),
+            rebuilds: Default::default(),
             ops: AtomicU64::new(0),
             recorder: Default::default(),
         };

@@ -25,7 +25,7 @@ const UNRECORDED_BYTES: u64 = 256 << 20;
 const HOLE_BYTES: usize = 4096;
 
 impl<D: Disk> Standby<D> {
-    /// Stages a batch; `payload` is the joined content of its inline files.
+    /// Stages a batch; `payload` is the joined content of its inline files, and recipes.
     ///
     /// Cost: for a small file, one create, write, the calls for its attributes and one close.
     ///
@@ -40,6 +40,7 @@ impl<D: Disk> Standby<D> {
         let mut kept = Vec::new();
         for op in ops {
             op.check(self.root_count()).map_err(|e| StandbyError::Protocol(format!("{}: {e}", op.path())))?;
+            let payload_bytes = usize::try_from(op.payload_bytes()).unwrap_or(usize::MAX);
             match op {
                 Op::Delete { root, path } => {
                     if changeset.manifest.manifest(root, &path)?.is_some() {
@@ -49,14 +50,10 @@ impl<D: Disk> Standby<D> {
                 Op::Keep { root, path } => kept.push(key::encode(root, &path)),
                 Op::Rename { root, from, to } => staged.rows.push(self.stage_rename(&changeset, root, from, to)?),
                 Op::Put { root, path, entry, content } => {
-                    let mut inline = &[][..];
-                    if content == ContentRef::Inline {
-                        let size = usize::try_from(entry.size()).unwrap_or(usize::MAX);
-                        let Some((mine, others)) = rest.split_at_checked(size) else {
-                            return Err(StandbyError::Protocol(format!("{path}: the batch has less content than it says")));
-                        };
-                        (inline, rest) = (mine, others);
-                    }
+                    let Some((inline, others)) = rest.split_at_checked(payload_bytes) else {
+                        return Err(StandbyError::Protocol(format!("{path}: the batch has less content than it says")));
+                    };
+                    rest = others;
                     self.stage_put(&changeset, &mut places, &mut staged, root, path, entry, content, inline)?;
                 }
             }
@@ -133,6 +130,7 @@ impl<D: Disk> Standby<D> {
                 staged.bytes += size;
                 (action, ino)
             }
+            (Body::File { .. }, ContentRef::Rebuilt { .. }) => return changeset.put_rebuilt(self.root_count(), root, path, entry, inline),
             (Body::File { .. }, ContentRef::None) => return Err(StandbyError::Protocol(format!("{path}: a file without content"))),
         };
         if let Some(at) = action.staged() {

@@ -18,6 +18,7 @@ use crate::error::{OpenError, StandbyError};
 use crate::history::HISTORY_DIR;
 use crate::missing;
 use crate::points::HistoryLimits;
+use crate::rebuilt::Rebuilds;
 use crate::row::{ADOPTED, PendingRow, Staged, Standing};
 use crate::store::{HELD, INCOMPLETE, KEPT, LEFT, LINKS, MANIFEST, ORDER, PENDING, Store, View};
 
@@ -95,6 +96,8 @@ pub(crate) struct Changeset<D: Disk> {
     /// Rows whose content is staged and not yet known to be durable.
     pub(crate) unrecorded: Mutex<Unrecorded>,
     pub(crate) assemblies: Assemblies<D>,
+    /// Files that are made when all else is staged.
+    pub(crate) rebuilds: Mutex<Rebuilds>,
     pub(crate) ops: AtomicU64,
     pub(crate) recorder: Mutex<()>,
 }
@@ -278,6 +281,7 @@ impl<D: Disk> Standby<D> {
             taken: Mutex::default(),
             unrecorded: Mutex::default(),
             assemblies: Assemblies::default(),
+            rebuilds: Mutex::default(),
             ops: AtomicU64::new(0),
             recorder: Mutex::default(),
         };

@@ -95,7 +95,7 @@ impl<'a, D: Disk> Tree<'a, D> {
     }
 
     /// The file at `path`, or what will be that.
-    fn open(&self, root: RootId, path: &RelPath) -> Result<Option<D::File>, StandbyError> {
+    pub(crate) fn open(&self, root: RootId, path: &RelPath) -> Result<Option<D::File>, StandbyError> {
         let mut path = path.clone();
         let Some(entry) = self.entry(root, &path)? else { return Ok(None) };
         if let (Body::Hardlink { to }, Some(_)) = (entry.body, self.row(root, &path)?) {

@@ -34,7 +34,7 @@ pub use message::{Data, Failure, Open, RootInfo, ToActive, ToStandby, VersionRan
 pub use stream::{ControlReceiver, ControlSender, DataReceiver, DataSender};
 
 /// The version of the protocol that this build speaks; `docs/protocol.md` says when it grows.
-pub const PROTOCOL_VERSION: u16 = 3;
+pub const PROTOCOL_VERSION: u16 = 4;
 
 /// The name under which TLS agrees on this protocol; changes only when [`Open`], [`Welcome`] or a refusal has to.
 pub const ALPN: &[u8] = b"coldspare/1";

@@ -15,7 +15,7 @@ use coldspare_core::codec::{self, DecodeError};
 use coldspare_core::compare::{Cut, LEFT_OUT_MAX, LeftOut, PARTS_MAX, SPANS_MAX, Span};
 use coldspare_core::control::{Applied, Handover, Refusal, Session, Taking};
 use coldspare_core::path::escape;
-use coldspare_core::{Baseline, ClusterId, ContentRef, Digest, Entry, Epoch, NodeId, Op, Problem, RelPath, RootId, Seq};
+use coldspare_core::{Baseline, ClusterId, Digest, Epoch, NodeId, Op, Problem, RelPath, RootId, Seq};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -346,7 +346,7 @@ pub enum Failure {
 /// What the active sends on data streams, with content beside it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Data {
-    /// Operations; the payload is the content of those with [`ContentRef::Inline`], in their order.
+    /// Operations; the payload is what belongs to each of them ([`Op::payload_bytes`]), in their order.
     Batch {
         /// The changeset that they belong to.
         seq: Seq,
@@ -547,9 +547,7 @@ impl Data {
         let mut expected = 0u64;
         for op in ops {
             op.check(ROOTS_MAX as u8).map_err(|source| MessageError::Op { path: op.path().clone(), source })?;
-            if let Op::Put { entry, content: ContentRef::Inline, .. } = op {
-                expected = expected.saturating_add(Entry::size(entry));
-            }
+            expected = expected.saturating_add(op.payload_bytes());
         }
         if expected != payload_bytes {
             return Err(MessageError::Inline { expected, found: payload_bytes });

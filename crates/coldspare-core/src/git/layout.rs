@@ -221,6 +221,18 @@ pub fn is_pack(path: &RelPath) -> bool {
     path.as_bytes().ends_with(b".pack") && part(path) == Part::Pack
 }
 
+/// Whether a path is, by its shape, a pack's reverse index.
+pub fn is_reverse_index(path: &RelPath) -> bool {
+    path.as_bytes().ends_with(b".rev") && part(path) == Part::Pack
+}
+
+/// The file with this ending that belongs to the same pack as `path`: `a.pack` of `a.idx`. `None` for what has no ending.
+pub fn beside(path: &RelPath, ending: &str) -> Option<RelPath> {
+    let stem = path.name().iter().rposition(|&b| b == b'.')?;
+    let kept = path.as_bytes().len() - path.name().len() + stem + 1;
+    RelPath::new([&path.as_bytes()[..kept], ending.as_bytes()].concat()).ok()
+}
+
 /// The file of a repository that names the folders that it borrows objects from.
 pub const ALTERNATES: &[u8] = b"objects/info/alternates";
 

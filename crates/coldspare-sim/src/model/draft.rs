@@ -1,7 +1,7 @@
 //! A changeset made by hand, and the tree that it leaves.
 
-use coldspare_core::changeset::{Ask, ContentRef, FilePart, Have};
-use coldspare_core::{Baseline, Body, Digest, Entry, Meta, Op, RelPath, RootId, Time};
+use coldspare_core::changeset::{Ask, ContentRef, FilePart, Have, Recipe};
+use coldspare_core::{Baseline, Body, Digest, Entry, Meta, Op, RelPath, RootId, Time, codec};
 use coldspare_delta::{Piece, encode_pieces};
 use coldspare_os::Disk;
 use coldspare_standby::{Standby, StandbyError};
@@ -94,6 +94,16 @@ impl Draft {
         let entry = self.entry(path, 0o644, body(&content, false));
         self.steps.push(Step::Op(Op::Put { root: ROOT, path: rel(path), entry: entry.clone(), content: refers }, Vec::new()));
         self.expected.put(path.as_bytes(), Holds { entry, content });
+    }
+
+    /// Puts a file that the standby makes by this recipe; it comes to `content`.
+    pub fn rebuilt(&mut self, path: &str, recipe: &Recipe, content: &[u8]) {
+        let entry = self.entry(path, 0o444, body(content, false));
+        let recipe = codec::encode(recipe);
+        let refers = ContentRef::Rebuilt { recipe_bytes: recipe.len() as u32 };
+        let op = Op::Put { root: ROOT, path: rel(path), entry: entry.clone(), content: refers };
+        self.steps.push(Step::Op(op, recipe));
+        self.expected.put(path.as_bytes(), Holds { entry, content: content.to_vec() });
     }
 
     /// Puts a symlink.

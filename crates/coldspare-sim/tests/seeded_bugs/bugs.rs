@@ -117,6 +117,7 @@ pub(crate) const BUGS: &[Bug] = &[
     // What the standby checks.
     code!(InlineDigestsAreNotChecked, "G2", Scenario(scenarios::content_without_its_digest_is_refused)),
     code!(StagedDigestsAreNotChecked, "G2", Scenario(scenarios::a_damaged_base_is_noticed)),
+    code!(RebuiltDigestsAreNotChecked, "G2", Scenario(scenarios::a_damaged_index_makes_no_wrong_one)),
     code!(ReferencesAreNotChecked, "G2", Scenario(scenarios::a_reference_to_nothing_is_not_committed)),
     code!(LossesAreNotChecked, "G2", Scenario(scenarios::an_object_that_a_reference_needs_does_not_go)),
     code!(LeftOutIsNotAsked, "G2", Scenario(scenarios::what_follows_on_something_left_out_is_refused)),

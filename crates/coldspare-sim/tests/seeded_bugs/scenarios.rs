@@ -1,6 +1,7 @@
 //! One situation each, in which a promise would be broken: both ends on model disks, or the standby alone.
 
 mod graphs;
+mod indexes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ use coldspare_sim::model::{CallKind, Fault, ModelDisk, ModelStore, Order, StoreI
 use coldspare_standby::{Answer, RootSetup, Standby, StandbyError, Store};
 
 pub(crate) use graphs::a_chain_comes_with_its_layers_or_not_at_all;
+pub(crate) use indexes::a_damaged_index_makes_no_wrong_one;
 
 const HOME: &str = "/home";
 const CLUSTER: ClusterId = ClusterId([1; 16]);

@@ -1,11 +1,17 @@
 //! What a standby is driven through while every instant is kept at which it could crash.
 
+#![allow(clippy::unwrap_used)] // also in what several tests share
+
+use coldspare_core::changeset::Recipe;
+use coldspare_core::{RelPath, RootId};
+use coldspare_delta::{IndexFile, IndexRecipe, NameBases, NameTable};
 use coldspare_sim::model::{Draft, Kind, Part, Rehearsal};
+use sha1::{Digest, Sha1};
 
 /// A name and what drives the standby.
 pub(crate) type Workload = (&'static str, fn(&mut Rehearsal));
 
-pub(crate) const WORKLOADS: [Workload; 14] = [
+pub(crate) const WORKLOADS: [Workload; 15] = [
     ("seed", seed),
     ("push", push),
     ("new folders", new_folders),
@@ -16,6 +22,7 @@ pub(crate) const WORKLOADS: [Workload; 14] = [
     ("attributes", attributes),
     ("many", many),
     ("segments", segments),
+    ("rebuilt", rebuilt),
     ("resume", resume),
     ("unnamed", unnamed),
     ("recovery", recovery),
@@ -183,6 +190,70 @@ pub(crate) fn segments(r: &mut Rehearsal) {
         c.segments("pack", &[Part::Copy { from: 4096, len: 8000 }, Part::Bytes(b"new bytes"), Part::Zeros { len: 5000 }]);
         c.segments("fresh", &[Part::Bytes(&[7; 5000]), Part::Bytes(&[8; 100])]);
     });
+}
+
+/// A repack: the standby makes the index of the new pack, and its reverse index, from the index of the old one. At first the
+/// changeset is cut off before the new pack has come.
+pub(crate) fn rebuilt(r: &mut Rehearsal) {
+    let objects: Vec<(u8, usize)> = (0..30).map(|no| (no, 20 + usize::from(no))).collect();
+    let (old, new) = (pack_and_index(&objects[3..]), pack_and_index(&objects[5..]));
+    let at = |name: &str| format!("repo/objects/pack/pack-{name}");
+    seed(r);
+    r.changeset(Kind::Delta, |c| {
+        c.dir("repo/objects/pack");
+        c.file(&at("1.pack"), &old.0);
+        c.file(&at("1.idx"), &old.1);
+    });
+    r.disk().settle();
+    let known = IndexFile::parse(&old.1).unwrap();
+    let bases = NameBases::new(NameTable::of(&known), known.hash(), usize::MAX);
+    let made = IndexFile::parse(&new.1).unwrap();
+    let entries = IndexRecipe::of(&made, &bases).unwrap().0.encode();
+    let sources = vec![(RootId(0), RelPath::new(at("1.idx").into_bytes()).unwrap())];
+    let mut reverse = Vec::new();
+    made.write_reverse(&mut |part| -> Result<(), ()> {
+        reverse.extend_from_slice(part);
+        Ok(())
+    })
+    .unwrap();
+    let make = |c: &mut Draft| {
+        c.rebuilt(&at("2.rev"), &Recipe::ReverseIndex, &reverse);
+        c.rebuilt(&at("2.idx"), &Recipe::PackIndex { sources: sources.clone(), entries: entries.clone() }, &new.1);
+        c.asked(&at("2.pack"), &new.0);
+        ["1.pack", "1.idx"].iter().for_each(|name| c.delete(&at(name)));
+    };
+    r.cut_off(Kind::Delta, 3, make);
+    r.cut_off(Kind::Delta, 4, make);
+    r.changeset(Kind::Delta, make);
+}
+
+/// A pack of these objects, each a number and how long its entry is, and its index. What is in an entry nobody looks at.
+pub(crate) fn pack_and_index(objects: &[(u8, usize)]) -> (Vec<u8>, Vec<u8>) {
+    let mut pack = b"PACK\0\0\0\x02".to_vec();
+    pack.extend((objects.len() as u32).to_be_bytes());
+    let mut rows = Vec::new();
+    for &(no, len) in objects {
+        let at = pack.len() as u32;
+        pack.push(0x30);
+        pack.extend(Sha1::digest([no; 3]).iter().cycle().take(len));
+        let mut crc = flate2::Crc::new();
+        crc.update(&pack[at as usize..]);
+        rows.push((<[u8; 20]>::from(Sha1::digest([no])), crc.sum(), at));
+    }
+    let checksum = Sha1::digest(&pack);
+    pack.extend(checksum);
+    rows.sort_unstable();
+    let mut index = b"\xfftOc\0\0\0\x02".to_vec();
+    for first in 0..=255u8 {
+        index.extend((rows.iter().filter(|(id, ..)| id[0] <= first).count() as u32).to_be_bytes());
+    }
+    rows.iter().for_each(|(id, ..)| index.extend(id));
+    rows.iter().for_each(|(_, crc, _)| index.extend(crc.to_be_bytes()));
+    rows.iter().for_each(|(.., at)| index.extend(at.to_be_bytes()));
+    index.extend(checksum);
+    let own = Sha1::digest(&index);
+    index.extend(own);
+    (pack, index)
 }
 
 /// An interrupted changeset leaves content; the next one takes it.

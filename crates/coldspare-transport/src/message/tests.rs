@@ -1,7 +1,7 @@
 use coldspare_core::changeset::FilePart;
 use coldspare_core::compare::{Extent, Part, Tally};
 use coldspare_core::control::Place;
-use coldspare_core::{Body, Digest, Meta, SessionId, Time, Xattr};
+use coldspare_core::{Body, ContentRef, Digest, Entry, Meta, SessionId, Time, Xattr};
 use data_encoding::HEXLOWER;
 use proptest::prelude::*;
 
@@ -215,6 +215,11 @@ fn golden_data() {
         "00050100000161fba001fbe803fc7011010001fcffc99a3b0106757365722e61020102010355555555555555555555555555555555555555\
          555555555555555555555555550104",
     );
+    golden(
+        batch(put("a", file(3), ContentRef::Rebuilt { recipe_bytes: 300 })),
+        "00050100000161fba001fbe803fc7011010001fcffc99a3b0106757365722e61020102010355555555555555555555555555555555555555\
+         555555555555555555555555550105fb2c01",
+    );
     golden(batch(put("", other(Body::Dir), ContentRef::None)), "000501000000fbff0100000000000000");
     golden(
         batch(put("a", other(Body::Symlink { target: b"../b".to_vec() }), ContentRef::None)),
@@ -303,6 +308,10 @@ fn a_batch_and_its_payload_agree() {
     check_batch(two(), 8, false);
     check_batch(vec![put("a", file(3), ContentRef::Unchanged)], 0, true);
     check_batch(vec![put("a", file(3), ContentRef::Staged)], 3, false);
+    let rebuilt = |recipe_bytes| vec![put("a", file(3), ContentRef::Rebuilt { recipe_bytes })];
+    check_batch(rebuilt(4), 4, true);
+    check_batch(rebuilt(4), 3, false);
+    check_batch(rebuilt(u32::MAX), u64::from(u32::MAX), false);
     check_batch(vec![put("a", file(u64::MAX), ContentRef::Inline), put("b", file(2), ContentRef::Inline)], 1, false);
     check_batch(vec![put("a", other(Body::Dir), ContentRef::Inline)], 0, false);
     check_batch(vec![Op::Delete { root: RootId(64), path: path("a") }], 0, false);
@@ -345,6 +354,7 @@ fn any_op() -> impl Strategy<Value = Op> {
         Just(ContentRef::Inline),
         Just(ContentRef::Unchanged),
         Just(ContentRef::Staged),
+        any::<u32>().prop_map(|recipe_bytes| ContentRef::Rebuilt { recipe_bytes }),
         (any::<u32>(), any::<u32>()).prop_map(|(file, segments)| ContentRef::Segments { file, segments }),
     ];
     let meta = (any::<u16>(), any::<u32>(), any::<u32>(), any::<i64>(), any::<u32>(), prop::collection::vec((bytes(), bytes()), 0..3))
