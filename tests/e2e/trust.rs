@@ -430,3 +430,27 @@ fn a_deep_verification_reads_no_faster_than_it_may() {
     let faster = s.pair.standby.run(&["verify", "--deep", "--json", "--bytes-per-second", "0"]).expect_code(0).json();
     assert!(faster["seconds"].as_f64().unwrap() < slow / 2.0, "{faster:#}");
 }
+
+#[test]
+fn what_comes_does_not_wait_for_a_slow_verification() {
+    let s = Setting::new();
+    for n in 0..1200 {
+        s.pair.active.write(&format!("shared/data/attachments/{}/{n:04}", n % 8), format!("{n:04}").repeat(500));
+    }
+    s.pair.checkpoint();
+    let mut command = s.pair.standby.program();
+    // Hours of it, for every thread that verifications have.
+    command.args(["verify", "--deep", "--bytes-per-second", "1000", "--config"]).arg(s.pair.standby.config());
+    let mut verify = command.spawn().unwrap();
+    let fds = format!("/proc/{}/fd", s.pair.standby.pid());
+    let is_read = |fd: &fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|path| path.to_string_lossy().contains("/attachments/"));
+    let reading = || fs::read_dir(&fds).unwrap().filter_map(Result::ok).filter(is_read).count();
+    until("all of its threads read", || reading() >= std::thread::available_parallelism().unwrap().get());
+    // Large enough to be read and hashed at a time.
+    let large = s.pair.active.write("shared/data/large", crate::seed::Seed::new(9).noise(24 << 20));
+    s.pair.checkpoint();
+    assert_eq!(fs::read(s.there("shared/data/large")).unwrap(), fs::read(large).unwrap());
+    assert!(verify.try_wait().unwrap().is_none(), "the verification was over before");
+    verify.kill().unwrap();
+    verify.wait().unwrap();
+}

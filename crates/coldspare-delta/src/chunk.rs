@@ -220,8 +220,8 @@ impl Base {
         if !ranges.first().is_some_and(|first| known(0, first)) {
             return Vec::new();
         }
-        let is_known: Vec<bool> = ranges.par_iter().enumerate().map(|(n, range)| known(n, range)).collect();
-        let count = is_known.iter().take_while(|is_known| **is_known).count();
+        let others: Vec<bool> = ranges[1..].par_iter().enumerate().map(|(n, range)| known(n + 1, range)).collect();
+        let count = 1 + others.iter().take_while(|is_known| **is_known).count();
         self.chunks[next..next + count].to_vec()
     }
 

@@ -20,11 +20,6 @@ impl Hasher {
         self.0.update(bytes);
     }
 
-    /// As [`Hasher::update`], on the rayon pool of the caller; worth it from some 100 KiB on.
-    pub fn update_on_all_threads(&mut self, bytes: &[u8]) {
-        self.0.update_rayon(bytes);
-    }
-
     /// The digest of all bytes added so far.
     pub fn finish(&self) -> [u8; 32] {
         *self.0.finalize().as_bytes()
@@ -53,10 +48,6 @@ mod tests {
         for part in bytes.chunks(777) {
             hasher.update(part);
         }
-        assert_eq!(hasher.finish(), digest(&bytes));
-        let mut hasher = Hasher::new();
-        hasher.update(&bytes[..10]);
-        hasher.update_on_all_threads(&bytes[10..]);
         assert_eq!(hasher.finish(), digest(&bytes));
         assert_eq!(Hasher::new().finish(), digest(b""));
     }

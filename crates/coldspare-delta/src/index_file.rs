@@ -5,7 +5,6 @@
 //!
 //! Invariants: of an index that was read the names rise, no two entries start at one place, and each offset is there.
 
-use rayon::slice::ParallelSliceMut;
 use sha1::Digest as _;
 
 use crate::pack_index::{LARGE, PACK_HEADER_BYTES, PackHash};
@@ -81,7 +80,7 @@ impl<'a> IndexFile<'a> {
             });
         }
         let mut order: Vec<u32> = (0..objects as u32).collect();
-        order.par_sort_unstable_by_key(|&number| offsets[number as usize]);
+        order.sort_unstable_by_key(|&number| offsets[number as usize]);
         let index = IndexFile { bytes, hash, names, offsets, order };
         let is_sorted = index.names().is_sorted_by(|one, next| one < next);
         let is_apart = index.order.is_sorted_by(|&one, &next| index.offsets[one as usize] < index.offsets[next as usize]);

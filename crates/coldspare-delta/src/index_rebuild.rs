@@ -5,8 +5,6 @@
 //!
 //! Nothing tells here whether the result is right: whoever writes it compares it with its digest.
 
-use rayon::slice::ParallelSliceMut;
-
 use crate::index_file::{IndexFile, IndexParts};
 use crate::index_recipe::{IndexRecipe, Names};
 use crate::pack_index::{PACK_HEADER_BYTES, PackHash};
@@ -195,7 +193,7 @@ impl PackWalk {
 
     /// The index, now that all of the pack was pushed.
     ///
-    /// Cost: sorts the names on the caller's rayon pool.
+    /// Cost: sorts the names.
     ///
     /// # Errors
     /// `Pack`: other bytes came than those of a pack of that size.
@@ -206,7 +204,7 @@ impl PackWalk {
         let hash_bytes = self.hash.bytes();
         let name = |number: u32| &self.names[number as usize * hash_bytes..][..hash_bytes];
         let mut by_name: Vec<u32> = (0..self.offsets.len() as u32).collect();
-        by_name.par_sort_unstable_by(|&one, &other| name(one).cmp(name(other)));
+        by_name.sort_unstable_by(|&one, &other| name(one).cmp(name(other)));
         Ok(RebuiltIndex { walk: self, by_name })
     }
 }

@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 
 use coldspare_core::{Body, ContentRef, Digest, Entry, Op, RelPath, RootId, Seq, codec, git, key, seeded_bug};
 use coldspare_os::{Attributes, Disk, Stat};
@@ -410,7 +411,7 @@ thread_local! {
     static WINDOW: RefCell<Vec<u8>> = RefCell::new(vec![0; 256 << 10]);
 }
 
-/// From here on a file is read and hashed at a time, by several threads where some have nothing else to do.
+/// From here on a file is read and hashed at a time.
 const LARGE_BYTES: u64 = 8 << 20;
 /// What of a large file is read at once.
 const LARGE_WINDOW_BYTES: usize = 1 << 20;
@@ -437,9 +438,9 @@ pub(crate) fn digest_file_at<D: Disk>(disk: &D, file: &D::File, read_some: impl 
     Ok((Digest(hasher.finish()), offset))
 }
 
-/// Hashes what is behind `offset`, and tells where it ends.
+/// Hashes what is behind `offset` while another thread reads on, and tells where it ends.
 ///
-/// With memory of its own: while it waits for another thread, this one may begin with another file.
+/// A thread of its own, none of a pool: a verification may keep those for hours, and what is staged must not wait for it.
 fn digest_rest<D: Disk>(
     disk: &D,
     file: &D::File,
@@ -447,16 +448,51 @@ fn digest_rest<D: Disk>(
     mut offset: u64,
     read_some: impl Fn(u64),
 ) -> std::io::Result<u64> {
-    let [mut window, mut next] = [(); 2].map(|()| vec![0; LARGE_WINDOW_BYTES]);
-    let mut filled = disk.read_at(file, offset, &mut window)?;
-    while filled > 0 {
-        offset += filled as u64;
-        read_some(filled as u64);
-        let is_last = filled < window.len();
-        let read_on = || if is_last { Ok(0) } else { disk.read_at(file, offset, &mut next) };
-        let (read, ()) = rayon::join(read_on, || hasher.update_on_all_threads(&window[..filled]));
-        filled = read?;
-        std::mem::swap(&mut window, &mut next);
+    let (read, parts) = mpsc::sync_channel(1);
+    let (give_back, windows) = mpsc::channel();
+    std::thread::scope(move |scope| {
+        scope.spawn(move || {
+            for mut window in [(); 2].map(|()| vec![0; LARGE_WINDOW_BYTES]).into_iter().chain(windows) {
+                let part = disk.read_at(file, offset, &mut window);
+                let len = *part.as_ref().unwrap_or(&0);
+                offset += len as u64;
+                let is_last = len < window.len();
+                if read.send(part.map(|len| (window, len))).is_err() || is_last {
+                    return;
+                }
+            }
+        });
+        for part in parts {
+            let (window, len): (Vec<u8>, usize) = part?;
+            hasher.update(&window[..len]);
+            offset += len as u64;
+            read_some(len as u64);
+            let _ = give_back.send(window); // nobody takes it behind the end
+        }
+        Ok(offset)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use coldspare_os::RealDisk;
+
+    use super::*;
+
+    #[test]
+    fn content_of_any_length_has_its_digest() {
+        let scratch = tempfile::tempdir().unwrap();
+        let disk = RealDisk::staying();
+        let root = disk.open_root(scratch.path()).unwrap();
+        let (large, window) = (LARGE_BYTES as usize, LARGE_WINDOW_BYTES);
+        for len in [0, 1, large - 1, large, large + 1, large + window, large + 3 * window + 7] {
+            let content: Vec<u8> = (0..len as u32).flat_map(|n| n.wrapping_mul(0x9e37_79b9).to_le_bytes()).step_by(3).take(len).collect();
+            std::fs::write(scratch.path().join("file"), &content).unwrap();
+            let file = disk.open_file(&root, b"file").unwrap();
+            let told = std::cell::Cell::new(0);
+            let found = digest_file_at(&disk, &file, |bytes| told.set(told.get() + bytes)).unwrap();
+            assert_eq!(found, (Digest(coldspare_delta::digest(&content)), len as u64));
+            assert_eq!(told.get(), len as u64);
+        }
     }
-    Ok(offset)
 }
