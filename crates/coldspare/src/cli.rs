@@ -67,7 +67,7 @@ pub(crate) enum Command {
         /// Where to listen, UDP
         #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:7420")]
         listen: String,
-        /// The address that the active's host uses, when it isn't the one to listen at
+        /// The address that the active's host uses [default: the one to listen at; of 0.0.0.0 this host's name]
         #[arg(long, value_name = "HOST[:PORT]")]
         advertise: Option<String>,
         /// A folder to make for it, on the disk that the standby is to have, with 1 GB of room [default: a temporary one]

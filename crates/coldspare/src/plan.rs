@@ -15,12 +15,14 @@ mod watch;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use coldspare_core::exclude::{BITBUCKET, Exclude};
 use coldspare_transport::Invitation;
 use serde_json::json;
 
+use crate::demo::host::{INTERRUPTED, failed};
 use crate::exit::{Code, Failure, Outcome};
 use forecast::{ModelError, Wishes, forecast};
 use limits::Granted;
@@ -66,29 +68,25 @@ pub(crate) fn run(options: &Options) -> Outcome {
     let exclude = Exclude::new(BITBUCKET).map_err(Failure::usage)?;
     let scratch = Scratch::new(options.scratch.clone(), &options.roots)?;
     let mut survey = survey::survey(&options.roots, &exclude)?;
-    if let Some(duration) = options.watch {
-        let watched = watch::watch(&options.roots, &exclude, survey.folders, duration)?;
-        survey.minutes = watched.day();
-        survey.watched = Some(watched);
-    }
+    let factor = options.scale.map(|(measure, to)| Ok::<f64, Failure>(to / size_of(&survey, measure)?)).transpose()?.unwrap_or(1.0);
     let speed = speed::measure(&survey, &scratch.0)?;
     let costs = match &invitation {
         Some(invitation) => peer::rehearse(&survey.samples, &scratch.0, invitation)?,
         None => rehearsal::rehearse(&survey.samples, &scratch.0)?,
     };
-    let (scaled, error) = match options.scale {
-        Some((measure, to)) => {
-            let factor = to / size_of(&survey, measure)?;
-            (survey.scaled(factor), ModelError::new(factor))
-        }
-        None => (survey, ModelError::new(1.0)),
-    };
+    // Last, since it may take a day: what can't be had is known by now.
+    if let Some(duration) = options.watch {
+        let watched = watch::watch(&options.roots, &exclude, survey.folders, duration)?;
+        survey.minutes = watched.day();
+        survey.watched = Some(watched);
+    }
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        return Err(failed("interrupted"));
+    }
+    let (scaled, error) = (survey.scaled(factor), ModelError::new(factor));
     let wishes = Wishes { links: options.links.clone(), lag_seconds: options.lag_seconds };
     let limits = Granted::to_this_process().to_raise(scaled.folders);
     let forecast = forecast(&scaled, &costs, &wishes);
-    if let Some(path) = &options.plot {
-        fs::write(path, report::plot(&forecast.days)).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-    }
     if options.json {
         println!(
             "{}",
@@ -96,6 +94,9 @@ pub(crate) fn run(options: &Options) -> Outcome {
         );
     } else {
         print!("{}", report::page(&scaled, &speed, &limits, &forecast, &error));
+    }
+    if let Some(path) = &options.plot {
+        fs::write(path, report::plot(&forecast.days)).map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
     }
     Ok(Code::Done)
 }

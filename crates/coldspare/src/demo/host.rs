@@ -2,7 +2,7 @@
 
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -52,7 +52,11 @@ impl Host {
         let mut command = this_program()?;
         command.args(["init", role, "--home"]).arg(&self.files.home).arg("--config").arg(self.config());
         command.arg("--root").arg(format!("{}={}", self.store_name, self.files.store.display())).args(more);
-        super::home::run(&mut command)
+        let output = command.output().map_err(Failure::usage)?;
+        if !output.status.success() {
+            return Err(said_last("init", &String::from_utf8_lossy(&output.stderr), output.status));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// Starts the daemon, and waits until it answers.
@@ -73,13 +77,7 @@ impl Host {
     pub(crate) fn ended(&mut self) -> Option<Failure> {
         let status = self.child.as_mut()?.try_wait().ok()??;
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let message = match log.lines().rev().find_map(|line| line.strip_prefix("coldspare: ")) {
-            Some(message) => message.into(),
-            None => format!("`coldspare {}` ended, {status}: {}", self.daemon, log.lines().last().unwrap_or("it said nothing")),
-        };
-        let codes = [Code::Usage, Code::Unreachable, Code::Fenced, Code::Damage];
-        let code = codes.into_iter().find(|code| status.code() == Some(*code as i32)).unwrap_or(Code::Differs);
-        Some(Failure { code, message, passes: false })
+        Some(said_last(self.daemon, &log, status))
     }
 
     /// Kills the daemon with SIGKILL.
@@ -161,6 +159,17 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> Result<bool, Fai
 pub(crate) fn free_port() -> Result<u16, Failure> {
     let port = UdpSocket::bind(("127.0.0.1", 0)).and_then(|s| s.local_addr()).map_err(|e| Failure::usage(format!("loopback: {e}")))?;
     Ok(port.port())
+}
+
+/// What a command of this program said at its end, with its exit code.
+fn said_last(command: &str, said: &str, status: ExitStatus) -> Failure {
+    let message = match said.lines().rev().find_map(|line| line.strip_prefix("coldspare: ")) {
+        Some(message) => message.into(),
+        None => format!("`coldspare {command}` ended, {status}: {}", said.lines().last().unwrap_or("it said nothing")),
+    };
+    let codes = [Code::Usage, Code::Unreachable, Code::Fenced, Code::Damage];
+    let code = codes.into_iter().find(|code| status.code() == Some(*code as i32)).unwrap_or(Code::Differs);
+    Failure { code, message, passes: false }
 }
 
 /// A check that did not hold.

@@ -179,7 +179,13 @@ impl Figures {
     fn of_lag(&mut self, survey: &Survey, costs: &Costs, wishes: &Wishes) {
         let needed = needed_link(survey, costs, wishes.lag_seconds);
         let basis = if survey.watched.is_some() { "the watched day, minute by minute" } else { "the last day, minute by minute" };
-        self.add(&format!("link for a lag of {} s", wishes.lag_seconds), needed, "bit/s", basis);
+        let what = format!("link for a lag of {} s", wishes.lag_seconds);
+        if costs.link.is_some() && needed.is_infinite() {
+            let basis = "more than this peer's link and hosts gave; a faster one isn't seen from here".into();
+            self.0.push(Figure { what, value: None, unit: "bit/s", basis });
+        } else {
+            self.add(&what, needed, "bit/s", basis);
+        }
         self.add("lag of a lone change", costs.seconds_per_change, "s", "rehearsal, median");
     }
 
@@ -289,5 +295,10 @@ mod tests {
         assert_eq!((figure(&forecast, "link to the peer"), figure(&forecast, "seed, to this peer").round()), (8e6, 101.0));
         let unknown: Vec<&str> = forecast.figures.iter().filter(|f| f.value.is_none()).map(|f| f.what.as_str()).collect();
         assert_eq!(unknown, ["seed, CPU of the standby", "disk, manifest on the standby"]);
+        // What this link and these hosts can't hold says nothing of another link.
+        let costs = Costs { seconds_per_byte: 1e-3, ..costs };
+        let forecast = super::forecast(&home(&[(10, 1_000_000)]), &costs, &Wishes { links: vec![], lag_seconds: 60.0 });
+        let link = forecast.figures.iter().find(|f| f.what.starts_with("link for a lag")).unwrap();
+        assert_eq!(link.value, None, "{link:?}");
     }
 }

@@ -3,6 +3,7 @@
 //! One standby serves all of it, so its phases follow each other on one pair: what one leaves is there in the next.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -39,9 +40,9 @@ pub(crate) fn serve(listen: &str, advertise: Option<&str>, scratch: &Path) -> Ou
     let advertise = advertise.map(|address| ["--advertise", address]);
     let invitation = standby.init("standby", &[&["--listen", listen][..], advertise.as_ref().map_or(&[], |a| &a[..])].concat())?;
     standby.start()?;
-    println!("{}", invitation.trim());
-    eprintln!("on the active's host: coldspare plan --home DIR --invite INVITATION");
-    eprintln!("for one rehearsal; then end this one by Ctrl-C, and {} is removed", scratch.display());
+    writeln!(std::io::stdout(), "{}", invitation.trim()).map_err(Failure::usage)?;
+    say("on the active's host: coldspare plan --home DIR --invite INVITATION");
+    say(&format!("for one rehearsal; then end this one by Ctrl-C, and {} is removed", scratch.display()));
     let mut last = None;
     while !INTERRUPTED.load(Ordering::Relaxed) {
         if let Some(ended) = standby.ended() {
@@ -56,13 +57,15 @@ pub(crate) fn serve(listen: &str, advertise: Option<&str>, scratch: &Path) -> Ou
         std::thread::sleep(LOOK_EVERY);
     }
     if let Some((status, cpu, state)) = last {
-        eprintln!(
-            "held {} entries at the end, in {:.0} kB of state; its daemon took {cpu:.1} s of CPU",
-            status["entries"].as_u64().unwrap_or_default(),
-            state / 1e3
-        );
+        let entries = status["entries"].as_u64().unwrap_or_default();
+        say(&format!("held {entries} entries at the end, in {:.0} kB of state; its daemon took {cpu:.1} s of CPU", state / 1e3));
     }
     Ok(Code::Done)
+}
+
+/// Tells whoever still listens: a terminal that is gone is no reason to leave anything behind.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Rehearses with files of the home against the standby that invited, from below `scratch`.
@@ -107,7 +110,7 @@ impl PeerPair {
         let before = entries_below(&self.active.files.home);
         let amount = fill(&self.active.files.home)?;
         let cost = self.phase(amount)?;
-        Ok(Cost { entries: entries_below(&self.active.files.home) - before, ..cost })
+        Ok(Cost { entries: entries_below(&self.active.files.home).saturating_sub(before), ..cost })
     }
 
     /// Starts the active, waits until the standby has all there is, and stops it.
@@ -152,7 +155,11 @@ impl PeerPair {
                 }
             }
             if Instant::now() > deadline {
-                return Err(self.unreachable(&format!("{} min were not enough for one part of it", PHASE_LIMIT.as_secs() / 60)));
+                return Err(failed(format!(
+                    "the link to the standby of the rehearsal, {}, is too slow for it: {} min were not enough for one part",
+                    self.address,
+                    PHASE_LIMIT.as_secs() / 60
+                )));
             }
         }
     }

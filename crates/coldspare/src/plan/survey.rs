@@ -1,5 +1,7 @@
 //! What a home consists of, and when it changed: one pass over its metadata, no content.
 
+use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -147,7 +149,7 @@ impl<'a> Walk<'a> {
         if INTERRUPTED.load(Ordering::Relaxed) {
             return;
         }
-        let at = self.root.join(std::ffi::OsStr::from_bytes(path.as_bytes()));
+        let at = self.root.join(OsStr::from_bytes(path.as_bytes()));
         let mut found = Vec::new();
         let mut unreadable = 0;
         match fs::read_dir(&at) {
@@ -168,8 +170,12 @@ impl<'a> Walk<'a> {
         let mut folders = Vec::new();
         let mut part = Survey { minutes: Vec::new(), unreadable, ..Survey::default() };
         (part.repositories, part.forks) = (u64::from(is_repository), u64::from(is_fork));
+        // Git sets a pack's time anew whenever it would write an object that is in it; its index keeps its own.
+        let indexes: HashMap<&OsStr, i64> = found.iter().filter_map(|(name, meta)| Some((stem_of(name, "idx")?, meta.mtime()))).collect();
+        let written_s =
+            |name: &OsStr, meta: &fs::Metadata| stem_of(name, "pack").and_then(|stem| indexes.get(stem).copied()).unwrap_or(meta.mtime());
         let (mut written, mut ages): (Vec<(usize, u64)>, _) = (Vec::new(), PackAges::default());
-        for (name, meta) in found {
+        for (name, meta) in &found {
             let Ok(child) = path.join(name.as_bytes()) else { continue };
             let is_dir = if meta.is_dir() { IsDir::Yes } else { IsDir::No };
             if self.exclude.matches(&child, is_dir) {
@@ -180,7 +186,7 @@ impl<'a> Walk<'a> {
                 part.folders += 1;
                 folders.push(child);
             } else if meta.is_file() {
-                let (kind, age_s) = (kind_of(&child), self.now_s - meta.mtime());
+                let (kind, age_s) = (kind_of(&child), self.now_s.saturating_sub(written_s(name, meta)));
                 let amount = match kind {
                     Kind::Pack => &mut part.packs,
                     Kind::Loose => &mut part.loose,
@@ -196,7 +202,7 @@ impl<'a> Walk<'a> {
                 if kind == Kind::Pack {
                     ages.add(age_s, meta.len());
                 }
-                part.samples.add(at.join(&name), meta.len());
+                part.samples.add(at.join(name), meta.len());
             }
         }
         if path.as_bytes().ends_with(b"/objects/pack") && part.packs.files >= SEVERAL_PACKS_FILES {
@@ -261,6 +267,12 @@ impl Samples {
     }
 }
 
+/// A name without its ending, if it has that one.
+fn stem_of<'a>(name: &'a OsStr, ending: &str) -> Option<&'a OsStr> {
+    let path = Path::new(name);
+    path.file_stem().filter(|_| path.extension().is_some_and(|found| found == ending))
+}
+
 /// What a path is by its shape.
 pub(crate) fn kind_of(path: &RelPath) -> Kind {
     let parts: Vec<&[u8]> = path.components().collect();
@@ -300,5 +312,24 @@ mod tests {
         // Its one pack was written just now.
         assert_eq!(found.repacked.last_day, Repacked { repositories: 1, bytes: 1_000 });
         assert_eq!(found.scaled(2.0).repacked.last_seven_days, Repacked { repositories: 2, bytes: 2_000 });
+    }
+
+    #[test]
+    fn a_pack_is_as_old_as_its_index() {
+        let home = tempfile::tempdir().unwrap();
+        let packs = home.path().join("r/objects/pack");
+        fs::create_dir_all(&packs).unwrap();
+        let old = SystemTime::now() - std::time::Duration::from_secs(30 * 86_400);
+        for (name, bytes) in [("pack-1.pack", 9_000), ("pack-1.idx", 90)] {
+            fs::write(packs.join(name), vec![0; bytes]).unwrap();
+        }
+        // As git leaves it when it would write an object that is in the pack; the pack's time is now.
+        fs::File::options().write(true).open(packs.join("pack-1.idx")).unwrap().set_modified(old).unwrap();
+        // A time that can't be.
+        let odd = fs::File::create(home.path().join("odd")).unwrap();
+        let _ = odd.set_modified(UNIX_EPOCH - std::time::Duration::from_secs(1 << 40));
+        let found = survey(&[home.path().into()], &Exclude::new(coldspare_core::exclude::BITBUCKET).unwrap()).unwrap();
+        assert_eq!((found.packs.bytes, found.repacked), (9_090, Cycles::default()));
+        assert!(found.minutes.iter().all(|minute| minute.bytes == 0), "a pack counts as written");
     }
 }

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsStr;
 use std::fs;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -20,7 +21,7 @@ use coldspare_scan::watch::{Backend, Told, Watch, WatchedRoot};
 use serde::Serialize;
 
 use super::limits::{self, INOTIFY_WATCHES};
-use super::survey::{Amount, DAY};
+use super::survey::{Amount, DAY, Kind, kind_of};
 use crate::demo::host::{INTERRUPTED, failed};
 use crate::exit::Failure;
 use crate::watching::HelperProcess;
@@ -98,7 +99,7 @@ pub(crate) fn watch(roots: &[PathBuf], exclude: &Exclude, folders: u64, duration
             Counter::start(Backend::Inotify, &resolved, exclude).map_err(|e| Failure::usage(format!("{why}; {e}")))?
         }
     };
-    eprintln!("watching by {} for {} s", counter.watch.backend(), duration.as_secs_f64());
+    let _ = writeln!(std::io::stderr(), "watching by {} for {} s", counter.watch.backend(), duration.as_secs_f64());
     while counter.started.elapsed() < duration {
         if INTERRUPTED.load(Ordering::Relaxed) {
             return Err(failed("interrupted"));
@@ -148,15 +149,20 @@ struct Stamp {
     size: u64,
     modified_ns: i128,
     changed_ns: i128,
+    /// As `modified_ns` where the filesystem doesn't tell.
+    created_ns: i128,
 }
 
 impl Stamp {
     fn of(meta: &fs::Metadata) -> Stamp {
         let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+        let modified_ns = ns(meta.mtime(), meta.mtime_nsec());
+        let created = meta.created().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         Stamp {
+            created_ns: created.map_or(modified_ns, |time| time.as_nanos().cast_signed()),
             inode: meta.ino(),
             size: meta.len(),
-            modified_ns: ns(meta.mtime(), meta.mtime_nsec()),
+            modified_ns,
             changed_ns: ns(meta.ctime(), meta.ctime_nsec()),
         }
     }
@@ -193,7 +199,7 @@ impl Counter {
     /// Watches all folders from `from` on, each before it is read; tells of every file.
     fn walk(&self, root: RootId, from: RelPath, file: &mut dyn FnMut(RelPath)) {
         let (mut folders, mut count) = (vec![from], 0);
-        while let Some(folder) = folders.pop() {
+        while let Some(folder) = folders.pop().filter(|_| !INTERRUPTED.load(Ordering::Relaxed)) {
             self.watch.cover(root, &folder);
             count += 1;
             if count % FOLDERS_AT_ONCE == 0 {
@@ -294,6 +300,8 @@ impl Counter {
         if !is_touched {
             return;
         }
+        // Git sets the time of a pack or an object anew when it would write what is in it, and writes none again.
+        let is_written = is_written && (hint == Hint::Replaced || stamp.created_ns >= self.started_ns || kind_of(&key.1) == Kind::Other);
         if known.is_some() || self.known.len() < KNOWN_MAX {
             self.known.insert(key, stamp);
         }
@@ -316,12 +324,12 @@ impl Counter {
 
     /// Waits for what is still queued, and counts it.
     fn end(mut self) -> Watched {
-        self.seen.seconds = self.started.elapsed().as_secs_f64();
         let until = Instant::now() + 3 * SETTLE;
         while Instant::now() < until {
             std::thread::sleep(LOOK_EVERY);
             self.look();
         }
+        self.seen.seconds = self.started.elapsed().as_secs_f64();
         for ((root, path), pending) in std::mem::take(&mut self.pending) {
             self.count(root, path, pending.hint);
         }
@@ -356,8 +364,15 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let at = |name: &str| home.path().join(name);
         fs::create_dir(at("left-out")).unwrap();
+        fs::create_dir_all(at("objects/pack")).unwrap();
         fs::write(at("old"), [0; 5_000]).unwrap();
+        fs::write(at("objects/pack/old.pack"), [0; 7_000]).unwrap();
         fs::File::open(at("old")).unwrap().set_modified(SystemTime::now() - Duration::from_secs(3_600)).unwrap();
+        // Files count as new for a while behind their making.
+        let made = fs::metadata(at("objects/pack/old.pack")).unwrap().created().unwrap();
+        while made.elapsed().unwrap_or_default().as_nanos().cast_signed() < 2 * STAMP_LATE_NS {
+            std::thread::yield_now();
+        }
         let mut counter = counting(home.path());
         for round in 1..=3 {
             fs::write(at("file"), vec![round as u8; 1_000]).unwrap();
@@ -375,11 +390,14 @@ mod tests {
         mode.set_readonly(true);
         fs::set_permissions(at("old"), mode).unwrap();
         check(&mut counter, "a mode", |seen| seen.written == Amount { files: 5, bytes: 3_070 });
+        // So does git when it would write an object that is in a pack.
+        fs::File::open(at("objects/pack/old.pack")).unwrap().set_modified(SystemTime::now()).unwrap();
+        check(&mut counter, "a pack's time", |seen| seen.written == Amount { files: 6, bytes: 3_070 });
         fs::remove_file(at("old")).unwrap();
         check(&mut counter, "a removal", |seen| seen.removed == 1);
         let seen = counter.end();
-        assert_eq!((seen.written, seen.removed, seen.overflows), (Amount { files: 5, bytes: 3_070 }, 1, 0));
-        assert_eq!(seen.minutes.iter().map(|m| m.files).sum::<u64>(), 6, "what went is work, too");
+        assert_eq!((seen.written, seen.removed, seen.overflows), (Amount { files: 6, bytes: 3_070 }, 1, 0));
+        assert_eq!(seen.minutes.iter().map(|m| m.files).sum::<u64>(), 7, "what went is work, too");
     }
 
     #[test]
