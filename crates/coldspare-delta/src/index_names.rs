@@ -9,8 +9,6 @@
 //!
 //! Invariants: a table that was decoded has at most [`INDEX_OBJECTS_MAX`] entries, each with a length of 1 to 2³² − 1.
 
-use rayon::slice::ParallelSliceMut;
-
 use crate::index_file::{INDEX_OBJECTS_MAX, IndexFile};
 use crate::pack_base::SOURCES_MAX;
 use crate::pack_index::PackHash;
@@ -114,7 +112,7 @@ impl NameTable {
 }
 
 impl NameBases {
-    /// Makes `tables` searchable for an index of that hash; the position of each is its number.
+    /// Makes `tables` searchable for an index of that hash, on the calling thread; the position of each is its number.
     ///
     /// LIMIT: a table that would make it more than `entries_max`, or of more than [`SOURCES_MAX`] indexes, or of another hash,
     /// is let go, but keeps its number: what only that one names travels.
@@ -130,7 +128,7 @@ impl NameBases {
         }
         let mut bases = NameBases { tables: kept, firsts, order: Vec::new() };
         let mut order: Vec<u32> = (0..entries as u32).collect();
-        order.par_sort_unstable_by_key(|&number| (bases.front(number), number));
+        order.sort_unstable_by_key(|&number| (bases.front(number), number));
         bases.order = order;
         bases
     }

@@ -101,7 +101,7 @@ impl IndexRecipe {
             }
             if number + 1 < objects {
                 let expected = found.map_or(0, |found| found.len);
-                differences.push(index.len(number).cast_signed() - expected.cast_signed(), &mut recipe.differences);
+                differences.push(i64::try_from(index.len(number)).ok()? - expected.cast_signed(), &mut recipe.differences);
             }
         }
         Some((recipe, used))

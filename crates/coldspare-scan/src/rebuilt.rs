@@ -57,6 +57,9 @@ struct IndexBases {
     paths: Vec<(RootId, RelPath)>,
 }
 
+/// An index of fewer bytes, of some 36 objects, is sent: a push brings one each time, and others would be searched for it.
+const INDEX_BYTES_MIN: usize = 2 << 10;
+
 impl<D: Disk> Run<'_, D> {
     /// What `content`, all of the file at `path`, is known by from now on, and how the standby makes it.
     pub(crate) fn describe(&self, root: RootId, path: &RelPath, content: &[u8]) -> Result<Described, CaptureError> {
@@ -97,7 +100,8 @@ impl<D: Disk> Run<'_, D> {
     ///
     /// LIMIT: memory as for [`coldspare_delta::INDEX_OBJECTS_MAX`] objects and [`ENTRIES_MAX`] others, one file at a time.
     pub(crate) fn rebuilt(&self, file: &Opened<'_, D>) -> Result<Option<(Digest, Inspection, Rebuilt)>, CaptureError> {
-        let is_index = git::part(file.path) == Part::PackIndex || git::is_reverse_index(file.path);
+        // Where the standby has nothing, an index is made of nothing; a reverse index is, of the index beside it.
+        let is_index = git::is_reverse_index(file.path) || git::part(file.path) == Part::PackIndex && self.acked != Seq(0);
         if !is_index || self.is_literal(file.root, file.path) {
             return Ok(None);
         }
@@ -137,8 +141,8 @@ impl<D: Disk> Run<'_, D> {
         index: &IndexFile<'_>,
         index_bytes: usize,
     ) -> Result<Option<Vec<u8>>, CaptureError> {
-        if self.acked == Seq(0) || self.is_literal(root, path) {
-            return Ok(None); // the standby has nothing to make it of
+        if index_bytes < INDEX_BYTES_MIN || self.acked == Seq(0) || self.is_literal(root, path) {
+            return Ok(None); // not worth a look at others, or the standby has nothing to make it of
         }
         let bases = self.index_bases(root, path, index_bytes as u64, index.hash())?;
         if bases.names.entries() == 0 {

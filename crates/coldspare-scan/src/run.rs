@@ -61,7 +61,8 @@ pub(crate) struct Run<'a, D: Disk> {
     pub(crate) pack_bases: Mutex<()>,
     /// Entries of packs that packs under way are described by.
     pub(crate) pack_entries: AtomicUsize,
-    /// Held while an index of many objects is in memory.
+    /// Held while an index of many objects is in memory. Nothing under it may use the rayon pool: a thread that waits there
+    /// begins with other visits, and would lock it twice.
     pub(crate) index_turn: Mutex<()>,
     /// Bytes that the recipes of this changeset count for.
     pub(crate) recipe_bytes: AtomicUsize,

@@ -13,7 +13,7 @@ use crate::error::StandbyError;
 use crate::row::{Action, PendingRow};
 use crate::stage::{insert_rows, order_of};
 use crate::standby::{Changeset, Few, Standby, Unrecorded};
-use crate::store::{KEPT, LINKS, ORDER, PENDING, View};
+use crate::store::{LINKS, ORDER, PENDING, View};
 
 /// Rows that are taken back in one transaction.
 const ROWS_AT_ONCE: usize = 10_000;
@@ -25,13 +25,7 @@ impl<D: Disk> Standby<D> {
     ///
     /// `sync` then means the whole filesystem: what it lists one by one may no longer be there.
     pub(crate) fn take_back_kept(&self, changeset: &Changeset<D>, sync: &mut Unrecorded) -> Result<(), StandbyError> {
-        let mut kept = BTreeSet::new();
-        let view = self.store.view(PENDING)?;
-        self.store.for_each_key(KEPT, |k| {
-            kept.insert(view.path_of(k)?);
-            Ok(())
-        })?;
-        drop(view);
+        let kept = self.kept()?;
         if !coldspare_core::seeded_bug!(KeepIsIgnored) {
             self.take_back(changeset, kept, sync)?;
         }

@@ -92,13 +92,21 @@ impl<D: Disk> Standby<D> {
     /// `BaseDiffers`: one of them has to come whole; what is staged stays for the next try, durably. `Protocol`, `Io`,
     /// `OutOfSpace`, `Store`.
     pub(crate) fn rebuild_all(&self, changeset: &Changeset<D>, sync: &mut Unrecorded) -> Result<(), StandbyError> {
-        let rebuilds = std::mem::take(&mut *lock(&changeset.rebuilds)).files;
-        if rebuilds.is_empty() {
+        let rebuilds = std::mem::take(&mut *lock(&changeset.rebuilds));
+        if rebuilds.files.is_empty() {
             return Ok(());
         }
+        let made = self.rebuild_each(changeset, &rebuilds, sync);
+        if made.is_err() {
+            *lock(&changeset.rebuilds) = rebuilds; // they are missing, though no row tells
+        }
+        made
+    }
+
+    fn rebuild_each(&self, changeset: &Changeset<D>, rebuilds: &Rebuilds, sync: &mut Unrecorded) -> Result<(), StandbyError> {
         let kept = self.kept()?;
         let is_kept = |root: RootId, path: &RelPath| path.ancestors().chain([path.clone()]).any(|at| kept.contains(&(root, at)));
-        let rebuilds = rebuilds.into_iter().filter(|((root, path), _)| !is_kept(*root, path));
+        let rebuilds = rebuilds.files.iter().filter(|((root, path), _)| !is_kept(*root, path));
         // A reverse index is made from the index, which may be one of them.
         let (reverse, indexes): (Vec<_>, Vec<_>) = rebuilds.partition(|((_, path), _)| git::is_reverse_index(path));
         for files in [indexes, reverse] {
@@ -107,17 +115,18 @@ impl<D: Disk> Standby<D> {
             let mut places = Places::new(self, changeset);
             let mut rows = Vec::new();
             for ((root, path), rebuild) in files {
-                let row = match self.rebuild(&mut places, &next, &changeset.manifest, root, &path, rebuild) {
+                let row = match self.rebuild(&mut places, &next, &changeset.manifest, *root, path, rebuild) {
                     Ok(row) => row,
                     Err(Trouble::Failed(e)) => return Err(e),
                     Err(Trouble::Differs) => {
-                        // The rows of what is staged are found by the next try.
+                        // What is staged, and what was made, is found by the next try.
+                        self.store.write_lazily(|txn| insert_rows(txn, rows))?;
                         self.sync_staged(&Unrecorded { few: Few(None), ..Unrecorded::default() })?;
-                        return Err(StandbyError::BaseDiffers { root, path });
+                        return Err(StandbyError::BaseDiffers { root: *root, path: path.clone() });
                     }
                 };
-                row.action.staged().into_iter().for_each(|at| sync.few.add(root, at));
-                rows.push((root, path, row));
+                row.action.staged().into_iter().for_each(|at| sync.few.add(*root, at));
+                rows.push((*root, path.clone(), row));
             }
             self.store.write_lazily(|txn| insert_rows(txn, rows))?;
         }
@@ -126,7 +135,7 @@ impl<D: Disk> Standby<D> {
     }
 
     /// The paths that the active keeps.
-    fn kept(&self) -> Result<BTreeSet<(RootId, RelPath)>, StandbyError> {
+    pub(crate) fn kept(&self) -> Result<BTreeSet<(RootId, RelPath)>, StandbyError> {
         let (mut kept, view) = (BTreeSet::new(), self.store.view(PENDING)?);
         self.store.for_each_key(KEPT, |k| {
             kept.insert(view.path_of(k)?);
@@ -143,7 +152,7 @@ impl<D: Disk> Standby<D> {
         manifest: &View,
         root: RootId,
         path: &RelPath,
-        Rebuild { entry, recipe }: Rebuild,
+        Rebuild { entry, recipe }: &Rebuild,
     ) -> Result<PendingRow, Trouble> {
         let disk = &self.disk;
         let (spot, name, action) = places.spot(root, path)?;
@@ -154,14 +163,11 @@ impl<D: Disk> Standby<D> {
             offset += part.len() as u64;
             Ok(())
         };
-        let made = match codec::decode(&recipe).map_err(|e| malformed(path, &e))? {
-            Recipe::PackIndex { sources, entries } => {
-                drop(recipe);
-                self.write_index(next, manifest, (root, path), &sources, &entries, &mut write)
-            }
+        let made = match codec::decode(recipe).map_err(|e| malformed(path, &e))? {
+            Recipe::PackIndex { sources, entries } => self.write_index(next, manifest, (root, path), &sources, &entries, &mut write),
             Recipe::ReverseIndex => self.write_reverse(next, root, path, &mut write),
         };
-        let made = made.and_then(|()| match self.check_digest(&file, root, path, &entry) {
+        let made = made.and_then(|()| match self.check_digest(&file, root, path, entry) {
             Err(StandbyError::ContentDiffers { .. }) if !seeded_bug!(RebuiltDigestsAreNotChecked) => Err(Trouble::Differs),
             Err(StandbyError::ContentDiffers { .. }) => Ok(()),
             checked => Ok(checked?),
@@ -170,8 +176,8 @@ impl<D: Disk> Standby<D> {
             disk.remove_file(spot.dir(), &name).map_err(io("removing the unfinished", path.as_bytes()))?;
             return Err(trouble);
         }
-        let ino = self.set_file_attributes(&file, path, &entry)?.ino;
-        Ok(PendingRow::new(Some(entry), action, ino))
+        let ino = self.set_file_attributes(&file, path, entry)?.ino;
+        Ok(PendingRow::new(Some(entry.clone()), action, ino))
     }
 
     fn write_index(
@@ -184,8 +190,8 @@ impl<D: Disk> Standby<D> {
         write: &mut dyn FnMut(&[u8]) -> Result<(), StandbyError>,
     ) -> Result<(), Trouble> {
         let recipe = IndexRecipe::decode(entries).map_err(|e| malformed(path, &e))?;
-        if recipe.sources() > sources.len() {
-            return Err(StandbyError::Protocol(format!("{path}: names of an index that isn't told")).into());
+        if recipe.sources() != sources.len() {
+            return Err(StandbyError::Protocol(format!("{path}: names of an index that isn't told, or one of which none are")).into());
         }
         let mut rebuild = IndexRebuild::new(recipe);
         let now = Tree::now(self, manifest);
