@@ -13,7 +13,7 @@ use crate::error::StandbyError;
 use crate::row::{Action, PendingRow};
 use crate::stage::{insert_rows, order_of};
 use crate::standby::{Changeset, Few, Standby, Unrecorded};
-use crate::store::{LINKS, ORDER, PENDING, View};
+use crate::store::{KEPT, LINKS, ORDER, PENDING, View};
 
 /// Rows that are taken back in one transaction.
 const ROWS_AT_ONCE: usize = 10_000;
@@ -30,6 +30,16 @@ impl<D: Disk> Standby<D> {
             self.take_back(changeset, kept, sync)?;
         }
         self.drop_below_removed(sync)
+    }
+
+    /// The paths that the active keeps.
+    pub(crate) fn kept(&self) -> Result<BTreeSet<Path>, StandbyError> {
+        let (mut kept, view) = (BTreeSet::new(), self.store.view(PENDING)?);
+        self.store.for_each_key(KEPT, |k| {
+            kept.insert(view.path_of(k)?);
+            Ok(())
+        })?;
+        Ok(kept)
     }
 
     /// Leaves all of `kept` as the tree has it, and what is tied to it by hard links.

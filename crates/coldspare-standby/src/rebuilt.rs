@@ -6,7 +6,7 @@
 //! Invariants: what was made counts only with its digest; whatever it was to be made from and isn't as the active believes
 //! fails the changeset before its commit, and the file comes whole (G2). Nothing is made at or below a kept path.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use coldspare_core::changeset::{RECIPE_COST_BYTES, RECIPES_BYTES_MAX, Recipe};
 use coldspare_core::git::{self, Part};
@@ -19,7 +19,7 @@ use crate::place::Places;
 use crate::row::PendingRow;
 use crate::stage::{create, insert_rows};
 use crate::standby::{Changeset, Few, Standby, Unrecorded, lock};
-use crate::store::{KEPT, PENDING, View};
+use crate::store::{PENDING, View};
 use crate::tree::Tree;
 
 /// Bytes of a pack that are read at once.
@@ -132,16 +132,6 @@ impl<D: Disk> Standby<D> {
         }
         // It took room that was not counted.
         self.make_room()
-    }
-
-    /// The paths that the active keeps.
-    pub(crate) fn kept(&self) -> Result<BTreeSet<(RootId, RelPath)>, StandbyError> {
-        let (mut kept, view) = (BTreeSet::new(), self.store.view(PENDING)?);
-        self.store.for_each_key(KEPT, |k| {
-            kept.insert(view.path_of(k)?);
-            Ok(())
-        })?;
-        Ok(kept)
     }
 
     /// Makes one file and stages it.
